@@ -1,0 +1,1 @@
+"""What a spectrum means: decompositions, comparisons and the one recipe that runs an analysis."""

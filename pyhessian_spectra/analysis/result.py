@@ -1,0 +1,211 @@
+"""SpectralAnalysis: everything a report on one checkpoint is drawn from, and its form on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BlockAnalysis:
+    """The spectrum of one diagonal block: the whole network, or one layer of it.
+
+    Parameters
+    ----------
+    size : int
+        Number of parameters in the block.
+    spectrum : Spectrum
+    largest, smallest : Eigenpairs
+        The ``k`` algebraically largest and smallest eigenpairs, each ascending.
+    trace, frobenius : TraceEstimate
+        ``tr A`` and ``||A||_F``.
+    products : int
+        Products with this block that were spent on it.
+    """
+
+    size: int
+    spectrum: Spectrum
+    largest: Eigenpairs
+    smallest: Eigenpairs
+    trace: TraceEstimate
+    frobenius: TraceEstimate
+    products: int
+
+    @property
+    def unconverged(self) -> int:
+        """How many of the eigenpairs did not meet the tolerance."""
+        return int((~self.largest.converged).sum() + (~self.smallest.converged).sum())
+
+
+@dataclass(frozen=True)
+class SpectralAnalysis:
+    """The analysis of one checkpoint.
+
+    Parameters
+    ----------
+    problem : mapping
+        JSON scalars that say what was analysed: ``checkpoint``, ``sha256``, ``model``, ``n``, ``N``, ``loss``,
+        ``mode``, ``dtype``, ``device``, ``seed`` and whatever else is known (``step``, ``accuracy``, ...).
+    full : BlockAnalysis
+        The whole Hessian.
+    layers : mapping of str to BlockAnalysis
+        Diagonal blocks by layer name, in the order of the model.
+    timing : mapping
+        ``seconds``, ``products``, ``seconds_per_product``, ``seconds_per_gradient``.
+    notes : sequence of str
+        Sentences a reader of the report must see: what was not converged, not kept, or not finished.
+    """
+
+    problem: Mapping[str, Any]
+    full: BlockAnalysis
+    layers: Mapping[str, BlockAnalysis] = field(default_factory=dict)
+    timing: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results.json`` (schema version 1) for this checkpoint."""
+        return {
+            "problem": dict(self.problem),
+            "full": _block_to_json(self.full),
+            "layers": {name: _block_to_json(block) for name, block in self.layers.items()},
+            "timing": dict(self.timing),
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``path`` with suffixes ``.json`` (numbers) and ``.npz`` (quadrature and eigenvectors)."""
+        path = Path(path)
+        save_analyses([self], json_path=path.with_suffix(".json"), npz_path=path.with_suffix(".npz"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SpectralAnalysis:
+        """Read what :meth:`save` wrote; nothing is unpickled."""
+        path = Path(path)
+        return load_analyses(json_path=path.with_suffix(".json"), npz_path=path.with_suffix(".npz"))[0]
+
+
+def save_analyses(
+    analyses: Sequence[SpectralAnalysis], *, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]
+) -> None:
+    """Write analyses as one JSON and one NPZ file, each whole or not at all.
+
+    One analysis is the JSON document itself; several are its list ``checkpoints``.
+    """
+    entries = [analysis.to_json() for analysis in analyses]
+    document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    document.update(entries[0] if len(entries) == 1 else {"checkpoints": entries})
+    arrays: dict[str, np.ndarray] = {}
+    for index, analysis in enumerate(analyses):
+        for name, block in [("full", analysis.full), *(("layers/" + k, b) for k, b in analysis.layers.items())]:
+            for key, array in _block_arrays(block).items():
+                arrays[f"{index}/{name}/{key}"] = array
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    _write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
+    _write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))
+
+
+def load_analyses(
+    *, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]
+) -> list[SpectralAnalysis]:
+    """Read the analyses that :func:`save_analyses` wrote."""
+    try:
+        document = json.loads(Path(json_path).read_text())
+        arrays = dict(np.load(npz_path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no analysis can be read from {json_path} and {npz_path}: {error}") from None
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{json_path} has schema_version {document.get('schema_version')!r}; this release reads {SCHEMA_VERSION}"
+        )
+    return [
+        SpectralAnalysis(
+            problem=entry["problem"],
+            full=_block_from(entry["full"], arrays, f"{index}/full"),
+            layers={
+                name: _block_from(block, arrays, f"{index}/layers/{name}") for name, block in entry["layers"].items()
+            },
+            timing=entry["timing"],
+            notes=tuple(entry["notes"]),
+        )
+        for index, entry in enumerate(document.get("checkpoints", [document]))
+    ]
+
+
+def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:
+    return [
+        {"eigenvalue": float(value), "residual": float(residual), "converged": bool(converged)}
+        for value, residual, converged in zip(pairs.eigenvalues, pairs.residuals, pairs.converged, strict=True)
+    ]
+
+
+def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
+    """One block; ``largest`` and ``smallest`` list the most extreme eigenvalue first."""
+    return {
+        "size": block.size,
+        "exact": block.spectrum.exact,
+        "trace": dataclasses.asdict(block.trace),
+        "frobenius": dataclasses.asdict(block.frobenius),
+        "largest": _pairs_to_json(block.largest)[::-1],
+        "smallest": _pairs_to_json(block.smallest),
+        "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata},
+        "products": block.products,
+    }
+
+
+def _block_arrays(block: BlockAnalysis) -> dict[str, np.ndarray]:
+    arrays = {"nodes": block.spectrum.nodes, "weights": block.spectrum.weights}
+    for key, pairs in (("largest", block.largest), ("smallest", block.smallest)):
+        if pairs.eigenvectors is not None:
+            arrays[f"{key}_eigenvectors"] = pairs.eigenvectors
+    return arrays
+
+
+def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
+    def pairs(key: str) -> Eigenpairs:
+        rows = sorted(entry[key], key=lambda row: row["eigenvalue"])
+        return Eigenpairs(
+            np.array([row["eigenvalue"] for row in rows], dtype=np.float64),
+            np.array([row["residual"] for row in rows], dtype=np.float64),
+            np.array([row["converged"] for row in rows], dtype=bool),
+            arrays.get(f"{prefix}/{key}_eigenvectors"),
+        )
+
+    metadata = {key: value for key, value in entry["spectrum"].items() if key != "probes"}
+    return BlockAnalysis(
+        size=entry["size"],
+        spectrum=Spectrum(
+            arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["size"], entry["exact"], metadata
+        ),
+        largest=pairs("largest"),
+        smallest=pairs("smallest"),
+        trace=TraceEstimate(**entry["trace"]),
+        frobenius=TraceEstimate(**entry["frobenius"]),
+        products=entry["products"],
+    )
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Write to a neighbour and rename, so that a reader finds the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with handle:
+            write(handle)
+        os.chmod(handle.name, 0o644)
+        os.replace(handle.name, path)
+    except BaseException:
+        os.unlink(handle.name)
+        raise

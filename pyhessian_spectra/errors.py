@@ -1,0 +1,55 @@
+"""Every error the package raises on purpose.
+
+One sentence each, naming what was given, what was expected and what to do next. The command line prints
+that sentence and exits with :attr:`SpectraError.exit_status`; a traceback means a bug in this package.
+"""
+
+from __future__ import annotations
+
+
+class SpectraError(Exception):
+    """Base class: something went wrong that the user can be told about in one sentence."""
+
+    exit_status = 1
+
+
+class InputError(SpectraError, ValueError):
+    """The input is wrong: an argument, a checkpoint, a dataset or a model that cannot be analysed."""
+
+    exit_status = 2
+
+
+class NonFiniteError(InputError):
+    """A parameter, a loss or a product holds NaN or infinity."""
+
+
+class SecondDerivativeError(InputError):
+    """An operation of the model cannot be differentiated twice."""
+
+
+class ConvergenceError(SpectraError, RuntimeError):
+    """An iteration ended before its tolerance was met.
+
+    Attributes
+    ----------
+    partial : object
+        What was reached: the same type the call would have returned, with ``converged`` telling the entries apart.
+    """
+
+    def __init__(self, message: str, partial: object) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class OutOfMemoryError(SpectraError, MemoryError):
+    """The device or the host ran out of memory, or a forecast says it would."""
+
+
+class Interrupted(SpectraError, KeyboardInterrupt):
+    """The user stopped a long computation; ``partial`` holds what was finished."""
+
+    exit_status = 130
+
+    def __init__(self, message: str, partial: object) -> None:
+        super().__init__(message)
+        self.partial = partial

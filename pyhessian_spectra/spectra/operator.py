@@ -1,0 +1,153 @@
+"""LinearOperator: a real symmetric matrix known through its products."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+from pyhessian_spectra.errors import InputError
+
+
+class LinearOperator(ABC):
+    """A real symmetric matrix of shape ``(n, n)``, known through its products.
+
+    A subclass gives ``_matvec``, and ``_matmat`` where several columns at once are cheaper than one by
+    one. Vectors are flat tensors of shape ``(n,)``, or ``(n, k)`` with one vector a column, in the
+    operator's dtype and on its device.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n, n)``.
+    dtype : torch.dtype
+    device : torch.device
+    num_matvecs : int
+        Products taken so far through ``@``; a product with ``k`` columns counts ``k``.
+    """
+
+    def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.shape = (size, size)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.num_matvecs = 0
+
+    @abstractmethod
+    def _matvec(self, v: Tensor) -> Tensor:
+        """The product with ``v`` of shape (n,), which must not be modified."""
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        """The product with ``v`` of shape (n, k)."""
+        return torch.stack([self._matvec(column) for column in v.unbind(1)], dim=1)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Multiply with one vector (n,) or with columns (n, k)."""
+        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
+            got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            raise InputError(f"the operator multiplies tensors of shape ({self.shape[0]},) or ({self.shape[0]}, k), got {got}")
+        if v.dtype != self.dtype or v.device.type != self.device.type:
+            raise InputError(
+                f"the operator is {self.dtype} on {self.device}, the vector {v.dtype} on {v.device}; "
+                "convert the vector with .to(op.device, op.dtype)"
+            )
+        v = v.detach()
+        self.num_matvecs += 1 if v.dim() == 1 else v.shape[1]
+        if v.dim() == 1:
+            return self._matvec(v)
+        return self._matmat(v) if v.shape[1] else v.clone()
+
+    def to_dense(self) -> Tensor:
+        """The matrix itself, shape (n, n), by ``n`` products."""
+        n = self.shape[0]
+        dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        columns = max(1, min(n, 256))
+        for start in range(0, n, columns):
+            stop = min(start + columns, n)
+            basis = torch.zeros(n, stop - start, dtype=self.dtype, device=self.device)
+            basis[range(start, stop), range(stop - start)] = 1
+            dense[:, start:stop] = self @ basis
+        return dense
+
+    def to_scipy(self, dtype: np.dtype | type | None = None) -> scipy.sparse.linalg.LinearOperator:
+        """This operator for scipy: numpy vectors in, numpy vectors out.
+
+        ``dtype`` is what scipy sees, by default the operator's own. A wider one lets scipy's recurrences
+        run in float64 around float32 products.
+        """
+        dtype = np.dtype(dtype or torch.empty(0, dtype=self.dtype).numpy().dtype)
+
+        def product(x: np.ndarray) -> np.ndarray:
+            v = torch.from_numpy(np.array(x)).to(self.device, self.dtype)
+            return (self @ v).cpu().numpy().astype(dtype, copy=False)
+
+        return scipy.sparse.linalg.LinearOperator(
+            shape=self.shape,
+            dtype=dtype,
+            matvec=lambda x: product(x.reshape(-1)),
+            matmat=product,
+            rmatvec=lambda x: product(x.reshape(-1)),
+            rmatmat=product,
+        )
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return _Combination(((1.0, self), (1.0, other))) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return _Combination(((1.0, self), (-1.0, other))) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __mul__(self, scalar: float) -> LinearOperator:
+        return _Combination(((float(scalar), self),)) if isinstance(scalar, (int, float)) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return -1.0 * self
+
+
+class _Combination(LinearOperator):
+    """``sum_i c_i A_i``."""
+
+    def __init__(self, terms: tuple[tuple[float, LinearOperator], ...]) -> None:
+        first = terms[0][1]
+        for _, op in terms[1:]:
+            if (op.shape, op.dtype, op.device) != (first.shape, first.dtype, first.device):
+                raise InputError(
+                    f"operators of shape {first.shape} ({first.dtype}, {first.device}) and {op.shape} ({op.dtype}, "
+                    f"{op.device}) do not combine; build both from the same risk"
+                )
+        super().__init__(first.shape[0], dtype=first.dtype, device=first.device)
+        self._terms = terms
+
+    def _product(self, v: Tensor) -> Tensor:
+        (scale, op), *rest = self._terms
+        total = scale * (op @ v)
+        for scale, op in rest:
+            total.add_(op @ v, alpha=scale)
+        return total
+
+    _matvec = _matmat = _product
+
+
+class MatrixOperator(LinearOperator):
+    """A dense symmetric matrix as an operator.
+
+    >>> MatrixOperator(torch.diag(torch.tensor([1.0, 2.0]))) @ torch.ones(2)
+    tensor([1., 2.])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
+            raise InputError(f"a square real matrix is needed, got shape {tuple(matrix.shape)} of {matrix.dtype}")
+        scale = matrix.abs().max() if matrix.numel() else 0.0
+        if not torch.allclose(matrix, matrix.T, rtol=0.0, atol=float(100 * torch.finfo(matrix.dtype).eps * scale)):
+            raise InputError("the matrix is not symmetric; pass (A + A.T) / 2 if that is what is meant")
+        super().__init__(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        self._matrix = matrix
+
+    def _product(self, v: Tensor) -> Tensor:
+        return self._matrix @ v
+
+    _matvec = _matmat = _product

@@ -1,0 +1,161 @@
+"""What the algorithms return: frozen containers of numpy arrays, the same whatever computed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyhessian_spectra.errors import InputError
+
+Floats = NDArray[np.float64]
+
+# Evaluation of a kernel on a grid is done in blocks of at most this many grid-by-node entries (8 bytes each).
+_BLOCK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A probability measure on the real line standing for the eigenvalue distribution of an operator.
+
+    One row per probe; exact eigenvalues are the case of one row with weights ``1 / n``, and deflated
+    quadrature is atoms followed by quadrature nodes. Nothing downstream asks where a spectrum came from.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (r, m), float64
+        Eigenvalues or Ritz values, in the units of the operator.
+    weights : ndarray, shape (r, m), float64
+        Non-negative; each row sums to 1. Rows shorter than ``m`` are padded with weight 0.
+    size : int
+        Dimension ``n`` of the operator; mass times ``n`` is a number of eigenvalues.
+    exact : bool
+        True when the nodes are all the eigenvalues, so that no sampling error is left.
+    metadata : mapping
+        Further facts for the record (JSON scalars), for example the number of Lanczos steps.
+    """
+
+    nodes: Floats
+    weights: Floats
+    size: int
+    exact: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.nodes.ndim != 2 or self.nodes.shape != self.weights.shape:
+            raise InputError(
+                f"nodes and weights must share one shape (probes, nodes); got {self.nodes.shape} and "
+                f"{self.weights.shape}"
+            )
+        if not np.isfinite(self.nodes).all() or not np.isfinite(self.weights).all():
+            raise InputError("nodes and weights must be finite; drop or repair the probe that produced them")
+        if (self.weights < 0).any() or not np.allclose(self.weights.sum(axis=1), 1.0, atol=1e-8):
+            raise InputError("weights must be non-negative and sum to 1 in each row")
+
+    @classmethod
+    def from_eigenvalues(cls, eigenvalues: ArrayLike) -> Spectrum:
+        """The exact spectrum of an operator whose eigenvalues are all known.
+
+        >>> Spectrum.from_eigenvalues([0.0, 0.0, 2.0]).moment(1)
+        0.6666666666666666
+        """
+        values = np.sort(np.asarray(eigenvalues, dtype=np.float64).ravel())
+        if values.size == 0:
+            raise InputError("eigenvalues is empty; a spectrum needs at least one")
+        return cls(values[None, :], np.full((1, values.size), 1.0 / values.size), values.size, exact=True)
+
+    @property
+    def num_probes(self) -> int:
+        """Number of rows ``r``."""
+        return self.nodes.shape[0]
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest and largest node with positive weight."""
+        used = self.nodes[self.weights > 0]
+        return float(used.min()), float(used.max())
+
+    def flat(self) -> tuple[Floats, Floats]:
+        """The average over probes as one measure: ascending nodes and their weights, each shape (r * m,)."""
+        order = np.argsort(self.nodes, axis=None, kind="stable")
+        return self.nodes.ravel()[order], self.weights.ravel()[order] / self.num_probes
+
+    def cdf(self, grid: ArrayLike) -> Floats:
+        """Fraction of eigenvalues at or below each grid point, averaged over probes; shape of ``grid``."""
+        grid = np.asarray(grid, dtype=np.float64)
+        nodes, weights = self.flat()
+        cumulative = np.concatenate([[0.0], np.cumsum(weights)])
+        return np.minimum(cumulative[np.searchsorted(nodes, grid, side="right")], 1.0)
+
+    def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
+        """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
+
+        The bandwidth is the standard deviation of the Gaussian, in eigenvalue units. Nothing is
+        renormalised: mass outside the grid is missing from it, visibly.
+        """
+        if not bandwidth > 0:
+            raise InputError(f"bandwidth must be positive, got {bandwidth}; it is the Gaussian's standard deviation")
+        grid = np.asarray(grid, dtype=np.float64)
+        nodes, weights = self.flat()
+        nodes, weights = nodes[weights > 0], weights[weights > 0]
+        out = np.empty(grid.size)
+        step = max(1, _BLOCK // nodes.size)
+        for start in range(0, grid.size, step):
+            scaled = (grid.ravel()[start : start + step, None] - nodes) / bandwidth
+            out[start : start + step] = np.exp(-0.5 * scaled**2) @ weights
+        return (out / (bandwidth * np.sqrt(2 * np.pi))).reshape(grid.shape)
+
+    def moment(self, power: int) -> float:
+        """Mean of ``eigenvalue ** power``: ``n`` times moment 1 is the trace, moment 2 the squared Frobenius norm."""
+        return float((self.weights * self.nodes**power).sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues in ascending order with what is known of their accuracy.
+
+    Parameters
+    ----------
+    eigenvalues : ndarray, shape (k,), float64, ascending
+    residuals : ndarray, shape (k,), float64
+        ``||A v - theta v||`` for the unit vector ``v``, recomputed with fresh products. For a symmetric
+        operator some true eigenvalue lies within this distance (Parlett 1998, theorem 4.5.1).
+    converged : ndarray, shape (k,), bool
+    eigenvectors : ndarray, shape (n, k), or None
+        Orthonormal columns; None where they were not kept.
+    num_matvecs : int
+        Products spent, the residual checks included.
+    """
+
+    eigenvalues: Floats
+    residuals: Floats
+    converged: NDArray[np.bool_]
+    eigenvectors: NDArray[np.floating[Any]] | None = None
+    num_matvecs: int = 0
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    def take(self, index: Any) -> Eigenpairs:
+        """The pairs at ``index`` (a slice or an index array), keeping everything that belongs to them."""
+        vectors = None if self.eigenvectors is None else self.eigenvectors[:, index]
+        return Eigenpairs(
+            self.eigenvalues[index], self.residuals[index], self.converged[index], vectors, self.num_matvecs
+        )
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """A trace, or another sum over eigenvalues, with its standard error.
+
+    ``stderr`` is 0 when the value is exact up to rounding. ``method`` names how it was found, and
+    ``num_matvecs`` what it cost.
+    """
+
+    value: float
+    stderr: float
+    num_matvecs: int
+    method: str = "exact"

@@ -1,0 +1,140 @@
+"""Traces and Frobenius norms from random probes, each with its standard error."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.results import Floats, TraceEstimate
+from pyhessian_spectra.spectra.slq import fresh_generator
+
+METHODS = ("hutchinson", "hutch++", "xtrace")
+
+
+def trace(
+    op: LinearOperator,
+    *,
+    num_probes: int = 30,
+    method: str = "hutchinson",
+    generator: torch.Generator | None = None,
+) -> TraceEstimate:
+    """Estimate the trace from ``num_probes`` products.
+
+    Parameters
+    ----------
+    op : LinearOperator, shape (n, n)
+    num_probes : int
+        Products to spend, at least 2 (``"hutchinson"``), 6 (``"hutch++"``) or 4 (``"xtrace"``).
+    method : {"hutchinson", "hutch++", "xtrace"}
+        Hutchinson's estimator with Rademacher probes; Hutch++ (Meyer, Musco, Musco and Woodruff 2021, algorithm
+        1), which treats a third of the range exactly; XTrace (Epperly, Tropp and Webber 2024), which uses every
+        product both ways. All are unbiased; the last two win where the spectrum decays.
+    generator : torch.Generator, optional
+        Source of the probes; None draws a fresh random seed.
+
+    Returns
+    -------
+    TraceEstimate
+        With the standard error estimated from the spread over probes.
+    """
+    minimum = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
+    if method not in minimum:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if num_probes < minimum[method]:
+        raise InputError(f"{method} needs num_probes of at least {minimum[method]}, got {num_probes}")
+    estimator = {"hutchinson": _hutchinson, "hutch++": _hutchpp, "xtrace": _xtrace}[method]
+    before = op.num_matvecs
+    samples = estimator(op, num_probes, generator or fresh_generator())
+    return mean_of(samples, op.num_matvecs - before, method)
+
+
+def frobenius_norm(
+    op: LinearOperator, *, num_probes: int = 30, generator: torch.Generator | None = None
+) -> TraceEstimate:
+    """Estimate ``||A||_F`` from ``E ||A w||^2 = ||A||_F^2`` over Rademacher probes ``w``."""
+    if num_probes < 2:
+        raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
+    generator, before = generator or fresh_generator(), op.num_matvecs
+    squares = [float((op @ _rademacher(op, generator)).double().square().sum()) for _ in range(num_probes)]
+    return square_root(mean_of(np.array(squares), op.num_matvecs - before, "hutchinson"))
+
+
+def mean_of(samples: Floats, num_matvecs: int, method: str) -> TraceEstimate:
+    """The mean of independent or exchangeable estimates, with its standard error."""
+    if len(samples) < 2:
+        raise InputError("a standard error needs at least two samples; raise num_probes")
+    return TraceEstimate(
+        float(np.mean(samples)), float(np.std(samples, ddof=1) / np.sqrt(len(samples))), num_matvecs, method
+    )
+
+
+def square_root(estimate: TraceEstimate) -> TraceEstimate:
+    """The square root of a non-negative estimate; the standard error to first order (delta method)."""
+    root = float(np.sqrt(max(estimate.value, 0.0)))
+    stderr = estimate.stderr / (2 * root) if root > 0 else float(np.sqrt(estimate.stderr))
+    return TraceEstimate(root, stderr, estimate.num_matvecs, estimate.method)
+
+
+def _rademacher(op: LinearOperator, generator: torch.Generator, columns: int | None = None) -> Tensor:
+    shape = (op.shape[0],) if columns is None else (op.shape[0], columns)
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+    return (2 * signs - 1).to(op.device, op.dtype)
+
+
+def _quadratic_forms(v: Tensor, w: Tensor) -> Floats:
+    """``v_i^T w_i`` over columns, in float64."""
+    return (v.double() * w.double()).sum(dim=0).cpu().numpy()
+
+
+def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+    samples = np.empty(num_probes)
+    for i in range(num_probes):  # one by one: no (n, r) block is held
+        v = _rademacher(op, generator)
+        samples[i] = _quadratic_forms(v[:, None], (op @ v)[:, None])[0]
+    return samples
+
+
+def _orthonormal(block: Tensor) -> Tensor:
+    """An orthonormal basis of the numerical range of (n, k), in its dtype."""
+    u, sigma, _ = torch.linalg.svd(block.double(), full_matrices=False)
+    rank = int((sigma > sigma.max() * max(block.shape) * torch.finfo(block.dtype).eps).sum())
+    return u[:, :rank].to(block.dtype)
+
+
+def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+    third = min(num_probes // 3, op.shape[0])
+    q = _orthonormal(op @ _rademacher(op, generator, third))
+    exact = _quadratic_forms(q, op @ q).sum() if q.shape[1] else 0.0
+    v = _rademacher(op, generator, num_probes - 2 * third)
+    v = v - q @ (q.T @ v)
+    return exact + _quadratic_forms(v, op @ v)
+
+
+def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+    """Leave-one-out estimates: for each ``i`` the range of the other columns exactly, column ``i`` on the rest.
+
+    With ``Y = A W = Q R``, leaving column ``i`` out turns the projector ``Q Q^T`` into ``Q (I - s_i s_i^T) Q^T``
+    where the unit vector ``s_i`` is orthogonal to all columns of ``R`` but the ``i``-th; where column ``i``
+    depends on the others, nothing is lost with it and ``s_i = 0``.
+    """
+    n, half = op.shape[0], min(num_probes // 2, op.shape[0])
+    w = torch.randn(n, half, generator=generator, dtype=torch.float64)
+    w = (w * (n**0.5 / torch.linalg.vector_norm(w, dim=0))).to(op.device, op.dtype)
+    y = op @ w
+    q = _orthonormal(y)
+    z = op @ q
+    q, w, y, z = (block.double() for block in (q, w, y, z))
+    r, qw, zw, h = q.T @ y, q.T @ w, z.T @ w, q.T @ z
+    inverse = torch.linalg.pinv(r)
+    independent = (inverse * r.T).sum(dim=1) > 1 - 1e-6  # leverage 1: the column adds a direction of its own
+    s = torch.where(independent, inverse.T / torch.linalg.vector_norm(inverse, dim=1), torch.zeros_like(inverse.T))
+    p = qw - s * (s * qw).sum(dim=0)
+    inside = h.trace() - (s * (h @ s)).sum(dim=0)
+    outside = (qw * r).sum(dim=0) - (zw * p).sum(dim=0) - (p * r).sum(dim=0) + (p * (h @ p)).sum(dim=0)
+    # on the sphere, what is left of the probe is uniform in the complement: fix its length to its mean
+    left = n - q.shape[1] + independent.double()
+    length = (n - p.square().sum(dim=0)).clamp_min(torch.finfo(torch.float64).tiny)
+    return (inside + torch.where(left > 0, outside * left / length, 0.0)).cpu().numpy()
