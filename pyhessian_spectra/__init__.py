@@ -1,6 +1,8 @@
 """Hessian spectra of neural networks, every number with its error."""
 
 from pyhessian_spectra._version import __version__
+from pyhessian_spectra.analysis.analyze import analyze
+from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
 from pyhessian_spectra.curvature import (
     EmpiricalFisherOperator,
     EmpiricalRisk,
@@ -24,6 +26,7 @@ from pyhessian_spectra.spectra import (
 )
 
 __all__ = [
+    "BlockAnalysis",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
@@ -32,14 +35,18 @@ __all__ = [
     "LinearOperator",
     "MatrixOperator",
     "ParameterLayout",
+    "SpectralAnalysis",
     "Spectrum",
     "TraceEstimate",
     "Tridiagonal",
     "__version__",
+    "analyze",
     "eigh",
     "eigsh",
     "frobenius_norm",
     "lanczos",
+    "load_analyses",
+    "save_analyses",
     "slq",
     "trace",
 ]

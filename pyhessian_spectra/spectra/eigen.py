@@ -6,12 +6,13 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 import torch
+from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence
 
 from pyhessian_spectra.errors import ConvergenceError, InputError
+from pyhessian_spectra.spectra.lanczos import Tridiagonal, fresh_generator, lanczos, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
-from pyhessian_spectra.spectra.slq import fresh_generator
 
 WHICH = ("LA", "SA", "BE", "LM")
 
@@ -29,7 +30,8 @@ def eigh(op: LinearOperator) -> Eigenpairs:
     matrix = op.to_dense().double().cpu().numpy()
     eigenvalues, eigenvectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evr")
     residuals = np.linalg.norm(matrix @ eigenvectors - eigenvectors * eigenvalues, axis=0)
-    return _pairs(op, eigenvalues, eigenvectors, residuals, tol=0.0, num_matvecs=op.shape[0])
+    norm = float(np.abs(eigenvalues).max())
+    return _pairs(op, eigenvalues, eigenvectors, residuals, norm=norm, tol=0.0, spent=op.shape[0])
 
 
 def eigsh(
@@ -39,10 +41,14 @@ def eigsh(
     which: str = "LA",
     tol: float = 0.0,
     max_products: int | None = None,
-    v0: np.ndarray | None = None,
     generator: torch.Generator | None = None,
 ) -> Eigenpairs:
     """``k`` eigenpairs at the edges of the spectrum, by ARPACK's implicitly restarted Lanczos method.
+
+    ARPACK runs on ``(A - c) / s``, with the middle ``c`` and half the width ``s`` of the spectrum from a short Lanczos
+    run that also starts it: its tolerance is relative to each eigenvalue, which near zero cannot be met, and its
+    thresholds are absolute. Further short runs in the complement of what was found look for copies of multiple
+    eigenvalues, which a single Krylov space cannot see, and add them.
 
     Parameters
     ----------
@@ -52,20 +58,18 @@ def eigsh(
     which : {"LA", "SA", "BE", "LM"}
         Largest or smallest algebraic, both ends (the odd one at the top), or largest in magnitude.
     tol : float
-        Relative accuracy ``||A v - theta v|| <= tol |theta|`` asked of ARPACK; what the dtype of the
-        products allows is asked where that is more.
+        Accuracy ``||A v - theta v||`` asked for, relative to half the width of the spectrum (``"LM"``: to its largest
+        magnitude); what the dtype of the products allows is asked where that is more.
     max_products : int, optional
         Give up after about this many products, by default ``max(20 k, 10 n, 1000)``.
-    v0 : ndarray, shape (n,), optional
-        Start vector, for example a sum of approximate eigenvectors; default random.
     generator : torch.Generator, optional
-        Source of the start vector; None draws a fresh random seed.
+        Source of the start vectors; None draws a fresh random seed.
 
     Returns
     -------
     Eigenpairs
         Ascending, residuals recomputed with ``k`` fresh products. ``converged`` tells where the residual is
-        within ``max(tol, 100 eps)`` of the largest eigenvalue in magnitude.
+        within ``max(tol, 100 eps)`` times the operator's norm.
 
     Raises
     ------
@@ -79,31 +83,100 @@ def eigsh(
         raise InputError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
     if not 1 <= k < n:
         raise InputError(f"k must be at least 1 and below n = {n}, got {k}; for all {n} eigenpairs use eigh")
-    if v0 is None:
-        v0 = torch.randn(n, generator=generator or fresh_generator(), dtype=torch.float64).numpy()
-    eps = float(torch.finfo(op.dtype).eps)
     before = op.num_matvecs
+    budget = before + (max_products or max(20 * k, 10 * n, 1000))
+    generator = generator or fresh_generator()
+    tol = max(tol, float(torch.finfo(op.dtype).eps))
+
+    scout = lanczos(op, random_vector(n, generator), max(2 * k + 1, 20))
+    ritz, _ = scout.eigh()
+    centre = 0.0 if which == "LM" else (ritz[0] + ritz[-1]) / 2
+    scale = np.abs(ritz - centre).max()
+    values, vectors = np.empty(0), np.empty((n, 0))
+    if scale > tol * np.abs(ritz).max():  # else a multiple of the identity, as far as one vector can see
+        values, vectors = _arpack(op, k, which, centre, scale, scout, tol, budget)
+    values, vectors = _with_missing_copies(op, values, vectors, k, which, centre, tol * scale, budget, generator)
+
+    residuals, norm = fresh_residuals(op, values, vectors), np.abs(ritz).max()
+    pairs = _pairs(op, values, vectors, residuals, norm=norm, tol=tol, spent=op.num_matvecs - before)
+    if len(pairs) < k:
+        raise ConvergenceError(
+            f"found {len(pairs)} of {k} eigenpairs ({which}) in {pairs.num_matvecs} products; raise max_products, or ask "
+            "for fewer pairs",
+            pairs,
+        )
+    return pairs
+
+
+def _arpack(
+    op: LinearOperator, k: int, which: str, centre: float, scale: float, scout: Tridiagonal, tol: float, budget: int
+) -> tuple[Floats, Floats]:
+    """What ARPACK finds of the wanted pairs of ``(op - centre) / scale``, started from the scout's Ritz vectors."""
+    n = op.shape[0]
+    ritz, coefficients = scout.eigh()
+    wanted = coefficients[:, _edges(ritz, min(k, len(ritz)), which)].sum(axis=1)
+    start = torch.from_numpy(wanted).to(scout.basis) @ scout.basis
+    plain = op.to_scipy(np.float64)  # float64 around the products: ARPACK's single precision loses digits of its own
+    framed = scipy.sparse.linalg.LinearOperator(
+        plain.shape, matvec=lambda x: (plain.matvec(x) - centre * x) / scale, dtype=np.float64
+    )
     ncv = min(n, max(2 * k + 1, 20))
-    restarts = (max_products or max(20 * k, 10 * n, 1000)) // max(1, ncv - k)
-    message = ""
+    restarts = max(1, (budget - op.num_matvecs) // max(1, ncv - k))
     try:
-        eigenvalues, eigenvectors = scipy.sparse.linalg.eigsh(
-            # float64 around the products: ARPACK's single precision loses digits of its own
-            op.to_scipy(np.float64), k, which=which, tol=max(tol, eps), v0=v0, ncv=ncv, maxiter=max(1, restarts)
+        values, vectors = scipy.sparse.linalg.eigsh(
+            framed, k, which=which, tol=tol, v0=start.double().cpu().numpy(), ncv=ncv, maxiter=restarts
         )
     except ArpackNoConvergence as error:
-        eigenvalues, eigenvectors = error.eigenvalues, error.eigenvectors
-        message = (
-            f"ARPACK found {len(eigenvalues)} of {k} eigenpairs ({which}) in {op.num_matvecs - before} products; "
-            "raise max_products, or ask for fewer pairs"
-        )
-    order = np.argsort(eigenvalues)
-    eigenvalues, eigenvectors = eigenvalues[order], eigenvectors[:, order]
-    residuals = fresh_residuals(op, eigenvalues, eigenvectors)
-    pairs = _pairs(op, eigenvalues, eigenvectors, residuals, tol=tol, num_matvecs=op.num_matvecs - before)
-    if message:
-        raise ConvergenceError(message, pairs)
-    return pairs
+        values, vectors = error.eigenvalues, error.eigenvectors
+    order = np.argsort(values)
+    return centre + scale * values[order], vectors[:, order]
+
+
+def _with_missing_copies(
+    op: LinearOperator,
+    values: Floats,
+    vectors: Floats,
+    k: int,
+    which: str,
+    centre: float,
+    tol: float,
+    budget: int,
+    generator: torch.Generator,
+) -> tuple[Floats, Floats]:
+    """Add copies of multiple eigenvalues, which one Krylov space cannot see, until the complement holds none.
+
+    A Lanczos run from a random vector in the complement of what was found approaches the best eigenvalue that is
+    left there; where that is better than the worst one found, it belongs among the ``k``.
+    """
+    n, steps = op.shape[0], 20
+    while op.num_matvecs < budget and len(values) < n:
+        against = torch.from_numpy(vectors).to(op.device, op.dtype)
+        probe = lanczos(op, random_vector(n, generator), steps, against=against)
+        ritz, coefficients = probe.eigh()
+        inward = {"LA": 1.0, "SA": -1.0}.get(which, np.sign(ritz - centre))
+        merged = np.append(values, ritz - _ROUNDING * tol * inward)
+        better = np.isin(np.arange(len(values), len(merged)), _edges(merged, min(k, len(merged)), which))
+        if not better.any():
+            break
+        better &= probe.betas[-1] * np.abs(coefficients[-1]) <= tol
+        if not better.any():
+            steps *= 2
+            continue
+        found = (torch.from_numpy(coefficients[:, better]).to(probe.basis).T @ probe.basis).T.double().cpu().numpy()
+        values, vectors = np.append(values, ritz[better]), np.hstack([vectors, found])
+        kept = _edges(values, min(k, len(values)), which)
+        values, vectors = values[kept], vectors[:, kept]
+    return values, vectors
+
+
+def _edges(values: Floats, k: int, which: str) -> NDArray[np.intp]:
+    """Indices of the ``k`` wanted among ``values``, by ascending value."""
+    order = np.argsort(values, kind="stable")
+    if which == "LM":
+        chosen = order[np.argsort(np.abs(values[order]), kind="stable")[len(values) - k :]]
+        return chosen[np.argsort(values[chosen], kind="stable")]
+    low = {"LA": 0, "SA": k, "BE": k // 2}[which]
+    return np.r_[order[:low], order[len(order) - (k - low) :]]
 
 
 def fresh_residuals(op: LinearOperator, eigenvalues: Floats, eigenvectors: np.ndarray) -> Floats:
@@ -117,14 +190,7 @@ def fresh_residuals(op: LinearOperator, eigenvalues: Floats, eigenvectors: np.nd
 
 
 def _pairs(
-    op: LinearOperator,
-    eigenvalues: Floats,
-    eigenvectors: np.ndarray,
-    residuals: Floats,
-    *,
-    tol: float,
-    num_matvecs: int,
+    op: LinearOperator, eigenvalues: Floats, eigenvectors: Floats, residuals: Floats, *, norm: float, tol: float, spent: int
 ) -> Eigenpairs:
-    scale = float(np.abs(eigenvalues).max(initial=0.0))
-    bound = max(tol, _ROUNDING * float(torch.finfo(op.dtype).eps)) * scale
-    return Eigenpairs(eigenvalues, residuals, residuals <= bound, eigenvectors, num_matvecs)
+    bound = max(tol, _ROUNDING * float(torch.finfo(op.dtype).eps)) * norm
+    return Eigenpairs(eigenvalues, residuals, residuals <= bound, eigenvectors, spent)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.lanczos import lanczos
+from pyhessian_spectra.spectra.lanczos import fresh_generator, lanczos, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
 
@@ -55,7 +55,7 @@ def slq(
 
     nodes, weights, steps, orthogonality = [], [], [], 0.0
     for _ in range(num_probes if rest else 0):
-        probe = torch.randn(n, generator=generator, dtype=torch.float64)
+        probe = random_vector(n, generator)
         tridiagonal = lanczos(op, probe, num_steps, against=against)
         theta, vectors = tridiagonal.eigh()
         nodes.append(theta)
@@ -77,10 +77,3 @@ def slq(
         "orthogonality": orthogonality,
     }
     return Spectrum(all_nodes, all_weights, n, exact=not rest, metadata=metadata)
-
-
-def fresh_generator() -> torch.Generator:
-    """A CPU generator with a seed that differs from call to call."""
-    generator = torch.Generator()
-    generator.seed()
-    return generator

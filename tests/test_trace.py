@@ -1,0 +1,84 @@
+"""Trace and Frobenius estimators: exactness where theory says so, and honest error bars."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_spectra import generator, with_spectrum
+
+from pyhessian_spectra import MatrixOperator, frobenius_norm, trace
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.trace import METHODS, _xtrace
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def naive_xtrace(matrix: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Leave-one-out estimates as defined, one basis at a time (Epperly, Tropp and Webber 2024, section 2.1)."""
+    n, m = w.shape
+    estimates = np.empty(m)
+    for i in range(m):
+        q = np.linalg.qr(matrix @ np.delete(w, i, axis=1))[0]
+        rest = w[:, i] - q @ (q.T @ w[:, i])
+        rest *= np.sqrt((n - q.shape[1]) / (rest @ rest))
+        estimates[i] = np.trace(q.T @ matrix @ q) + rest @ matrix @ rest
+    return estimates
+
+
+def test_xtrace_equals_its_leave_one_out_definition():
+    op = with_spectrum(np.r_[np.exp(-np.arange(30.0) / 4), -0.3])
+    estimates = _xtrace(op, 16, generator(4))
+    w = torch.randn(31, 8, generator=generator(4), dtype=torch.float64).numpy()
+    w *= np.sqrt(31) / np.linalg.norm(w, axis=0)
+    np.testing.assert_allclose(estimates, naive_xtrace(op.to_dense().numpy(), w), rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+def test_low_rank_traces_are_exact(method):
+    op = with_spectrum([3.0, -2.0, 7.0] + [0.0] * 40)
+    estimate = trace(op, num_probes=24, method=method, generator=generator())
+    assert estimate.value == pytest.approx(8.0, abs=1e-10)
+    assert estimate.stderr < 1e-10
+
+
+@every_method
+def test_the_zero_operator_has_trace_zero(method):
+    estimate = trace(MatrixOperator(torch.zeros(9, 9, dtype=torch.float64)), num_probes=6, method=method)
+    assert (estimate.value, estimate.stderr) == (0.0, 0.0)
+
+
+@every_method
+def test_the_standard_error_is_honest_over_many_seeds(method):
+    """With 200 seeds the share within two standard errors has a standard deviation of about 2 %; 95 % less 4 of
+    those, and the small-sample widening of Student's t at 10 samples (2 stderr cover 92.6 %), give 85 %."""
+    eigenvalues = np.r_[np.linspace(-0.5, 1, 298), 5.0, 20.0]
+    op = with_spectrum(eigenvalues)
+    estimates = [trace(op, num_probes=30, method=method, generator=generator(seed)) for seed in range(200)]
+    errors = np.array([(e.value - eigenvalues.sum()) / e.stderr for e in estimates])
+    assert 0.85 < (np.abs(errors) < 2).mean() < 0.999
+    assert abs(np.mean([e.value for e in estimates]) - eigenvalues.sum()) < 4 * np.std(
+        [e.value for e in estimates]
+    ) / np.sqrt(200)
+    assert all(e.num_matvecs == 30 for e in estimates)
+
+
+def test_frobenius_norm_covers_the_truth():
+    eigenvalues = np.r_[np.linspace(-0.5, 1, 40), 5.0]
+    op, truth = with_spectrum(eigenvalues), np.linalg.norm(eigenvalues)
+    errors = []
+    for seed in range(100):
+        estimate = frobenius_norm(op, num_probes=40, generator=generator(seed))
+        errors.append((estimate.value - truth) / estimate.stderr)
+    assert (np.abs(errors) < 2).mean() > 0.85
+
+
+@every_method
+def test_too_few_probes_are_refused(method):
+    with pytest.raises(InputError, match="num_probes of at least"):
+        trace(with_spectrum(np.arange(8.0)), num_probes=1, method=method)
+
+
+def test_unknown_methods_are_refused_naming_the_known_ones():
+    with pytest.raises(InputError, match="hutchinson, hutch\\+\\+, xtrace"):
+        trace(with_spectrum(np.arange(8.0)), method="hutch")
