@@ -6,6 +6,8 @@ that sentence and exits with :attr:`SpectraError.exit_status`; a traceback means
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SpectraError(Exception):
     """Base class: something went wrong that the user can be told about in one sentence."""
@@ -36,7 +38,7 @@ class ConvergenceError(SpectraError, RuntimeError):
         What was reached: the same type the call would have returned, with ``converged`` telling the entries apart.
     """
 
-    def __init__(self, message: str, partial: object) -> None:
+    def __init__(self, message: str, partial: Any) -> None:
         super().__init__(message)
         self.partial = partial
 
@@ -50,6 +52,6 @@ class Interrupted(SpectraError, KeyboardInterrupt):
 
     exit_status = 130
 
-    def __init__(self, message: str, partial: object) -> None:
+    def __init__(self, message: str, partial: Any) -> None:
         super().__init__(message)
         self.partial = partial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,14 @@ def analyze(
     Interrupted
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
-    if num_eigenvalues < 1:
-        raise InputError(f"num_eigenvalues must be at least 1, got {num_eigenvalues}")
-    if num_probes < 2:
-        raise InputError(f"num_probes must be at least 2, for error bars to exist; got {num_probes}")
-    names = _chosen_layers(risk, layers)
+    recipe = Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_products)
+    names = chosen_layers(risk, layers)
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
     start = time.perf_counter()
-    seconds_per_gradient = _repeatable_gradient(risk)
-    recipe = _Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_products)
-    ledger = _Ledger(progress, [recipe.forecast(size) for size in (risk.n, *(risk.restrict(p).n for p in names.values()))])
+    seconds_per_gradient = repeatable_gradient(risk)
+    ledger = _Ledger(
+        progress, [recipe.forecast(size) for size in (risk.n, *(risk.restrict(p).n for p in names.values()))]
+    )
     notes: list[str] = []
 
     def finish(layers: Mapping[str, BlockAnalysis]) -> SpectralAnalysis:
@@ -107,7 +106,12 @@ def analyze(
             "seconds_per_product": ledger.seconds / max(1, ledger.products),
             "seconds_per_gradient": seconds_per_gradient,
         }
-        known = {"n": risk.n, "N": risk.num_examples, "mode": risk.mode, "dtype": str(risk.dtype).removeprefix("torch.")}
+        known = {
+            "n": risk.n,
+            "N": risk.num_examples,
+            "mode": risk.mode,
+            "dtype": str(risk.dtype).removeprefix("torch."),
+        }
         known |= {"device": str(risk.device), "matrix": matrix.__name__.removesuffix("Operator")}
         return SpectralAnalysis({**known, **(problem or {})}, full, layers, timing, tuple(notes))
 
@@ -136,12 +140,28 @@ def analyze(
     return finish(finished)
 
 
-class _Recipe:
-    """The settings, and what is done with one operator under them."""
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of ``analyze``, and what is done with one operator under them."""
 
-    def __init__(self, k: int, probes: int, steps: int, exact_limit: int, tol: float, max_products: int | None) -> None:
-        self.k, self.probes, self.steps, self.exact_limit = k, probes, steps, exact_limit
-        self.tol, self.max_products = tol, max_products
+    k: int = 10
+    probes: int = 5
+    steps: int = 60
+    exact_limit: int = 3000
+    tol: float = 0.0
+    max_products: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"num_eigenvalues must be at least 1, got {self.k}")
+        if self.probes < 2:
+            raise InputError(f"num_probes must be at least 2, for error bars to exist; got {self.probes}")
+
+    def memory(self, size: int, dtype: torch.dtype) -> int:
+        """Bytes for the dense matrix and its eigenvectors, or for ARPACK's and the quadrature's bases."""
+        if size <= self.exact_limit:
+            return 24 * size**2
+        return size * (8 * (4 * self.k + 1 + 2 * self.k) + dtype.itemsize * (self.steps + 2 * self.k))
 
     def is_dense(self, size: int) -> bool:
         """Whether a block is cheaper to build than to estimate."""
@@ -176,7 +196,7 @@ class _Recipe:
         edges = []
         for part in (slice(n - k, n), slice(0, k)):
             some = pairs.take(part)
-            residuals = fresh_residuals(op, some.eigenvalues, some.eigenvectors)
+            residuals = fresh_residuals(op, some.eigenvalues, pairs.eigenvectors[:, part])
             bound = 100 * torch.finfo(op.dtype).eps * np.abs(pairs.eigenvalues).max()
             edges.append(Eigenpairs(some.eigenvalues, residuals, residuals <= bound, some.eigenvectors))
         spectrum = Spectrum.from_eigenvalues(pairs.eigenvalues)
@@ -190,9 +210,7 @@ class _Recipe:
         generator = torch.Generator().manual_seed(seed)
         k = min(2 * self.k, n - 1)
         try:
-            pairs = eigsh(
-                op, k, which="BE", tol=self.tol, max_products=self.max_products, generator=generator
-            )
+            pairs = eigsh(op, k, which="BE", tol=self.tol, max_products=self.max_products, generator=generator)
         except ConvergenceError as error:
             pairs = error.partial
             notes.append(f"Not converged for {what}: {error}.")
@@ -241,7 +259,7 @@ class _Watched(LinearOperator):
     _matvec = _matmat = _product
 
 
-def _chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:
+def chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Parameter names by layer: all that own a matrix, or those asked for."""
     groups = risk.layout.layers()
     if layers is False:
@@ -254,7 +272,7 @@ def _chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[st
     return {name or "(root)": group for name, group in chosen.items()}
 
 
-def _repeatable_gradient(risk: EmpiricalRisk) -> float:
+def repeatable_gradient(risk: EmpiricalRisk) -> float:
     """Seconds for one gradient, after checking that two of them agree."""
     first = risk.gradient()
     start = time.perf_counter()
@@ -264,8 +282,8 @@ def _repeatable_gradient(risk: EmpiricalRisk) -> float:
     change = float(torch.linalg.vector_norm(first - second))
     if change > torch.finfo(risk.dtype).eps ** 0.5 * norm:
         raise InputError(
-            f"two gradients at the same parameters differ by {change / norm:.1%}: the data or the model draw at random, "
-            "so the Hessian would change with every product; switch off augmentation and functional dropout, or load the "
-            "batches into a list first"
+            f"two gradients at the same parameters differ by {change / norm:.1%}: the data or the model draw at random "
+            "and the Hessian would change with every product; switch off augmentation and functional dropout, or load "
+            "the batches into a list first"
         )
     return seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
 
 SCHEMA_VERSION = 1
@@ -113,13 +113,11 @@ def save_analyses(
             for key, array in _block_arrays(block).items():
                 arrays[f"{index}/{name}/{key}"] = array
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    _write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
-    _write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))
+    write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
+    write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
 
 
-def load_analyses(
-    *, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]
-) -> list[SpectralAnalysis]:
+def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> list[SpectralAnalysis]:
     """Read the analyses that :func:`save_analyses` wrote."""
     try:
         document = json.loads(Path(json_path).read_text())
@@ -166,7 +164,7 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
 
 
 def _block_arrays(block: BlockAnalysis) -> dict[str, np.ndarray]:
-    arrays = {"nodes": block.spectrum.nodes, "weights": block.spectrum.weights}
+    arrays: dict[str, np.ndarray] = {"nodes": block.spectrum.nodes, "weights": block.spectrum.weights}
     for key, pairs in (("largest", block.largest), ("smallest", block.smallest)):
         if pairs.eigenvectors is not None:
             arrays[f"{key}_eigenvectors"] = pairs.eigenvectors
@@ -195,17 +193,3 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
         frobenius=TraceEstimate(**entry["frobenius"]),
         products=entry["products"],
     )
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Write to a neighbour and rename, so that a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
-    try:
-        with handle:
-            write(handle)
-        os.chmod(handle.name, 0o644)
-        os.replace(handle.name, path)
-    except BaseException:
-        os.unlink(handle.name)
-        raise

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
@@ -55,15 +56,41 @@ class Point:
         return cls(coordinates, parameters, {name: b.detach().clone() for name, b in model.named_buffers()})
 
 
-def refuse_dropout(model: nn.Module) -> None:
-    """Raise where a module would draw at random in train mode."""
+def dropout_modules(model: nn.Module) -> list[str]:
+    """Names and rates of the modules that draw at random in train mode."""
+    found = []
     for name, module in model.named_modules():
         rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
         if isinstance(rate, (int, float)) and rate > 0:
-            raise InputError(
-                f"module {name!r} ({type(module).__name__}) has dropout {rate}, which would draw another Hessian each "
-                "product in train mode; set its rate to 0 or use mode='eval'"
-            )
+            found.append(f"{name or 'the model'} ({type(module).__name__}, rate {rate})")
+    return found
+
+
+def unused(risk: EmpiricalRisk, point: Point, batch: Batch) -> list[str]:
+    """Names of the coordinates that one batch's loss does not depend on."""
+    with _called(risk, batch):
+        value = _loss(risk, _outputs(risk, point, batch), batch)
+        if not value.requires_grad:
+            return list(risk.layout.names)
+        parts = torch.autograd.grad(value, point.coordinates, allow_unused=True)
+    return [name for name, part in zip(risk.layout.names, parts, strict=True) if part is None]
+
+
+def called_functions(risk: EmpiricalRisk, point: Point, batch: Batch) -> set[str]:
+    """Names of the torch functions one forward pass calls."""
+    with torch.no_grad(), _called(risk, batch), _Recorder() as recorder:
+        _outputs(risk, point, batch)
+    return recorder.names
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
 
 
 def loss(risk: EmpiricalRisk, point: Point, batch: Batch) -> Tensor:
@@ -202,7 +229,9 @@ def measured_bytes() -> Iterator[list[int]]:
 
 def _outputs(risk: EmpiricalRisk, point: Point, batch: Batch) -> Any:
     inputs = batch.inputs
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
     # buffers are cloned for each call: BatchNorm in train mode updates them in place
     state = {**point.parameters, **{name: buffer.clone() for name, buffer in point.buffers.items()}}
     return torch.func.functional_call(risk.model, state, args, dict(kwargs))
@@ -211,8 +240,8 @@ def _outputs(risk: EmpiricalRisk, point: Point, batch: Batch) -> Any:
 def _one_tensor(outputs: Any) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise InputError(
-            f"this matrix needs a model that returns one tensor, it returned a {type(outputs).__name__}; wrap the model "
-            "so that it returns the tensor the loss is taken of"
+            f"this matrix needs a model that returns one tensor, not a {type(outputs).__name__}; wrap the model so "
+            "that it returns the tensor the loss is taken of"
         )
     return outputs
 
@@ -236,10 +265,8 @@ def _grad(
 ) -> tuple[Tensor, ...]:
     """``torch.autograd.grad`` with zeros for what does not depend on what."""
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    if vectors is None:
-        pairs = [(out, None) for out in outputs if out.requires_grad]
-    else:
-        pairs = [(out, vector) for out, vector in zip(outputs, vectors, strict=True) if out.requires_grad]
+    cotangent_of = zip(outputs, [None] * len(outputs) if vectors is None else vectors, strict=True)
+    pairs = [(out, vector) for out, vector in cotangent_of if out.requires_grad]
     if not pairs:
         lead = vectors[0].shape[:1] if batched and vectors else ()
         return tuple(x.new_zeros(*lead, *x.shape) for x in inputs)
@@ -254,9 +281,7 @@ def _grad(
         is_grads_batched=batched,
     )
     lead = cotangents[0].shape[:1] if batched and cotangents[0] is not None else ()
-    return tuple(
-        x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True)
-    )
+    return tuple(x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True))
 
 
 def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
@@ -265,7 +290,7 @@ def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
 
 @contextlib.contextmanager
 def _called(risk: EmpiricalRisk, batch: Batch) -> Iterator[None]:
-    """Around each call of the model: its mode set and put back, kernels with second derivatives, errors in a sentence."""
+    """Around calls of the model: its mode set and put back, kernels with second derivatives, errors in a sentence."""
     modes = [(module, module.training) for module in risk.model.modules()]
     recurrent = risk.device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module, _ in modes)
     try:
@@ -296,16 +321,17 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
         return SecondDerivativeError(
             f"{name} has no second derivative; replace it in the model by operations that are twice differentiable"
         )
-    shapes = [tuple(x.shape) for x in _tensors(batch.inputs)]
+    shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
     return InputError(
         f"the model or the loss failed on batch {batch.index} (inputs of shape {', '.join(map(str, shapes))}, targets "
         f"{tuple(getattr(batch.targets, 'shape', ()))}): {type(error).__name__}: {text}"
     )
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested structure of mappings, tuples and lists, in order."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return [value] if isinstance(value, Tensor) else []

@@ -94,12 +94,16 @@ class EmpiricalRisk:
         parameters, self._aliases = trainable_parameters(model)
         for name, p in parameters.items():
             if not torch.isfinite(p).all():
-                raise NonFiniteError(f"parameter {name} holds NaN or infinity; the checkpoint is from a run that diverged")
+                raise NonFiniteError(
+                    f"parameter {name} holds NaN or infinity; the checkpoint is from a run that diverged"
+                )
         names = tuple(parameters) if params is None else select_names(params, tuple(parameters), self._aliases)
         self.layout = ParameterLayout({name: parameters[name].shape for name in names})
         self.dtype, self.device = parameters[names[0]].dtype, parameters[names[0]].device
-        if mode == "train":
-            autodiff.refuse_dropout(model)
+        if mode == "train" and (dropout := autodiff.dropout_modules(model)):
+            raise InputError(
+                f"{dropout[0]} draws another Hessian each product in train mode; set its rate to 0 or use mode='eval'"
+            )
 
     @property
     def n(self) -> int:

@@ -101,8 +101,8 @@ def eigsh(
     pairs = _pairs(op, values, vectors, residuals, norm=norm, tol=tol, spent=op.num_matvecs - before)
     if len(pairs) < k:
         raise ConvergenceError(
-            f"found {len(pairs)} of {k} eigenpairs ({which}) in {pairs.num_matvecs} products; raise max_products, or ask "
-            "for fewer pairs",
+            f"found {len(pairs)} of {k} eigenpairs ({which}) in {pairs.num_matvecs} products; raise max_products, or "
+            "ask for fewer pairs",
             pairs,
         )
     return pairs
@@ -123,7 +123,7 @@ def _arpack(
     ncv = min(n, max(2 * k + 1, 20))
     restarts = max(1, (budget - op.num_matvecs) // max(1, ncv - k))
     try:
-        values, vectors = scipy.sparse.linalg.eigsh(
+        values, vectors = scipy.sparse.linalg.eigsh(  # type: ignore[call-overload]
             framed, k, which=which, tol=tol, v0=start.double().cpu().numpy(), ncv=ncv, maxiter=restarts
         )
     except ArpackNoConvergence as error:
@@ -190,7 +190,14 @@ def fresh_residuals(op: LinearOperator, eigenvalues: Floats, eigenvectors: np.nd
 
 
 def _pairs(
-    op: LinearOperator, eigenvalues: Floats, eigenvectors: Floats, residuals: Floats, *, norm: float, tol: float, spent: int
+    op: LinearOperator,
+    eigenvalues: Floats,
+    eigenvectors: Floats,
+    residuals: Floats,
+    *,
+    norm: float,
+    tol: float,
+    spent: int,
 ) -> Eigenpairs:
     bound = max(tol, _ROUNDING * float(torch.finfo(op.dtype).eps)) * norm
     return Eigenpairs(eigenvalues, residuals, residuals <= bound, eigenvectors, spent)

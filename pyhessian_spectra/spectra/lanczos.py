@@ -13,8 +13,9 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
 
-# A residual below this many eps of the scale is rounding: measured 10 to 80 where the space is invariant. Too small is harmless: one more vector, of weight eps^2.
-# Too large would cut off a narrow bulk beside large outliers, so it does not grow with n.
+# A residual below this many eps of the scale is rounding: 10 to 80 were measured where the space is invariant. Too
+# small is harmless: one more vector, of weight eps^2. Too large would cut off a narrow bulk beside large outliers, so
+# it does not grow with n.
 _BREAKDOWN = 100
 
 
@@ -42,7 +43,8 @@ class Tridiagonal:
 
     def eigh(self) -> tuple[Floats, Floats]:
         """Ritz values, ascending (m,), and the eigenvectors of ``T`` in columns (m, m)."""
-        return scipy.linalg.eigh_tridiagonal(self.alphas, self.betas[:-1])
+        theta, vectors = scipy.linalg.eigh_tridiagonal(self.alphas, self.betas[:-1])
+        return np.asarray(theta, np.float64), np.asarray(vectors, np.float64)
 
 
 def lanczos(op: LinearOperator, v0: Tensor, num_steps: int, *, against: Tensor | None = None) -> Tridiagonal:

@@ -47,7 +47,9 @@ class LinearOperator(ABC):
         """Multiply with one vector (n,) or with columns (n, k)."""
         if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
             got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-            raise InputError(f"the operator multiplies tensors of shape ({self.shape[0]},) or ({self.shape[0]}, k), got {got}")
+            raise InputError(
+                f"the operator multiplies tensors of shape ({self.shape[0]},) or ({self.shape[0]}, k), got {got}"
+            )
         if v.dtype != self.dtype or v.device.type != self.device.type:
             raise InputError(
                 f"the operator is {self.dtype} on {self.device}, the vector {v.dtype} on {v.device}; "
@@ -146,6 +148,10 @@ class MatrixOperator(LinearOperator):
             raise InputError("the matrix is not symmetric; pass (A + A.T) / 2 if that is what is meant")
         super().__init__(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
         self._matrix = matrix
+
+    def to_dense(self) -> Tensor:
+        """A copy of the matrix; no product is taken."""
+        return self._matrix.clone()
 
     def _product(self, v: Tensor) -> Tensor:
         return self._matrix @ v

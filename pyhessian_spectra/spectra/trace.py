@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.lanczos import fresh_generator
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
-from pyhessian_spectra.spectra.lanczos import fresh_generator
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
 

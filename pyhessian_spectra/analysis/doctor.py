@@ -1,0 +1,130 @@
+"""examine: what could go wrong with an analysis, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyhessian_spectra.analysis.analyze import Recipe, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, autodiff
+from pyhessian_spectra.curvature.operators import free_bytes, timed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Parameters
+    ----------
+    level : {"ok", "note", "WARN"}
+    sentence : str
+    """
+
+    level: str
+    sentence: str
+
+
+def examine(
+    risk: EmpiricalRisk, recipe: Recipe, *, layers: bool | Sequence[str] = True, memory_budget: int | None = None
+) -> list[Finding]:
+    """Check model and data, take two products, and forecast what ``analyze`` would cost.
+
+    Raises
+    ------
+    InputError
+        What would stop the analysis: parameters or products that are not finite, an operation without a second
+        derivative, data or a model that change between two evaluations.
+    """
+    survey, layout = risk.survey, risk.layout
+    findings = [
+        Finding(
+            "ok", f"n = {risk.n:,} parameters, N = {survey.num_examples:,} examples in {survey.num_batches} batches"
+        )
+    ]
+    findings += _modules(risk)
+    findings += _order(risk)
+    gradient_seconds = repeatable_gradient(risk)
+    findings.append(Finding("ok", f"two gradients agree; one takes {gradient_seconds:.3g} s"))
+    _, batch = next(risk.batches())
+    point = risk.point()
+    unused = autodiff.unused(risk, point, batch)
+    if unused:
+        names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        findings.append(Finding("WARN", f"{len(unused)} parameters do not enter the loss and have zero rows: {names}"))
+    if "scaled_dot_product_attention" in autodiff.called_functions(risk, point, batch):
+        findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
+
+    op = HessianOperator(risk, memory_budget=memory_budget)
+    u, v = (torch.randn(risk.n, generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
+    hu = op @ u
+    hv, product_seconds = timed(lambda: op @ v, op.device)
+    scale = float(torch.linalg.vector_norm(hu) * torch.linalg.vector_norm(v)) or 1.0
+    asymmetry = abs(float(hu.double() @ v.double() - u.double() @ hv.double())) / scale
+    trusted = asymmetry < 1e3 * torch.finfo(op.dtype).eps
+    findings.append(Finding("ok" if trusted else "WARN", f"products are symmetric to {asymmetry:.1e}, relative"))
+    findings.append(Finding("ok", f"the linearisation was {op.linearisation}"))
+
+    sizes = [risk.n, *(sum(layout.shapes[p].numel() for p in group) for group in chosen_layers(risk, layers).values())]
+    products = recipe.forecast(risk.n) if risk.n <= recipe.exact_limit else sum(map(recipe.forecast, sizes))
+    need, free = recipe.memory(risk.n, op.dtype), free_bytes(torch.device("cpu"))
+    findings.append(
+        Finding(
+            "ok",
+            f"about {products:,} products of {product_seconds:.3g} s: at most {_duration(products * product_seconds)}",
+        )
+    )
+    findings.append(
+        Finding(
+            "ok" if need < free else "WARN",
+            f"about {need / 2**30:.2g} GiB for {'the dense matrix' if risk.n <= recipe.exact_limit else 'bases'}, "
+            f"{free / 2**30:.2g} GiB are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
+        )
+    )
+    return findings
+
+
+def _modules(risk: EmpiricalRisk) -> list[Finding]:
+    """Dropout, BatchNorm and frozen parameters."""
+    modules = list(risk.model.modules())
+    findings = []
+    dropout = autodiff.dropout_modules(risk.model)
+    if dropout:
+        findings.append(
+            Finding("note", f"{len(dropout)} modules with dropout ({dropout[0]}, ...) are off in eval mode")
+        )
+    norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    if norms:
+        meaning = "running statistics are constants" if risk.mode == "eval" else "statistics of each batch"
+        findings.append(Finding("note", f"{norms} BatchNorm modules in {risk.mode} mode: {meaning}"))
+    frozen = sum(p.numel() for p in risk.model.parameters() if not p.requires_grad)
+    if frozen:
+        findings.append(Finding("note", f"{frozen:,} frozen parameters are constants"))
+    return findings
+
+
+def _order(risk: EmpiricalRisk) -> list[Finding]:
+    """Whether two passes begin with the same batch."""
+    first, second = (next(risk.batches())[1] for _ in range(2))
+    same = all(torch.equal(a, b) for a, b in zip(_tensors(first), _tensors(second), strict=True))
+    if same:
+        return [Finding("ok", "batches come in the same order each time")]
+    harm = "which does not change the sum in eval mode" if risk.mode == "eval" else "which changes batch statistics"
+    return [Finding("WARN", f"the loader draws another order each time, {harm}; use shuffle=False to be sure")]
+
+
+def _tensors(batch: autodiff.Batch) -> list[Tensor]:
+    return autodiff.tensors_in((batch.inputs, batch.targets))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

@@ -1,0 +1,5 @@
+"""The command line: a checkpoint in, a spectrum report out."""
+
+from pyhessian_spectra.cli.main import main
+
+__all__ = ["main"]

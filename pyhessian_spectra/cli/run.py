@@ -1,0 +1,183 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from pyhessian_spectra.analysis.analyze import Recipe, analyze
+from pyhessian_spectra.analysis.doctor import examine
+from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
+from pyhessian_spectra.cli.output import check_free, staged
+from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
+from pyhessian_spectra.problems.factory import Problem, load_problem
+from pyhessian_spectra.problems.training import train_digits
+from pyhessian_spectra.report import write_report
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a command: keyword arguments of ``load_problem`` and of ``analyze``, and the seed."""
+
+    problem: Mapping[str, Any]
+    analysis: Mapping[str, Any]
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        eigenvalues: int,
+        probes: int,
+        steps: int,
+        exact_limit: int,
+        layers: tuple[str, ...],
+        memory: float | None,
+        seed: int,
+        model_args: tuple[str, ...],
+        params: tuple[str, ...],
+        **problem: Any,
+    ) -> Settings:
+        """Sort the command line's options."""
+        analysis = {
+            "num_eigenvalues": eigenvalues,
+            "num_probes": probes,
+            "num_steps": steps,
+            "exact_limit": exact_limit,
+            "layers": {(): True, ("all",): ("*",), ("none",): False}.get(layers, layers),
+            "memory_budget": None if memory is None else int(memory * 2**30),
+        }
+        given = {"model_args": _key_values(model_args) or None, "params": params or None}
+        return cls({**problem, **given}, analysis, seed)
+
+
+def demo(out: Path, *, force: bool, seed: int, command: Sequence[str]) -> None:
+    """Train on the digits and report on the checkpoints."""
+    with staged(out, force=force) as stage:
+        with _bar("training on handwritten digits", "step") as advance:
+            paths = train_digits(stage / "checkpoints", seed=seed, progress=advance)
+        stopped = _write(paths, Settings({"data": "digits"}, {}, seed), stage, out, command)
+    _tell(stopped, out)
+
+
+def report(checkpoints: Sequence[Path], settings: Settings, out: Path, *, force: bool, command: Sequence[str]) -> None:
+    """Analyse checkpoints and write their report."""
+    check_free(out, force=force)
+    for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
+        load_problem(path, **settings.problem)
+    with staged(out, force=force) as stage:
+        stopped = _write(checkpoints, settings, stage, out, command)
+    _tell(stopped, out)
+
+
+def doctor(checkpoints: Sequence[Path], settings: Settings) -> int:
+    """Print what was found about each checkpoint; the exit status is not 0 where one cannot be analysed."""
+    status = 0
+    options = dict(settings.analysis)
+    elsewhere = {key: options.pop(key) for key in ("layers", "memory_budget")}
+    recipe = Recipe(*options.values())
+    for path in checkpoints:
+        click.echo(f"{path}")
+        try:
+            findings = examine(load_problem(path, **settings.problem).risk, recipe, **elsewhere)
+        except SpectraError as error:
+            click.echo(f"  FAIL  {error}")
+            status = error.exit_status
+            continue
+        for finding in findings:
+            click.echo(f"  {finding.level:4}  {finding.sentence}")
+    return status
+
+
+def _write(
+    checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path, command: Sequence[str]
+) -> BaseException | None:
+    """Analyse and write; where something stops it after the first, write what was finished and return the reason."""
+    finished: list[SpectralAnalysis] = []
+    stopped: BaseException | None = None
+    try:
+        finished.extend(_analyses(checkpoints, settings))
+    except (SpectraError, KeyboardInterrupt) as error:
+        if not finished:
+            raise
+        stopped = error
+        reason = str(error) or "interrupted"
+        note = f"Stopped at checkpoint {len(finished)} or the next of {len(checkpoints)}: {reason}."
+        finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
+    save_analyses(finished, json_path=stage / "results.json", npz_path=stage / "spectra.npz")
+    write_report(finished, stage, reproduce=command)
+    click.echo(f"{out / 'report.html'}: {_summary(finished)}")
+    return stopped
+
+
+def _tell(stopped: BaseException | None, out: Path) -> None:
+    if stopped is not None:
+        click.echo(f"pyhessian-spectra: stopped early; what was finished is in {out}", err=True)
+        raise stopped
+
+
+def _analyses(checkpoints: Sequence[Path], settings: Settings) -> Iterator[SpectralAnalysis]:
+    """Analyse one checkpoint after the other; what was finished when one is interrupted comes before the exception."""
+    for index, path in enumerate(checkpoints, start=1):
+        problem = load_problem(path, **settings.problem)
+        where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
+        try:
+            yield _analyze(problem, settings, where)
+        except Interrupted as error:
+            yield error.partial
+            raise
+
+
+def _analyze(problem: Problem, settings: Settings, where: str) -> SpectralAnalysis:
+    with _bar(where, "product") as advance:
+        return analyze(
+            problem.risk,
+            **settings.analysis,
+            problem={**problem.description, "seed": settings.seed},
+            generator=torch.Generator().manual_seed(settings.seed),
+            progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
+        )
+
+
+def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` options, values read as JSON where they are JSON."""
+    found = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise InputError(f"--model-arg takes KEY=VALUE, got {pair!r}")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _summary(finished: Sequence[SpectralAnalysis]) -> str:
+    last = finished[-1].full
+    top = last.largest
+    return (
+        f"largest eigenvalue {top.eigenvalues[-1]:.6g} (residual {top.residuals[-1]:.1e}), "
+        f"trace {last.trace.value:.6g} (standard error {last.trace.stderr:.2g})"
+    )
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal; the function it gives takes what is done, of how much, and a new label."""
+    with tqdm(desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
+
+        def advance(done: int, total: int, label: str = what) -> None:
+            bar.total = total
+            bar.set_description(label, refresh=False)
+            bar.update(done - bar.n)
+
+        yield advance

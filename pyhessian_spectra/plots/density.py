@@ -1,0 +1,160 @@
+"""Where the eigenvalues are: densities of one spectrum, and of many above one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.plots.axis import EigenvalueAxis
+from pyhessian_spectra.plots.numbers import format_number, format_with_error
+from pyhessian_spectra.plots.style import BLUE, INK, MUTED, ORANGE, UNITS, WIDTH, literal, new_axes, theme
+from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
+
+# Lowest count drawn: a tenth of an eigenvalue when smoothed; a histogram never has less than one.
+_FLOOR, _EXACT_FLOOR = 0.1, 0.5
+
+
+def plot_density(
+    spectrum: Spectrum,
+    *,
+    ax: Axes | None = None,
+    edges: Eigenpairs | Sequence[Eigenpairs] | None = None,
+    axis: EigenvalueAxis | None = None,
+    color: str = BLUE,
+    label: str | None = None,
+) -> Axes:
+    """Number of eigenvalues along a symmetric-logarithmic axis, bulk and edges in one view.
+
+    Exact spectra are histograms. Others are smoothed by a Gaussian of constant width in the coordinate of the axis,
+    stated on the figure, with one standard error over the probes shaded. An isolated eigenvalue has height 1 in both.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    ax : Axes, optional
+        Where to draw; by default a figure of its own (``ax.figure.savefig`` saves it).
+    edges : Eigenpairs or sequence of Eigenpairs, optional
+        Single eigenvalues to mark below the density with their residuals; hollow marks did not converge.
+    axis : EigenvalueAxis, optional
+        The axis to draw on; ``EigenvalueAxis.fit([a, b])`` serves two spectra drawn over one another.
+    color, label : str, optional
+        Colour of the density and its name in a legend.
+    """
+    marked = _as_sequence(edges)
+    points = np.concatenate([pairs.eigenvalues for pairs in marked]) if marked else np.empty(0)
+    axis = axis or EigenvalueAxis.fit([spectrum], points=points)
+    ax = new_axes() if ax is None else ax
+    profile = axis.profile(spectrum)
+    floor = _EXACT_FLOOR if spectrum.exact else _FLOOR
+    with theme():
+        axis.set_scale(ax)
+        ax.set_yscale("log")
+        ax.fill_between(profile.values, floor / 100, profile.counts, color=color, alpha=0.18, linewidth=0)
+        ax.fill_between(profile.values, profile.lower, profile.upper, color=color, alpha=0.35, linewidth=0)
+        ax.plot(profile.values, np.maximum(profile.counts, floor / 100), color=color, linewidth=1.1, label=label)
+        top = 2 * float(profile.upper.max(initial=1.0))
+        # The strip below the floor, a tenth of the height, is for the marks.
+        ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
+        for pairs in marked:
+            _mark_edges(ax, pairs)
+        ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
+        ax.set_ylabel(f"Eigenvalues per {axis.width:g} decade")
+        ax.set_title(describe(spectrum, axis), fontsize=7.5, color=MUTED)
+    return ax
+
+
+def describe(spectrum: Spectrum, axis: EigenvalueAxis) -> str:
+    """What a density is and how it was smoothed, in one line."""
+    if spectrum.exact:
+        how = f"all {spectrum.size:,} eigenvalues"
+    else:
+        probes = f"{spectrum.num_probes} probe{'s' * (spectrum.num_probes > 1)}"
+        how = f"{probes}, Gaussian of $\\sigma$ = {axis.bandwidth:.2g} decades"
+    return f"{how}; {linear_part(axis)}"
+
+
+def linear_part(axis: EigenvalueAxis) -> str:
+    """Where the axis turns from linear to logarithmic."""
+    return f"axis linear within ±{format_number(axis.threshold, digits=2)}"
+
+
+def plot_layer_densities(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> Axes:
+    """Densities of the diagonal blocks of all layers on one eigenvalue axis, with their traces."""
+    if not analysis.layers:
+        raise InputError("the analysis has no layers; run it with layers to draw their densities")
+    return plot_density_rows(analysis.layers, ax=ax)
+
+
+def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = None) -> Axes:
+    """Densities above one another on one eigenvalue axis, with the traces at the right.
+
+    Heights are logarithms of eigenvalues per bin and have one scale in all rows, from the row's baseline.
+
+    Parameters
+    ----------
+    blocks : mapping of str to BlockAnalysis
+        Rows from top to bottom: layers, or the whole Hessian at several checkpoints.
+    ax : Axes, optional
+    """
+    if not blocks:
+        raise InputError("blocks is empty; a figure of densities needs at least one block")
+    axis = EigenvalueAxis.fit([block.spectrum for block in blocks.values()])
+    row_height = float(np.clip(5.5 / len(blocks), 0.22, 0.55))
+    ax = new_axes(WIDTH, 0.9 + row_height * len(blocks)) if ax is None else ax
+    profiles = [axis.profile(block.spectrum) for block in blocks.values()]
+    tallest = max(float(profile.counts.max(initial=1.0)) for profile in profiles)
+    floor = _FLOOR
+    with theme():
+        axis.set_scale(ax)
+        for row, (profile, block) in enumerate(zip(profiles, blocks.values(), strict=True)):
+            height = np.log(np.maximum(profile.counts, floor) / floor) / np.log(tallest / floor)
+            base = -row - 0.45
+            ax.fill_between(profile.values, base, base + 0.85 * height, color=BLUE, alpha=0.3, linewidth=0)
+            ax.plot(profile.values, base + 0.85 * height, color=BLUE, linewidth=0.8)
+            ax.text(1.01, base + 0.1, _trace_text(block), transform=ax.get_yaxis_transform(), fontsize=7, color=INK)
+        ax.set_yticks(-np.arange(len(blocks)) - 0.25, [literal(name) for name in blocks], fontsize=7.5)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(False, axis="y")
+        ax.set_ylim(-len(blocks) + 0.5, 0.5)
+        ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
+        ax.set_title(
+            f"height: log of eigenvalues per {axis.width:g} decade, {floor:g} to {tallest:,.0f}\n{linear_part(axis)}",
+            fontsize=7.5,
+            color=MUTED,
+        )
+        ax.text(1.01, 1.02, "trace", transform=ax.transAxes, fontsize=7.5, color=MUTED)
+    return ax
+
+
+def _mark_edges(ax: Axes, pairs: Eigenpairs) -> None:
+    """Triangles in the strip at the foot of the axes, horizontal bars for the residuals."""
+    for converged in (True, False):
+        chosen = pairs.converged == converged
+        ax.errorbar(
+            pairs.eigenvalues[chosen],
+            np.full(chosen.sum(), 0.045),
+            xerr=pairs.residuals[chosen],
+            transform=ax.get_xaxis_transform(),
+            fmt="^",
+            markersize=4,
+            color=ORANGE,
+            markerfacecolor=ORANGE if converged else "none",
+            markeredgewidth=0.8,
+            elinewidth=0.8,
+        )
+
+
+def _trace_text(block: BlockAnalysis) -> str:
+    """The trace with its error; three digits are enough in a figure when it is exact."""
+    trace = block.trace
+    return format_with_error(trace.value, trace.stderr) if trace.stderr else format_number(trace.value)
+
+
+def _as_sequence(edges: Eigenpairs | Sequence[Eigenpairs] | None) -> Sequence[Eigenpairs]:
+    if edges is None:
+        return ()
+    return (edges,) if isinstance(edges, Eigenpairs) else edges

@@ -1,0 +1,136 @@
+"""The demo's small classifier: trained on the digits, with checkpoints on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.problems.architectures.mlp import MLP
+from pyhessian_spectra.problems.checkpoints import save_checkpoint
+from pyhessian_spectra.problems.datasets import Dataset, load_data
+from pyhessian_spectra.problems.losses import cross_entropy
+
+# 2,410 parameters: few enough for the exact Hessian, enough for 96 % of the held-out digits.
+_WIDTHS = (64, 24, 24, 10)
+_STEPS = 2000
+_FIRST_SAVED = 10
+_BATCH_SIZE = 64
+_LEARNING_RATE = 0.02
+_MOMENTUM = 0.9
+_PROBLEM = {
+    "model": "mlp",
+    "model_args": {"widths": _WIDTHS, "activation": "relu"},
+    "data": "digits",
+    "loss": "cross_entropy",
+}
+_SETTINGS = {"learning_rate": _LEARNING_RATE, "momentum": _MOMENTUM, "training_batch_size": _BATCH_SIZE}
+
+
+def train_digits(
+    out_dir: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    num_checkpoints: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Train an MLP on the digits by SGD with momentum and save self-describing checkpoints.
+
+    Parameters
+    ----------
+    out_dir : path-like
+        Gets ``step-00000.pt`` (the initial parameters), then checkpoints at log-spaced steps.
+    seed : int
+        Of the initial parameters and the order of the data: the same seed gives the same checkpoints.
+    num_checkpoints : int
+        At least 2: the initial and the final one.
+    progress : callable, optional
+        ``progress(step, num_steps)``, called after each step.
+
+    Returns
+    -------
+    list of Path
+        In the order of their steps.
+    """
+    saved = checkpoint_steps(num_checkpoints)
+    with _one_thread():
+        return _train(Path(out_dir), saved, seed, progress)
+
+
+def checkpoint_steps(num_checkpoints: int) -> list[int]:
+    """Step 0, then log-spaced steps up to the last.
+
+    >>> checkpoint_steps(3)
+    [0, 10, 2000]
+    """
+    if not 2 <= num_checkpoints <= 50:
+        raise InputError(f"num_checkpoints must be between 2 and 50, got {num_checkpoints}")
+    intervals = max(num_checkpoints - 2, 1)
+    growth = (_STEPS / _FIRST_SAVED) ** (1 / intervals)
+    later = [round(_FIRST_SAVED * growth**i) for i in range(num_checkpoints - 1)]
+    return [0, *later[:-1], _STEPS]
+
+
+def _train(out_dir: Path, saved: list[int], seed: int, progress: Callable[[int, int], None] | None) -> list[Path]:
+    generator = torch.Generator().manual_seed(seed)
+    train, test = load_data("digits", split="train"), load_data("digits", split="test")
+    model = _initial_model(generator)
+    parameters = list(model.parameters())
+    velocities = [torch.zeros_like(p) for p in parameters]
+    paths = []
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(_STEPS + 1):
+        if step in saved:
+            facts = {"step": step, "seed": seed, **_measure(model, train, "train"), **_measure(model, test, "test")}
+            path = out_dir / f"step-{step:05d}.pt"
+            paths.append(save_checkpoint(path, model, problem=_PROBLEM, **_SETTINGS, **facts))
+        if step == _STEPS:
+            break
+        if len(order) < _BATCH_SIZE:  # a new epoch; the few examples left over are dealt again
+            order = torch.randperm(len(train.inputs), generator=generator)
+        batch, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
+        loss = cross_entropy(model(train.inputs[batch]), train.targets[batch])
+        _sgd_step(parameters, velocities, torch.autograd.grad(loss, parameters))
+        if progress is not None:
+            progress(step + 1, _STEPS)
+    return paths
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products this small are slower on several threads, much slower on a busy machine, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _initial_model(generator: torch.Generator) -> MLP:
+    with torch.random.fork_rng(devices=[]):  # the parameters it draws are replaced by the generator's
+        model = MLP(_WIDTHS)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def _sgd_step(parameters: list[nn.Parameter], velocities: list[Tensor], gradients: tuple[Tensor, ...]) -> None:
+    with torch.no_grad():
+        for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
+            velocity.mul_(_MOMENTUM).add_(gradient)
+            parameter.sub_(velocity, alpha=_LEARNING_RATE)
+
+
+def _measure(model: nn.Module, data: Dataset, split: str) -> dict[str, float]:
+    with torch.no_grad():
+        outputs = model(data.inputs)
+    accuracy = (outputs.argmax(dim=1) == data.targets).double().mean()
+    return {f"{split}_loss": float(cross_entropy(outputs, data.targets)), f"{split}_accuracy": float(accuracy)}

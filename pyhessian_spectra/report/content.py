@@ -1,0 +1,286 @@
+"""What a report says, as plain values for the templates: sentences and tables, every number with its error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
+from pyhessian_spectra.plots.numbers import format_duration, format_number, format_with_error
+from pyhessian_spectra.spectra.results import Eigenpairs
+
+# Keys of ``problem`` in the order and in the words of the report; others follow under their own names.
+_FACTS = {
+    "checkpoint": "Checkpoint",
+    "sha256": "SHA-256 of the file",
+    "model": "Model",
+    "model_args": "Settings of the model",
+    "n": "Parameters n",
+    "data": "Data",
+    "data_description": "Examples taken",
+    "N": "Examples N",
+    "loss": "Loss",
+    "mode": "Mode of the model",
+    "dtype": "Precision",
+    "device": "Device",
+    "matrix": "Matrix",
+    "seed": "Seed",
+    "tolerance": "Tolerance of eigenpairs",
+    "step": "Optimisation step",
+}
+# ``problem["matrix"]`` in words.
+_MATRICES = {"GGN": "generalised Gauss-Newton matrix", "EmpiricalFisher": "empirical Fisher matrix"}
+_TIMINGS = {
+    "seconds": "Time in all",
+    "products": "Matrix-vector products",
+    "seconds_per_product": "Time per product",
+    "seconds_per_gradient": "Time per gradient",
+}
+
+
+def checkpoint_labels(analyses: Sequence[SpectralAnalysis]) -> list[str]:
+    """A short, distinct name for each checkpoint: its file name, numbered where two share one."""
+    names = [PurePath(str(analysis.problem.get("checkpoint", "checkpoint"))).name for analysis in analyses]
+    shared = Counter(names)
+    return [f"{name} ({i})" if shared[name] > 1 else name for i, name in enumerate(names, start=1)]
+
+
+def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What concerns all checkpoints: title, summary, what did not converge, and one row each."""
+    first = analyses[0].problem
+    names = ", ".join(dict.fromkeys(str(analysis.problem.get("model", "the model")) for analysis in analyses))
+    data = f" on {first['data']}" if first.get("data") else ""
+    matrix = _matrix(first)
+    title = f"{matrix[0].upper()}{matrix[1:]} spectrum of {names}{data}"
+    several = len(analyses) > 1
+    totals = [analysis.full.unconverged + sum(b.unconverged for b in analysis.layers.values()) for analysis in analyses]
+    return {
+        "title": title,
+        "summary": _movement(analyses, sections) if several else sections[0]["summary"],
+        "several": several,
+        "unconverged": [row for section in sections for row in section["unconverged"]],
+        "num_unconverged": sum(totals),
+        "num_pairs": sum(_num_pairs(block) for analysis in analyses for _, block in _blocks(analysis)),
+        "tolerances": _tolerances(analyses),
+        "largest_residual": format_number(_largest_residual(analyses), digits=2),
+        "notes": [(section["label"], note) for section in sections for note in section["notes"]],
+        "columns": _overview_columns(analyses),
+        "rows": [
+            {**section["key_numbers"], **section["facts_by_key"], "label": section["label"], "id": section["id"]}
+            | {"unconverged": total, "pairs": sum(_num_pairs(block) for _, block in _blocks(analysis))}
+            for section, total, analysis in zip(sections, totals, analyses, strict=True)
+        ],
+    }
+
+
+def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str) -> dict[str, Any]:
+    """What concerns one checkpoint."""
+    full, problem = analysis.full, analysis.problem
+    facts: list[tuple[str, str, Any]] = [
+        (key, words, problem[key]) for key, words in _FACTS.items() if problem.get(key) is not None
+    ]
+    facts += [(key, key.replace("_", " "), value) for key, value in problem.items() if key not in _FACTS]
+    key_numbers = _key_numbers(full, str(problem.get("dtype", "float64")))
+    return {
+        "label": label,
+        "id": identifier,
+        "facts": [(words, str(value) if key == "seed" else _fact(value)) for key, words, value in facts],
+        "facts_by_key": {key: _fact(value) for key, _, value in facts},
+        "key_numbers": key_numbers,
+        "summary": _summary(analysis, label, key_numbers),
+        "exact": full.spectrum.exact,
+        "tables": [
+            ("Largest eigenvalues", _pair_rows(full.largest, from_top=True)),
+            ("Smallest eigenvalues", _pair_rows(full.smallest, from_top=False)),
+        ],
+        "layers": [_layer_row(name, block) for name, block in analysis.layers.items()],
+        "unconverged": [
+            _unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged
+        ],
+        "notes": [str(note) for note in analysis.notes],
+        "timing": _timing_rows(analysis.timing),
+        "trace_method": full.trace.method,
+    }
+
+
+def _key_numbers(full: BlockAnalysis, dtype: str) -> dict[str, str]:
+    numbers = {
+        "trace": format_with_error(full.trace.value, full.trace.stderr),
+        "frobenius": format_with_error(full.frobenius.value, full.frobenius.stderr),
+        "negative": negative_mass(full, dtype),
+        "largest": "not computed",
+        "smallest": "not computed",
+    }
+    if len(full.largest):
+        numbers["largest"] = _pair_text(full.largest, -1)
+    if len(full.smallest):
+        numbers["smallest"] = _pair_text(full.smallest, 0)
+    return numbers
+
+
+def negative_mass(block: BlockAnalysis, dtype: str) -> str:
+    """The percentage of eigenvalues below the rounding level of zero, with its standard error over probes.
+
+    The level is ``sqrt(n) eps max|eigenvalue|``, rounding errors of ``n`` terms adding up as a random walk does.
+    """
+    spectrum = block.spectrum
+    eps = np.finfo(dtype).eps if dtype in ("float32", "float64") else np.finfo("float32").eps
+    level = np.sqrt(block.size) * eps * max(abs(end) for end in spectrum.support)
+    percent = 100 * (spectrum.weights * (spectrum.nodes < -level)).sum(axis=1)
+    if spectrum.exact:
+        return f"{format_number(percent.mean())} % (exact)"
+    error = percent.std(ddof=1) / np.sqrt(percent.size) if percent.size > 1 else np.nan
+    return f"{format_with_error(percent.mean(), error) if error else format_number(percent.mean())} %"
+
+
+def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str]) -> str:
+    problem, full = analysis.problem, analysis.full
+    how = (
+        "All its eigenvalues were computed, so the density and the trace carry no sampling error."
+        if full.spectrum.exact
+        else f"It was not diagonalised as a whole: its density was estimated from {full.spectrum.num_probes} random "
+        "probes and its extreme eigenvalues were found one by one."
+    )
+    return _unbroken(
+        f"This is the {_matrix(problem)} of {_loss(problem)} of {problem.get('model', 'a model')} at the checkpoint "
+        f"{label}{_examples(problem)}: a symmetric matrix with a row for each of the n = {full.size:,} parameters. "
+        f"{how} Its largest eigenvalue is λ₁ = {numbers['largest']}, its smallest {numbers['smallest']}, and its trace "
+        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative."
+    )
+
+
+def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> str:
+    first, last = sections[0], sections[-1]
+    n = " and ".join(f"{size:,}" for size in dict.fromkeys(analysis.full.size for analysis in analyses))
+    problem = analyses[0].problem
+    return _unbroken(
+        f"This report follows the {_matrix(problem)} of {_loss(problem)} through {len(analyses)} checkpoints, from "
+        f"{first['label']} to {last['label']}{_examples(problem)}. It is a symmetric matrix with a row for each of the "
+        f"n = {n} parameters. Its largest eigenvalue λ₁ is {first['key_numbers']['largest']} at the first checkpoint "
+        f"and {last['key_numbers']['largest']} at the last; its trace {first['key_numbers']['trace']} and "
+        f"{last['key_numbers']['trace']}; the share of negative eigenvalues {first['key_numbers']['negative']} and "
+        f"{last['key_numbers']['negative']}."
+    )
+
+
+def _unbroken(sentence: str) -> str:
+    """The same with no line end inside ``value ± error`` or ``name = value``."""
+    for sign in ("±", "="):
+        sentence = sentence.replace(f" {sign} ", f"\N{NO-BREAK SPACE}{sign}\N{NO-BREAK SPACE}")
+    return sentence
+
+
+def _matrix(problem: Mapping[str, Any]) -> str:
+    name = str(problem.get("matrix", "Hessian"))
+    return _MATRICES.get(name, name)
+
+
+def _loss(problem: Mapping[str, Any]) -> str:
+    return f"the {str(problem['loss']).replace('_', ' ')} loss" if problem.get("loss") else "the loss"
+
+
+def _examples(problem: Mapping[str, Any]) -> str:
+    """The end of a sentence that says what the loss is a mean over."""
+    if problem.get("N") is None:
+        return ""
+    return f", over N = {_fact(problem['N'])} examples" + (f" of {problem['data']}" if problem.get("data") else "")
+
+
+def _overview_columns(analyses: Sequence[SpectralAnalysis]) -> list[tuple[str, str]]:
+    """Keys and headings; facts such as the step appear where some checkpoint knows them."""
+    facts = [("step", "Step"), ("train_loss", "Training loss"), ("test_accuracy", "Test accuracy")]
+    known = [(key, words) for key, words in facts if any(key in analysis.problem for analysis in analyses)]
+    numbers = [("largest", "λ₁"), ("smallest", "λₙ"), ("trace", "Trace"), ("negative", "Negative share")]
+    return known + numbers
+
+
+def _pair_rows(pairs: Eigenpairs, *, from_top: bool) -> list[dict[str, Any]]:
+    """Most extreme first. A key more here and a column more in ``eigenvalue_table`` show a further quantity."""
+    order = range(len(pairs) - 1, -1, -1) if from_top else range(len(pairs))
+    return [
+        {
+            "rank": rank,
+            "value": _pair_text(pairs, index),
+            "converged": bool(pairs.converged[index]),
+        }
+        for rank, index in enumerate(order, start=1)
+    ]
+
+
+def _pair_text(pairs: Eigenpairs, index: int) -> str:
+    return format_with_error(float(pairs.eigenvalues[index]), float(pairs.residuals[index]))
+
+
+def _layer_row(name: str, block: BlockAnalysis) -> dict[str, Any]:
+    return {
+        "name": name,
+        "size": f"{block.size:,}",
+        "largest": _pair_text(block.largest, -1) if len(block.largest) else "not computed",
+        "smallest": _pair_text(block.smallest, 0) if len(block.smallest) else "not computed",
+        "trace": format_with_error(block.trace.value, block.trace.stderr),
+        "per_parameter": format_number(block.trace.value / block.size),
+        "unconverged": block.unconverged,
+        "pairs": _num_pairs(block),
+    }
+
+
+def _unconverged_row(label: str, identifier: str, name: str, block: BlockAnalysis) -> dict[str, Any]:
+    both = [block.largest, block.smallest]
+    residuals = np.concatenate([pairs.residuals[~pairs.converged] for pairs in both])
+    values = np.concatenate([pairs.eigenvalues[~pairs.converged] for pairs in both])
+    worst = int(residuals.argmax())
+    return {
+        "label": label,
+        "id": identifier,
+        "block": name,
+        "count": f"{block.unconverged} of {_num_pairs(block)}",
+        "worst": format_with_error(float(values[worst]), float(residuals[worst])),
+    }
+
+
+def _blocks(analysis: SpectralAnalysis) -> Iterator[tuple[str, BlockAnalysis]]:
+    yield "whole network", analysis.full
+    yield from ((name, block) for name, block in analysis.layers.items())
+
+
+def _num_pairs(block: BlockAnalysis) -> int:
+    return len(block.largest) + len(block.smallest)
+
+
+def _largest_residual(analyses: Sequence[SpectralAnalysis]) -> float:
+    return max(
+        float(pairs.residuals.max(initial=0.0))
+        for analysis in analyses
+        for _, block in _blocks(analysis)
+        for pairs in (block.largest, block.smallest)
+    )
+
+
+def _tolerances(analyses: Sequence[SpectralAnalysis]) -> str:
+    known = [analysis.problem.get("tolerance") for analysis in analyses]
+    return ", ".join(dict.fromkeys(format_number(float(tolerance), digits=1) for tolerance in known if tolerance))
+
+
+def _timing_rows(timing: Mapping[str, float]) -> list[tuple[str, str]]:
+    rows = [
+        (words, f"{timing[key]:,.0f}" if key == "products" else format_duration(timing[key]))
+        for key, words in _TIMINGS.items()
+        if key in timing
+    ]
+    if timing.get("seconds_per_gradient") and timing.get("seconds_per_product"):
+        ratio = timing["seconds_per_product"] / timing["seconds_per_gradient"]
+        rows.append(("A product costs", f"{ratio:.2f} gradients"))
+    return rows
+
+
+def _fact(value: Any) -> str:
+    """A JSON scalar as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,403 @@
+"""load_problem: a checkpoint and a few words become the right risk, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.problems import load_data, load_problem, read_checkpoint, save_checkpoint, train_digits
+from pyhessian_spectra.problems.architectures.gpt import GPT
+from pyhessian_spectra.problems.architectures.lstm import LSTMClassifier
+from pyhessian_spectra.problems.architectures.mlp import MLP
+from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
+from pyhessian_spectra.problems.losses import cross_entropy, find_loss, mse
+from pyhessian_spectra.problems.training import checkpoint_steps
+
+_DATA = Path(os.environ.get("PYHESSIAN_SPECTRA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+_PROBLEM = {"model": "mlp", "model_args": {"activation": "tanh"}, "data": "digits", "loss": "mse"}
+
+
+def _seeded(make) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+@pytest.fixture
+def mlp() -> nn.Module:
+    return _seeded(lambda: MLP((64, 5, 10), activation="tanh"))
+
+
+@pytest.fixture
+def described(tmp_path, mlp) -> Path:
+    return save_checkpoint(tmp_path / "described.pt", mlp, problem=_PROBLEM, step=4, accuracy=0.75)
+
+
+@pytest.fixture
+def bare(tmp_path, mlp) -> Path:
+    torch.save(mlp.state_dict(), tmp_path / "bare.pt")
+    return tmp_path / "bare.pt"
+
+
+def _sentence(path: object, **options: object) -> str:
+    with pytest.raises(InputError) as error:
+        load_problem(path, **options)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 700
+    return message
+
+
+def test_a_self_describing_checkpoint_needs_no_options(described, mlp):
+    problem = load_problem(described)
+    data = load_data("digits")
+    with torch.no_grad():
+        expected = F.mse_loss(mlp(data.inputs), F.one_hot(data.targets).float())
+    assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-6)
+    assert problem.description["step"] == 4 and problem.description["accuracy"] == 0.75
+
+
+def test_the_description_is_json_scalars_with_the_agreed_keys(described):
+    description = load_problem(described, num_examples=30).description
+    expected = {
+        "checkpoint": str(described),
+        "sha256": read_checkpoint(described).sha256,
+        "model": "mlp",
+        "data": "digits",
+        "N": 30,
+        "n": 64 * 5 + 5 + 5 * 10 + 10,
+        "loss": "mse",
+        "mode": "eval",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    assert description.items() >= expected.items()
+    assert json.loads(json.dumps(description)) == description
+    assert "activation=tanh" in description["model_args"]
+    assert "first 30 of the 1,438" in description["data_description"]
+
+
+def test_the_same_model_in_another_spelling_keeps_its_arguments(described):
+    assert "activation=tanh" in load_problem(described, model="MLP", num_examples=3).description["model_args"]
+
+
+def test_options_override_what_the_checkpoint_says(described, mlp):
+    problem = load_problem(described, loss="cross_entropy", split="test", model_args={"activation": "relu"})
+    data = load_data("digits", split="test")
+    hidden = torch.relu(mlp.fc1(data.inputs))
+    expected = F.cross_entropy(mlp.fc2(hidden), data.targets).detach()
+    assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-6)
+    assert problem.description["N"] == 359
+
+
+def test_shapes_and_names_are_enough_for_a_bare_state_dict(bare):
+    problem = load_problem(bare, model="mlp", data="digits", num_examples=10)
+    assert problem.description["loss"] == "cross_entropy" and problem.risk.n == 385
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size", "sizes"),
+    [(1000, None, [1000]), (10, 4, [4, 4, 2]), (10, 99, [10]), (1000, 600, [600, 400])],
+)
+def test_batches_have_the_size_asked_for_and_keep_the_order(described, num_examples, batch_size, sizes):
+    data = load_problem(described, num_examples=num_examples, batch_size=batch_size).risk.data
+    assert [len(x) for x, _ in data] == sizes
+    assert torch.equal(torch.cat([x for x, _ in data]), load_data("digits", num_examples=num_examples).inputs)
+
+
+def test_how_the_data_are_cut_does_not_change_the_risk(described):
+    one, many = (load_problem(described, num_examples=10, batch_size=size, dtype="float64").risk for size in (10, 4))
+    assert one.loss() == pytest.approx(many.loss(), rel=1e-14)
+
+
+def test_float64_is_float64_throughout(described):
+    risk = load_problem(described, num_examples=3, dtype="float64").risk
+    assert risk.gradient().dtype == torch.float64 and risk.data[0][0].dtype == torch.float64
+
+
+def test_params_restrict_the_coordinates(described):
+    assert load_problem(described, num_examples=3, params=["fc2"]).risk.n == 60
+    assert "fc7" in _sentence(described, num_examples=3, params=["fc7"])
+
+
+def test_digits_become_images_for_a_convolutional_net(tmp_path):
+    model = _seeded(lambda: cifar_resnet(20, width=4, channels=1)).eval()
+    torch.save({"state_dict": nn.DataParallel(model).state_dict(), "epoch": 9}, tmp_path / "a.pth")
+    problem = load_problem(tmp_path / "a.pth", model="resnet20", data="digits", num_examples=4)
+    data = load_data("digits", num_examples=4)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(data.inputs.view(4, 1, 8, 8)), data.targets)
+    assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-6)
+    assert problem.description["epoch"] == 9
+
+
+def test_digits_become_rows_for_an_lstm(tmp_path):
+    model = _seeded(lambda: LSTMClassifier(features=8, hidden=4))
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    problem = load_problem(tmp_path / "a.pt", model="lstm", data="digits", num_examples=4)
+    assert problem.risk.data[0][0].shape == (4, 8, 8)
+
+
+def test_a_text_is_cut_to_the_block_size_of_the_gpt(tmp_path):
+    model = _seeded(lambda: GPT(block_size=6, width=8, layers=1)).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    (tmp_path / "a.txt").write_bytes(bytes(range(60, 120)))
+    problem = load_problem(tmp_path / "a.pt", model="gpt", data=str(tmp_path / "a.txt"))
+    tokens = torch.arange(60, 60 + 54)
+    with torch.no_grad():
+        logits = model(tokens[:48].view(8, 6))
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[1:49])
+    assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-6)
+    assert problem.description["N"] == 8
+
+
+def test_a_pickled_module_needs_no_model_when_trusted(tmp_path, mlp):
+    torch.save(nn.DataParallel(mlp), tmp_path / "a.pt")
+    assert "--trust-pickle" in _sentence(tmp_path / "a.pt", data="digits")
+    problem = load_problem(tmp_path / "a.pt", data="digits", num_examples=5, trust_pickle=True)
+    assert problem.description["model"] == "MLP" and "model_args" not in problem.description
+    assert isinstance(problem.risk.model, MLP)
+
+
+def test_a_pickled_module_is_given_images_where_it_convolves(tmp_path):
+    model = _seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)))
+    torch.save(model, tmp_path / "a.pt")
+    problem = load_problem(tmp_path / "a.pt", data="digits", num_examples=5, trust_pickle=True)
+    assert problem.risk.data[0][0].shape == (5, 1, 8, 8)
+
+
+def test_the_random_state_and_the_checkpoint_are_left_alone(described):
+    state, content = torch.random.get_rng_state(), described.read_bytes()
+    load_problem(described, num_examples=3).risk.gradient()
+    assert torch.equal(state, torch.random.get_rng_state()) and content == described.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "does not say which data"),
+        ({"data": "digits"}, "does not say which model"),
+        ({"model": "mlq", "data": "digits"}, "did you mean mlp?"),
+        ({"model": "mlp", "data": "digitz"}, "there is no data at digitz"),
+        ({"model": "mlp", "data": "digits", "loss": "hinge"}, "known ones are cross_entropy, mse"),
+        ({"model": "mlp", "data": "digits", "dtype": "float16"}, "float32 or float64"),
+        ({"model": "mlp", "data": "digits", "device": "gpu"}, "device 'gpu'"),
+        ({"model": "mlp", "data": "digits", "device": "meta"}, "device 'meta'"),
+        ({"model": "mlp", "data": "digits", "mode": "test"}, "mode"),
+        ({"model": "mlp", "data": "digits", "split": "all"}, "split"),
+        ({"model": "mlp", "data": "digits", "batch_size": 0}, "batch_size"),
+        ({"model": "lenet", "data": "digits"}, "does not fit the model lenet"),
+        ({"model": "mlp", "data": "digits", "problem": "a:b"}, "model cannot be given together with problem"),
+        ({"num_examples": 3, "problem": "a:b"}, "num_examples cannot be given together with problem"),
+    ],
+)
+def test_wrong_options_are_one_sentence(bare, options, expected):
+    assert expected in _sentence(bare, **options)
+
+
+def test_data_that_do_not_fit_the_model_are_told_before_anything_starts(tmp_path, bare):
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 7)), y=np.array([0, 1, 2]))
+    message = _sentence(bare, model="mlp", data=str(tmp_path / "a.npz"))
+    assert "the model mlp cannot take inputs of shape (7,)" in message
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 64)), y=np.array([0, 12, 2]))
+    message = _sentence(bare, model="mlp", data=str(tmp_path / "a.npz"))
+    assert "label 1 of a is 12, outside the 10 classes of the model mlp" in message
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 64)), y=np.ones((3, 2)))
+    assert "floats of shape (2,)" in _sentence(bare, model="mlp", data=str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 64)), y=np.ones((3, 2), dtype=int))
+    assert "for targets of shape (2,)" in _sentence(bare, model="mlp", data=str(tmp_path / "a.npz"))
+
+
+def test_a_regression_takes_mse_without_being_told(tmp_path):
+    model = _seeded(lambda: MLP((3, 4, 2)))
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    x, y = np.eye(3), np.arange(6.0).reshape(3, 2)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    problem = load_problem(tmp_path / "a.pt", model="mlp", data=str(tmp_path / "a.npz"), dtype="float64")
+    outputs = copy.deepcopy(model).double()(torch.tensor(x)).detach()
+    assert problem.risk.loss() == pytest.approx(float((outputs - torch.tensor(y)).square().mean()), rel=1e-12)
+
+
+def test_cross_entropy_averages_over_positions_and_skips_ignored_ones():
+    outputs = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 1, -100], [4, -100, 2]])
+    rows = [(0, 0), (0, 1), (1, 0), (1, 2)]
+    expected = -sum(outputs[i, t].log_softmax(0)[targets[i, t]] for i, t in rows) / 4
+    torch.testing.assert_close(cross_entropy(outputs, targets), expected)
+
+
+def test_mse_compares_with_one_hot_vectors():
+    outputs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    assert float(mse(outputs, torch.tensor([0, 1]))) == pytest.approx((1 + 9) / 6)
+    assert find_loss("MSE") is mse and find_loss("cross-entropy") is cross_entropy
+
+
+@pytest.fixture
+def user_code(tmp_path, monkeypatch):
+    """Writes a module into the current directory and forgets it afterwards."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+
+    def write(name: str, code: str) -> None:
+        path = tmp_path / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(code))
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("user_"):
+            del sys.modules[name]
+
+
+_FACTORY = """
+    import torch
+    from pyhessian_spectra.curvature.risk import EmpiricalRisk
+
+    def make(path):
+        assert isinstance(path, str)
+        model = torch.nn.Linear(64, 10)
+        state = torch.load(path, weights_only=True)
+        return EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (torch.ones(4, 64), torch.arange(4)))
+"""
+
+
+def test_a_users_factory_is_found_in_the_current_directory_and_called(bare, user_code):
+    user_code("user_package.problem", _FACTORY)
+    path_before = list(sys.path)
+    problem = load_problem(bare, problem="user_package.problem:make")
+    assert isinstance(problem.risk, EmpiricalRisk)
+    assert problem.description == {
+        "checkpoint": str(bare),
+        "sha256": read_checkpoint(bare).sha256,
+        "model": "Linear",
+        "data": "user_package.problem:make",
+        "loss": "CrossEntropyLoss",
+        "N": 4,
+        "n": 650,
+        "mode": "eval",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    assert sys.path == path_before
+
+
+def test_params_apply_to_a_users_factory_too(bare, user_code):
+    user_code("user_params", _FACTORY)
+    assert load_problem(bare, problem="user_params:make", params="bias").risk.n == 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("user_bad", "package.module:function"),
+        ("user_bad:", "package.module:function"),
+        ("user_bad.py:make", "write user_bad:make"),
+        ("user_nowhere:make", "there is no module user_nowhere in"),
+        ("user_bad.inner:make", "user_bad"),
+        ("user_bad:other", "has no function other"),
+        ("user_bad:number", "has no function number"),
+        ("user_bad:broken", "ZeroDivisionError: division by zero ("),
+        ("user_bad:broken", "user_bad.py, line 6)"),
+        ("user_bad:leave", "SystemExit: 3"),
+        ("user_bad:nothing", "returned a NoneType"),
+        ("user_bad:bare", "must take one argument, the path of the checkpoint"),
+        ("user_bad:inside_torch", "user_bad.py, line 18)"),
+        ("user_syntax:make", "SyntaxError"),
+        ("user_syntax:make", "user_syntax.py, line 1)"),
+        ("user_imports:make", "ModuleNotFoundError: No module named 'user_missing'"),
+        ("user_imports:make", "user_imports.py, line 2)"),
+    ],
+)
+def test_errors_in_a_users_factory_are_one_sentence_with_file_and_line(bare, user_code, spec, expected):
+    user_code(
+        "user_bad",
+        """\
+        import torch
+
+        number = 3
+
+        def broken(path):
+            return 1 / 0
+
+        def leave(path):
+            raise SystemExit(3)
+
+        def nothing(path):
+            return None
+
+        def bare():
+            return None
+
+        def inside_torch(path):
+            return torch.nn.Linear(2, 3)(torch.ones(5))
+        """,
+    )
+    user_code("user_syntax", "def make(path:\n")
+    user_code("user_imports", "\nimport user_missing\n")
+    before = list(sys.path)
+    assert expected in _sentence(bare, problem=spec)
+    assert sys.path == before
+
+
+def test_a_users_factory_is_not_called_without_a_checkpoint(tmp_path):
+    assert "there is no checkpoint" in _sentence(tmp_path / "nowhere.pt", problem="user_any:make")
+
+
+def test_training_on_the_digits_learns_and_its_checkpoints_describe_themselves(tmp_path):
+    state = torch.random.get_rng_state()
+    steps: list[tuple[int, int]] = []
+    paths = train_digits(tmp_path / "out", num_checkpoints=3, progress=lambda step, total: steps.append((step, total)))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert steps == [(i, 2000) for i in range(1, 2001)]
+    assert [path.name for path in paths] == [f"step-{step:05d}.pt" for step in checkpoint_steps(3)]
+    first, last = (load_problem(path) for path in (paths[0], paths[-1]))
+    assert first.risk.n == 2410 and first.description["step"] == 0
+    assert last.description["test_accuracy"] > 0.95 > 0.2 > first.description["test_accuracy"]
+    for problem in (first, last):
+        assert problem.risk.loss() == pytest.approx(problem.description["train_loss"], rel=1e-5)
+
+
+def test_the_same_seed_trains_the_same_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyhessian_spectra.problems.training._STEPS", 20)
+    runs = [
+        train_digits(tmp_path / name, seed=seed, num_checkpoints=2) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    same, again, other = (read_checkpoint(paths[-1]).state_dict["fc1.weight"] for paths in runs)
+    assert torch.equal(same, again) and not torch.equal(same, other)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 10, 50])
+def test_checkpoints_are_at_distinct_growing_steps(number):
+    steps = checkpoint_steps(number)
+    assert len(steps) == number and steps[0] == 0 and steps[-1] == 2000
+    assert all(a < b for a, b in pairwise(steps))
+
+
+@pytest.mark.parametrize("number", [1, 51])
+def test_an_impossible_number_of_checkpoints_is_refused(tmp_path, number):
+    with pytest.raises(InputError, match="num_checkpoints"):
+        train_digits(tmp_path, num_checkpoints=number)
+
+
+@pytest.mark.skipif(not (_DATA / "cifar-10-batches-bin").is_dir(), reason="no CIFAR-10 in PYHESSIAN_SPECTRA_DATA")
+def test_a_resnet20_checkpoint_of_data_parallel_meets_real_cifar(tmp_path):
+    model = _seeded(lambda: cifar_resnet(20)).eval()
+    torch.save({"state_dict": nn.DataParallel(model).state_dict(), "best_prec1": 91.7}, tmp_path / "resnet20.th")
+    problem = load_problem(tmp_path / "resnet20.th", model="resnet20", data=str(_DATA), num_examples=20)
+    data = load_data(_DATA, num_examples=20)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(data.inputs), data.targets)
+    assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-5)
+    assert problem.risk.n == 269_722 and problem.description["best_prec1"] == 91.7

@@ -1,0 +1,348 @@
+"""The report says every number with its error, holds everything it needs, and opens anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import jsonschema
+import numpy as np
+import pytest
+from analyses import exact_analysis, slq_analysis, training_run
+
+from pyhessian_spectra.analysis.result import load_analyses, save_analyses
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.report import format_with_error, results_schema, write_report
+from pyhessian_spectra.report.content import negative_mass
+
+HOSTILE = "<script>alert('x')</script>&\"$\\frac$"
+
+
+def outline(path):
+    """The page without the content of its figures."""
+    return re.sub(r"(data:[a-z/+]+;base64,)[^\"]+", r"\1", path.read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with attributes, text, and the text of each table row."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.rows, self.open = [], [], []
+        self.text = ""
+        self.feed(outline(path))
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("td", "th", "dt", "h2"):
+            self.handle_data(" ")
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+            if "tr" in self.open:
+                self.rows[-1] += data
+
+    def trimmed_rows(self):
+        return [" ".join(row.split()) for row in self.rows]
+
+    def references(self):
+        return [value for _, attrs in self.tags for key, value in attrs.items() if key in ("src", "href", "srcset")]
+
+    def words(self):
+        return " ".join(self.text.split())
+
+
+@pytest.fixture(scope="module")
+def slq():
+    return slq_analysis()
+
+
+@pytest.fixture(scope="module")
+def single(slq, tmp_path_factory):
+    return write_report([slq], tmp_path_factory.mktemp("single"), reproduce=["pyhessian-spectra report x.pt"])
+
+
+@pytest.fixture(scope="module")
+def several(slq, tmp_path_factory):
+    run = [*training_run((0, 1000)), slq]
+    return write_report(run, tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    analysis = exact_analysis(f"runs/{HOSTILE}", n=200, note=HOSTILE)
+    layers = {HOSTILE: analysis.full, "x" * 300: analysis.full}
+    analysis = dataclasses.replace(analysis, layers=layers, notes=(HOSTILE,))
+    return write_report([analysis, analysis], tmp_path_factory.mktemp("hostile"), reproduce=[HOSTILE])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (15668.3, 262.4, "15,668 ± 262"),
+        (3.21042, 0.0003, "3.2104 ± 0.0003"),
+        (3.21042, 0.00031, "3.2104 ± 0.0003"),
+        (3.21042, 0.00014, "3.21042 ± 0.00014"),
+        (-3.21042, 0.04, "−3.21 ± 0.04"),
+        (0.0, 0.5, "0.0 ± 0.5"),
+        (-0.001, 0.5, "0.0 ± 0.5"),
+        (0.99, 0.096, "0.990 ± 0.096"),
+        (2.5, 0.0, "2.5 (exact)"),
+        (0.0, 0.0, "0 (exact)"),
+        (15668.0, 0.0, "15,668 (exact)"),
+        (3.2104123456, 1e-13, "3.210412 ± 1.0×10⁻¹³"),
+        (1.2345e-9, 2e-11, "(1.234 ± 0.020)×10⁻⁹"),
+        (1.5e9, 2e7, "(1.500 ± 0.020)×10⁹"),
+        (5.0, 40.0, "5 ± 40"),
+        (2.0, float("nan"), "2.00 (error unknown)"),
+        (float("nan"), 1.0, "not finite"),
+    ],
+)
+def test_a_value_has_the_digits_its_error_leaves(value, error, text):
+    assert format_with_error(value, error) == text
+
+
+def test_rounding_of_a_formatted_value_is_at_most_its_error():
+    rng = np.random.default_rng(0)
+    for value, error in zip(rng.normal(size=500) * 10 ** rng.uniform(-12, 12, 500), rng.random(500), strict=True):
+        error *= abs(value)
+        text = format_with_error(value, error).replace("−", "-").replace(",", "")
+        mantissa, _, power = text.partition("×10")
+        exponent = int(power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))) if text.startswith("(") else 0
+        shown = float(mantissa.strip("()").split(" ± ")[0]) * 10.0**exponent
+        assert abs(shown - value) <= 0.55 * error
+
+
+def test_a_negative_error_is_refused():
+    with pytest.raises(InputError, match="error must not be negative"):
+        format_with_error(1.0, -0.1)
+
+
+def test_negative_mass_ignores_zeros_blurred_by_rounding():
+    eigenvalues = np.concatenate([np.full(50, -1e-9), np.full(50, 1e-9), [-1.0] * 25, [10.0] * 75])
+    block = exact_analysis(n=200).full
+    spectrum = type(block.spectrum).from_eigenvalues(eigenvalues)
+    assert negative_mass(dataclasses.replace(block, spectrum=spectrum), "float32") == "12.5 % (exact)"
+    assert negative_mass(dataclasses.replace(block, spectrum=spectrum), "float64") == "37.5 % (exact)"
+
+
+@pytest.mark.parametrize("report", ["single", "several", "hostile"])
+def test_the_page_refers_to_nothing_outside_itself(report, request):
+    path = request.getfixturevalue(report)
+    page = Page(path)
+    assert all(reference.startswith(("data:", "#")) for reference in page.references())
+    assert not re.search(r"https?://|//[a-z]|url\(|@import", outline(path))
+    for svg in (path.parent / "figures").iterdir():
+        links = [value for element in ElementTree.parse(svg).iter() for key, value in element.items() if "href" in key]
+        assert all(link.startswith("#") for link in links)
+    targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {reference[1:] for reference in page.references() if reference.startswith("#")} <= targets
+
+
+def test_the_page_forbids_everything_but_its_own_style_and_images(single):
+    policy = next(attrs["content"] for tag, attrs in Page(single).tags if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_names_are_text_whatever_they_contain(hostile):
+    page = Page(hostile)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(HOSTILE) >= 5  # a fact, a note, a layer, the unabridged checkpoint, the command
+    for svg in (hostile.parent / "figures").glob("*.svg"):
+        assert not [element for element in ElementTree.parse(svg).iter() if element.tag.endswith("script")]
+
+
+def test_the_summary_has_the_key_numbers_with_their_errors(slq, single):
+    words = Page(single).words()
+    full = slq.full
+    top = format_with_error(full.largest.eigenvalues[-1], full.largest.residuals[-1])
+    for text in (f"λ₁ = {top}", format_with_error(full.trace.value, full.trace.stderr), "n = 4,000", "N = 1,500"):
+        assert text in words[: words.index("What did not converge")]
+
+
+def test_every_eigenpair_is_in_a_table_and_marked_when_not_converged(slq, single):
+    rows = Page(single).trimmed_rows()
+    for found in (slq.full.largest, slq.full.smallest):
+        for value, residual, done in zip(found.eigenvalues, found.residuals, found.converged, strict=True):
+            row = next(row for row in rows if re.match(r"\d+ ", row) and format_with_error(value, residual) in row)
+            assert ("not converged" in row) is not bool(done)
+
+
+def test_what_did_not_converge_stands_before_the_results(slq, single):
+    words = Page(single).words()
+    start, results = words.index("What did not converge"), words.index("What was analysed")
+    total = slq.full.unconverged + sum(block.unconverged for block in slq.layers.values())
+    assert start < results and f"{total} of 80 eigenpairs" in words
+    assert "layer1.0.conv1 2 of 16" in words[start:results]
+    assert slq.notes[0] in words[start:results]
+
+
+def test_full_convergence_is_said_with_the_largest_residual(tmp_path):
+    words = Page(write_report([exact_analysis(layers=False, tolerance=1e-6)], tmp_path)).words()
+    assert "Everything converged All 16 eigenpairs met the tolerance (1×10⁻⁶); the largest residual is" in words
+    assert "What did not converge" not in words
+
+
+def test_the_report_names_the_matrix_that_was_analysed(tmp_path):
+    words = Page(write_report([exact_analysis(n=200, layers=False, matrix="GGN")], tmp_path)).words()
+    assert "Generalised Gauss-Newton matrix spectrum of mlp on digits This is the generalised Gauss-Newton" in words
+
+
+def test_several_checkpoints_have_an_overview_and_a_section_each(several):
+    page = Page(several)
+    assert page.words().index("Across checkpoints") < page.words().index("What was analysed")
+    sections = [attrs for tag, attrs in page.tags if tag == "details"]
+    assert len(sections) == 3
+    for name in ("step-00000.pt", "step-01000.pt", "resnet20.pt"):
+        assert any(row.startswith(f"{name} ") for row in page.trimmed_rows())
+
+
+def test_every_figure_is_a_file_and_inline(several):
+    files = sorted(path.name for path in (several.parent / "figures").iterdir())
+    images = [attrs for tag, attrs in Page(several).tags if tag == "img"]
+    assert len(files) == len(images) == 2 + 3 * 4
+    assert all(attrs["alt"] and attrs["src"].startswith("data:image/svg+xml;base64,") for attrs in images)
+
+
+def test_layers_and_eigenpairs_may_be_absent(tmp_path):
+    analysis = exact_analysis(n=50, layers=False)
+    none = analysis.full.largest.take(slice(0, 0))
+    bare = dataclasses.replace(
+        analysis, full=dataclasses.replace(analysis.full, largest=none, smallest=none), timing={}, problem={}
+    )
+    words = Page(write_report([bare], tmp_path)).words()
+    assert "No single eigenvalues were computed." in words and "did not converge" not in words[:800]
+
+
+def test_a_report_from_saved_analyses_is_the_same_to_the_byte(slq, tmp_path):
+    analyses = [exact_analysis(n=200), dataclasses.replace(slq, layers={})]
+    json_path, npz_path = tmp_path / "results.json", tmp_path / "spectra.npz"
+    save_analyses(analyses, json_path=json_path, npz_path=npz_path)
+    direct = write_report(analyses, tmp_path / "direct")
+    loaded = write_report(load_analyses(json_path=json_path, npz_path=npz_path), tmp_path / "loaded")
+    assert direct.read_bytes() == loaded.read_bytes()
+
+
+def test_a_report_leaves_other_files_alone_and_no_partial_ones(tmp_path):
+    (tmp_path / "results.json").write_text("kept")
+    write_report([exact_analysis(n=200)], tmp_path)
+    assert (tmp_path / "results.json").read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "figures"}
+    assert all(path.suffix == ".svg" and path.name[0] != "." for path in (tmp_path / "figures").iterdir())
+
+
+def test_wrong_arguments_get_a_sentence(tmp_path):
+    analysis = exact_analysis(n=200, layers=False)
+    for wrong in ([], analysis):
+        with pytest.raises(InputError, match="at least one SpectralAnalysis"):
+            write_report(wrong, tmp_path)
+    with pytest.raises(InputError, match="sequence of commands"):
+        write_report([analysis], tmp_path, reproduce="make report")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([analysis], tmp_path / "file")
+
+
+def document(analyses, tmp_path):
+    save_analyses(analyses, json_path=tmp_path / "results.json", npz_path=tmp_path / "spectra.npz")
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def test_the_schema_is_a_schema_that_describes_every_field():
+    schema = results_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for name, definition in schema["$defs"].items():
+        for key, field in definition.get("properties", {}).items():
+            described = field.get("description") or schema["$defs"][field["$ref"].rpartition("/")[2]]["description"]
+            assert described, f"{name}.{key}"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_saved_results_satisfy_the_schema(slq, tmp_path, count):
+    jsonschema.validate(document([slq, exact_analysis(n=200)][:count], tmp_path), results_schema())
+
+
+DAMAGES = {
+    "no sha256": lambda doc: doc["problem"].pop("sha256"),
+    "negative stderr": lambda doc: doc["full"]["trace"].update(stderr=-1.0),
+    "residual missing": lambda doc: doc["full"]["largest"][0].pop("residual"),
+    "other version": lambda doc: doc.update(schema_version=2),
+    "both forms": lambda doc: doc.update(checkpoints=[]),
+    "a layer without trace": lambda doc: doc["layers"]["fc1"].pop("trace"),
+    "nested fact": lambda doc: doc["problem"].update(extra={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_results_do_not_satisfy_the_schema(tmp_path, damage):
+    doc = document([exact_analysis(n=200)], tmp_path)
+    DAMAGES[damage](doc)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(doc, results_schema())
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that keeps its console and its network log; one for all pages."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromedriver = shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("Chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for switch in f"{switches} disable-component-update disable-sync".split():
+        options.add_argument(f"--{switch}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("report", ["single", "several", "hostile"])
+def test_the_page_opens_in_chromium(browser, request, report, width):
+    path = request.getfixturevalue(report)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(element => element.open = true)")
+    widths = browser.execute_script(
+        "return [innerWidth, document.documentElement.scrollWidth, document.body.scrollWidth]"
+    )
+    assert widths[0] == width and max(widths[1:]) <= width
+    drawn = browser.execute_script(
+        "return [...document.images].map(i => i.complete && i.naturalWidth > 0 && i.width > 300)"
+    )
+    assert drawn and all(drawn)
+    assert browser.execute_script("return getComputedStyle(document.querySelector('main')).maxWidth") != "none"
+    assert browser.get_log("browser") == []
+    assert requested(browser.get_log("performance")) == {path.as_uri()}
+
+
+def requested(log):
+    """Addresses asked for, other than those that hold their own content."""
+    messages = [json.loads(entry["message"])["message"] for entry in log]
+    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    return {url for url in urls if not url.startswith("data:")}
