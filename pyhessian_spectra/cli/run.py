@@ -104,7 +104,7 @@ def _write(
     finished: list[SpectralAnalysis] = []
     stopped: BaseException | None = None
     try:
-        finished.extend(_analyses(checkpoints, settings))
+        finished.extend(_analyses(checkpoints, settings, stage, out))
     except (SpectraError, KeyboardInterrupt) as error:
         if not finished:
             raise
@@ -124,11 +124,13 @@ def _tell(stopped: BaseException | None, out: Path) -> None:
         raise stopped
 
 
-def _analyses(checkpoints: Sequence[Path], settings: Settings) -> Iterator[SpectralAnalysis]:
+def _analyses(checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path) -> Iterator[SpectralAnalysis]:
     """Analyse one checkpoint after the other; what was finished when one is interrupted comes before the exception."""
     for index, path in enumerate(checkpoints, start=1):
         problem = load_problem(path, **settings.problem)
         where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
+        shown = out / path.relative_to(stage) if path.is_relative_to(stage) else path
+        problem.description["checkpoint"] = str(shown)
         try:
             yield _analyze(problem, settings, where)
         except Interrupted as error:

@@ -150,6 +150,7 @@ class GradientGraph:
     def __init__(self, layout: ParameterLayout, value: Tensor, coordinates: Sequence[Tensor]) -> None:
         self._layout, self._coordinates = layout, coordinates
         self._gradient = _grad(value, coordinates, create_graph=True)
+        _refuse_cut_graph(value, self._gradient)
 
     def derivative(self, v: Tensor, *, batched: bool = False, last: bool = False) -> Tensor:
         """The Hessian of the scalar times (n,), or times the rows of (k, n) where ``batched``."""
@@ -284,6 +285,36 @@ def _grad(
     return tuple(x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True))
 
 
+def _refuse_cut_graph(value: Tensor, gradient: Sequence[Tensor]) -> None:
+    """Raise where a function marked once_differentiable cuts the gradient's graph.
+
+    torch puts an error node there, but one without edges: a derivative with respect to given inputs never reaches it
+    and comes out too small, silently.
+    """
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradient)):
+        custom = {
+            type(node).__name__.removesuffix("Backward")
+            for node in _nodes([value])
+            if isinstance(node, torch.autograd.function.BackwardCFunction)
+        }
+        raise SecondDerivativeError(
+            f"{', '.join(sorted(custom)) or 'a custom autograd function'} has no second derivative (it is marked "
+            "once_differentiable); replace it in the model by operations that are twice differentiable"
+        )
+
+
+def _nodes(tensors: Sequence[Tensor]) -> set[torch.autograd.graph.Node]:
+    """The nodes of the graphs of some tensors."""
+    found: set[torch.autograd.graph.Node] = set()
+    waiting = [tensor.grad_fn for tensor in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
 def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
     return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
 
@@ -316,10 +347,9 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
             "budget of the kept linearisation"
         )
     missing = re.search(r"derivative for '?([\w:]+)'? is not implemented", text)
-    if missing or "differentiate twice" in text or "once_differentiable" in text:
-        name = missing.group(1) if missing else f"a custom autograd function ({text})"
+    if missing:
         return SecondDerivativeError(
-            f"{name} has no second derivative; replace it in the model by operations that are twice differentiable"
+            f"{missing.group(1)} has no second derivative; replace it in the model by operations that are twice differentiable"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
     return InputError(
