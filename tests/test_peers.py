@@ -63,9 +63,7 @@ def test_5_a_bulk_of_width_5e_minus_2_beside_outliers_at_100_keeps_its_shape():
     """A kernel whose width is a fraction of the range blurs it; here its quartiles come out to a tenth of its width."""
     bulk = np.linspace(-0.025, 0.025, 390)
     op = with_spectrum(np.r_[bulk, np.linspace(60, 100, 10)])
-    spectrum = slq(
-        op, num_probes=5, num_steps=60, deflate=eigsh(op, 10, generator=generator()), generator=generator(1)
-    )
+    spectrum = slq(op, num_probes=5, num_steps=60, deflate=eigsh(op, 10, generator=generator()), generator=generator(1))
     exact = Spectrum.from_eigenvalues(np.r_[bulk, np.linspace(60, 100, 10)])
     quartiles = np.quantile(bulk, [0.25, 0.5, 0.75])
     np.testing.assert_allclose(spectrum.cdf(quartiles), exact.cdf(quartiles), atol=0.1)

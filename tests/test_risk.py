@@ -119,7 +119,13 @@ def test_layer_blocks_of_relu_networks_are_those_of_the_gauss_newton_matrix(pool
     if pooling:
         generator = torch.Generator().manual_seed(5)
         model = nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+            nn.Conv2d(1, 3, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16, 3),
         ).double()
         with torch.no_grad():
             for p in model.parameters():

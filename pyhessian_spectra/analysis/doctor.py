@@ -68,7 +68,7 @@ def examine(
     findings.append(Finding("ok", f"the linearisation was {op.linearisation}"))
 
     sizes = [risk.n, *(sum(layout.shapes[p].numel() for p in group) for group in chosen_layers(risk, layers).values())]
-    products = recipe.forecast(risk.n) if risk.n <= recipe.exact_limit else sum(map(recipe.forecast, sizes))
+    products = sum(recipe.forecast(sizes))
     need, free = recipe.memory(risk.n, op.dtype), free_bytes(torch.device("cpu"))
     findings.append(
         Finding(

@@ -38,6 +38,23 @@ class MergedNodes:
         fullest = np.bincount(seen).argmax() if len(seen) else -1
         return values[(probes == -1) | (probes == fullest)]
 
+    def mass_below(self, x: float) -> tuple[float, float]:
+        """Bounds on the fraction of eigenvalues below ``x``, equal to each other when the eigenvalues are known.
+
+        Of a Gauss quadrature the Chebyshev-Markov-Stieltjes inequalities hold: the distribution a probe sees lies
+        between the mass of the nodes below ``x`` without the last of them, and with the next one. The error from
+        having few probes comes on top.
+        """
+        if self.exact:
+            return (float(self.weights[self.values < x].sum()),) * 2
+        lower = upper = float(self.weights[(self.probes == -1) & (self.values < x)].sum())
+        for probe in np.unique(self.probes[self.probes >= 0]):
+            row = self.probes == probe
+            weights, count = self.weights[row], int((self.values[row] < x).sum())
+            lower += float(weights[: max(count - 1, 0)].sum())
+            upper += float(weights[: count + 1].sum())
+        return lower, min(upper, 1.0)
+
 
 def merge_nodes(source: Spectrum | BlockAnalysis | ArrayLike) -> MergedNodes:
     """The nodes of a spectrum, of an analysis with its converged eigenpairs in place, or of a list of eigenvalues.

@@ -143,10 +143,23 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
 
 
 def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:
-    return [
+    rows: list[dict[str, Any]] = [
         {"eigenvalue": float(value), "residual": float(residual), "converged": bool(converged)}
         for value, residual, converged in zip(pairs.eigenvalues, pairs.residuals, pairs.converged, strict=True)
     ]
+    if pairs.lower is not None and pairs.upper is not None:
+        for row, lower, upper in zip(rows, pairs.lower, pairs.upper, strict=True):
+            row.update(lower=float(lower), upper=float(upper))
+    return rows
+
+
+def _trace_to_json(trace: TraceEstimate) -> dict[str, Any]:
+    """With the 95 % confidence interval spelled out, for readers without Student's t at hand."""
+    return {**dataclasses.asdict(trace), "interval95": list(trace.interval(0.95))}
+
+
+def _trace_from(entry: Mapping[str, Any]) -> TraceEstimate:
+    return TraceEstimate(**{key: value for key, value in entry.items() if key != "interval95"})
 
 
 def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
@@ -154,10 +167,11 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
     return {
         "size": block.size,
         "exact": block.spectrum.exact,
-        "trace": dataclasses.asdict(block.trace),
-        "frobenius": dataclasses.asdict(block.frobenius),
+        "trace": _trace_to_json(block.trace),
+        "frobenius": _trace_to_json(block.frobenius),
         "largest": _pairs_to_json(block.largest)[::-1],
         "smallest": _pairs_to_json(block.smallest),
+        "others": None if block.largest.others is None else list(block.largest.others),
         "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata},
         "products": block.products,
     }
@@ -179,6 +193,9 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
             np.array([row["residual"] for row in rows], dtype=np.float64),
             np.array([row["converged"] for row in rows], dtype=bool),
             arrays.get(f"{prefix}/{key}_eigenvectors"),
+            lower=np.array([row["lower"] for row in rows]) if rows and "lower" in rows[0] else None,
+            upper=np.array([row["upper"] for row in rows]) if rows and "upper" in rows[0] else None,
+            others=None if entry["others"] is None else tuple(entry["others"]),
         )
 
     metadata = {key: value for key, value in entry["spectrum"].items() if key != "probes"}
@@ -189,7 +206,7 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
         ),
         largest=pairs("largest"),
         smallest=pairs("smallest"),
-        trace=TraceEstimate(**entry["trace"]),
-        frobenius=TraceEstimate(**entry["frobenius"]),
+        trace=_trace_from(entry["trace"]),
+        frobenius=_trace_from(entry["frobenius"]),
         products=entry["products"],
     )

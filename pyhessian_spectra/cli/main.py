@@ -89,14 +89,20 @@ _analysis_options = _options(
     click.option(
         "--eigenvalues", default=10, show_default=True, type=click.IntRange(min=1), help="Pairs at each edge."
     ),
-    click.option("--probes", default=5, show_default=True, type=click.IntRange(min=2), help="Of the quadrature."),
-    click.option("--steps", default=60, show_default=True, type=click.IntRange(min=1), help="Lanczos steps a probe."),
+    click.option("--probes", default=3, show_default=True, type=click.IntRange(min=2), help="Of the quadrature."),
+    click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Lanczos steps a probe."),
     click.option(
         "--exact-limit",
         default=3000,
         show_default=True,
         type=click.IntRange(min=0),
         help="Largest n for the exact Hessian.",
+    ),
+    click.option(
+        "--tol", default=1e-4, show_default=True, type=click.FloatRange(min=0), help="Relative residual of the edges."
+    ),
+    click.option(
+        "--max-steps", default=300, show_default=True, type=click.IntRange(min=1), help="Of one Lanczos process."
     ),
     click.option(
         "--layers",

@@ -39,6 +39,8 @@ class Settings:
         probes: int,
         steps: int,
         exact_limit: int,
+        tol: float,
+        max_steps: int,
         layers: tuple[str, ...],
         memory: float | None,
         seed: int,
@@ -52,6 +54,8 @@ class Settings:
             "num_probes": probes,
             "num_steps": steps,
             "exact_limit": exact_limit,
+            "tol": tol,
+            "max_steps": max_steps,
             "layers": {(): True, ("all",): ("*",), ("none",): False}.get(layers, layers),
             "memory_budget": None if memory is None else int(memory * 2**30),
         }

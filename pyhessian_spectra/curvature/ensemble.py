@@ -1,106 +1,36 @@
 """Ensembles: thousands of small networks trained and diagonalised at once.
 
 One network of a hundred parameters leaves a processor idle: each operation costs its overhead. Here the members of
-an ensemble share every operation through ``torch.func.vmap``, in groups that fit the cache. The gradient of a group is
-recorded once as a list of tensor operations, so that a step of training pays for arithmetic and not for differentiation.
+an ensemble share every operation through ``torch.func.vmap``, in groups that fit the cache. What a group computes is
+recorded once as a list of tensor operations, so that a step of training pays for arithmetic and not for
+differentiation, and each core works on a group of its own.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
+import itertools
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyhessian_spectra.curvature.ensemble_results import EnsembleSpectra, TrainedEnsemble
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_parameters
+from pyhessian_spectra.curvature.recorded import Recorded, num_workers, one_thread_each
 from pyhessian_spectra.errors import InputError, OutOfMemoryError
-from pyhessian_spectra.spectra.results import Floats, Spectrum
+from pyhessian_spectra.spectra.results import Floats
 
 # Bytes of a group's intermediate values. Training repeats its step thousands of times and is fastest in the cache;
 # Hessians are formed once and fill the vector units best in larger groups.
-_TRAINING_BYTES, _HESSIAN_BYTES = 2**25, 2**28
+_TRAINING_BYTES, _HESSIAN_BYTES = 2**24, 2**28
 
-
-@dataclass(frozen=True)
-class TrainedEnsemble:
-    """What gradient descent reached from each start.
-
-    Parameters
-    ----------
-    parameters : Tensor, shape (E, n)
-        One member a row, as the run left it.
-    losses, gradient_norms : ndarray, shape (E,), float64
-        At those parameters; NaN where a run diverged.
-    iterations : ndarray, shape (E,), int64
-        Steps each member took.
-    converged : ndarray, shape (E,), bool
-        The gradient norm met the tolerance.
-    finite : ndarray, shape (E,), bool
-        False where a run diverged to NaN or infinity: leave those members out of every average.
-    """
-
-    parameters: Tensor
-    losses: Floats
-    gradient_norms: Floats
-    iterations: NDArray[np.int64]
-    converged: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    @property
-    def num_diverged(self) -> int:
-        """How many members are not finite."""
-        return int((~self.finite).sum())
-
-    def __str__(self) -> str:
-        stuck = int((self.finite & ~self.converged).sum())
-        return (
-            f"{len(self)} members: {int(self.converged.sum())} converged, {stuck} stopped at the iteration limit, "
-            f"{self.num_diverged} diverged and are left out"
-        )
-
-
-@dataclass(frozen=True)
-class EnsembleSpectra:
-    """The exact eigenvalues of each member's Hessian.
-
-    Parameters
-    ----------
-    eigenvalues : ndarray, shape (E, n), float64
-        Ascending in each row; NaN where the Hessian is not finite.
-    finite : ndarray, shape (E,), bool
-    """
-
-    eigenvalues: Floats
-    finite: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.eigenvalues)
-
-    @property
-    def num_nonfinite(self) -> int:
-        """How many members have no spectrum."""
-        return int((~self.finite).sum())
-
-    def largest(self, k: int = 1) -> Floats:
-        """The ``k`` largest eigenvalues of the finite members, shape (finite members, k), descending."""
-        return self.eigenvalues[self.finite][:, : -k - 1 : -1]
-
-    def spectrum(self, member: int) -> Spectrum:
-        """The exact spectrum of one member; raises InputError when it is not finite."""
-        if not self.finite[member]:
-            raise InputError(f"member {member} diverged and has no spectrum; choose one where finite is true")
-        return Spectrum.from_eigenvalues(self.eigenvalues[member])
+# A group with fewer bytes than this costs its overhead: splitting it among cores or recording it anew gains nothing.
+_WORTHWHILE_BYTES = 2**20
 
 
 def sphere_starts(
@@ -162,50 +92,60 @@ def train_ensemble(
             f"{max_iterations}"
         )
     loss = _flat_loss(model, loss_fn, data, starts)
-    gradients, count = vmap(grad(loss)), len(starts)
-    places = min(count, max(1, memory // _bytes_per_member(gradients, starts)))
-
-    final = starts.clone()
+    gradients, count = Recorded(vmap(grad(loss))), len(starts)
+    bytes_each, workers = gradients.bytes_per_member(starts), num_workers(starts)
+    fewest = -(-_WORTHWHILE_BYTES // bytes_each)
+    places = max(1, min(memory // bytes_each, max(fewest, -(-count // workers)), count))
+    workers = min(workers, -(-count // places))
+    final, ages = starts.clone(), torch.zeros(count, dtype=torch.int64, device=starts.device)
     norms = torch.full((count,), torch.nan, dtype=starts.dtype, device=starts.device)
-    iterations = torch.zeros(count, dtype=torch.int64, device=starts.device)
-    theta = starts[:places].clone()
-    member = torch.arange(places, device=starts.device)  # who sits in each place; -1 once nobody does
-    age = torch.zeros_like(member)
-    arrived = places
-    descent = make_fx(gradients)(theta)
-    while True:
-        gradient = descent(theta)
-        norm = torch.linalg.vector_norm(gradient, dim=1)
-        # "not greater" also holds for NaN, so a diverged member leaves at once
-        leaving = ((~(norm > tolerance) | norm.isinf() | (age >= max_iterations)) & (member >= 0)).nonzero()[:, 0]
-        if len(leaving):
-            who = member[leaving]
-            final[who], norms[who], iterations[who] = theta[leaving], norm[leaving], age[leaving]
-            taken, empty = leaving[: count - arrived], leaving[count - arrived :]
-            member[taken] = torch.arange(arrived, arrived + len(taken), device=starts.device)
-            member[empty] = -1
-            arrived += len(taken)
-            gradient[leaving] = 0
-            theta[taken], age[taken] = starts[member[taken]], -1
-            active = member >= 0
-            seated = int(active.sum())
-            if progress:
-                progress(arrived - seated)
-            if not seated:
-                break
-            if seated <= len(member) // 2:
-                theta, gradient, member, age = theta[active], gradient[active], member[active], age[active]
-                descent = make_fx(gradients)(theta)
-        theta.sub_(gradient, alpha=step)
-        age += 1
+    waiting, finished = iter(range(count)), 0
+    lock, stopped = threading.Lock(), threading.Event()
 
+    def finish(member: Tensor, theta: Tensor, norm: Tensor, age: Tensor) -> Tensor:
+        """Keep what left its places; the next members to sit there, as many as are waiting."""
+        nonlocal finished
+        with lock:
+            final[member], norms[member], ages[member] = theta, norm, age
+            finished += len(member)
+            if progress and len(member):
+                progress(finished)
+            following = list(itertools.islice(waiting, len(member)))
+        return torch.tensor(following, dtype=torch.int64, device=starts.device)
+
+    def descend(_: int) -> None:
+        with lock:
+            member = torch.tensor(list(itertools.islice(waiting, places)), dtype=torch.int64, device=starts.device)
+        theta, age = starts[member], torch.zeros_like(member)
+        while len(member) and not stopped.is_set():
+            gradient = gradients(theta)
+            norm = torch.linalg.vector_norm(gradient, dim=1)
+            # "not greater" also holds for NaN, so a diverged member leaves at once; a place nobody sits in is -1
+            leaving = (~(norm > tolerance) | norm.isinf() | (age >= max_iterations)) & (member >= 0)
+            if leaving.any():
+                seats = leaving.nonzero()[:, 0]
+                arriving = finish(member[seats], theta[seats], norm[seats], age[seats])
+                taken, empty = seats[: len(arriving)], seats[len(arriving) :]
+                member[taken], member[empty] = arriving, -1
+                theta[taken], age[taken], gradient[seats] = starts[arriving], -1, 0
+                active = member >= 0
+                if not active.any() or (len(member) > fewest and int(active.sum()) <= len(member) // 4):
+                    theta, gradient, member, age = theta[active], gradient[active], member[active], age[active]
+            theta.sub_(gradient, alpha=step)
+            age += 1
+
+    with one_thread_each(starts) as run:
+        try:
+            run(descend, range(workers))
+        finally:  # after an error or Ctrl-C the other workers end too
+            stopped.set()
     losses = torch.cat([vmap(loss)(rows) for rows in final.split(places)])
     finite = (norms.isfinite() & losses.isfinite()).cpu().numpy()
     return TrainedEnsemble(
         parameters=final,
         losses=losses.double().cpu().numpy(),
         gradient_norms=norms.double().cpu().numpy(),
-        iterations=iterations.cpu().numpy(),
+        iterations=ages.cpu().numpy(),
         converged=finite & (norms <= tolerance).cpu().numpy(),
         finite=finite,
     )
@@ -228,26 +168,8 @@ def ensemble_hessians(
     OutOfMemoryError
         One Hessian does not fit ``memory``; the sentence says what it needs.
     """
-    loss = _flat_loss(model, loss_fn, data, parameters)
-    n = parameters.shape[1]
-    # a tangent doubles each intermediate value, for each column of the Hessian that is carried along
-    per_column = 2 * _bytes_per_member(vmap(grad(loss)), parameters)
-    dense = 2 * n * n * parameters.element_size()
-    if dense + per_column > memory:
-        raise OutOfMemoryError(
-            f"an exact Hessian of {n:,} parameters needs {(dense + per_column) / 2**20:,.1f} MiB, more than the "
-            f"{memory / 2**20:,.1f} MiB of memory=; raise it, or take HessianOperator with eigsh and slq, which never "
-            "form the matrix"
-        )
-    columns = min(n, (memory - dense) // per_column)
-    group = max(1, memory // (dense + columns * per_column))
-    identity = torch.eye(n, dtype=parameters.dtype, device=parameters.device)
-
-    def products(flat: Tensor, directions: Tensor) -> Tensor:
-        return vmap(lambda v: jvp(grad(loss), (flat,), (v,))[1])(directions)
-
-    for rows in parameters.split(group):
-        yield torch.cat([vmap(products, (0, None))(rows, part) for part in identity.split(columns)], dim=1)
+    group, hessians = _hessians(model, loss_fn, data, parameters, memory)
+    return (hessians(rows) for rows in parameters.split(group))
 
 
 def ensemble_eigenvalues(
@@ -264,18 +186,61 @@ def ensemble_eigenvalues(
     The arguments are those of :func:`ensemble_hessians`; ``progress`` is called with the number of members done.
     A member whose Hessian is not finite is marked and its row is NaN.
     """
-    eigenvalues = np.full(tuple(parameters.shape), np.nan)
-    done = 0
-    for hessians in ensemble_hessians(model, loss_fn, data, parameters, memory=memory):
-        finite = hessians.isfinite().all(dim=2).all(dim=1)
-        symmetric = hessians[finite].double()
-        symmetric = (symmetric + symmetric.mT) / 2
-        rows = done + finite.nonzero()[:, 0].cpu().numpy()
-        eigenvalues[rows] = torch.linalg.eigvalsh(symmetric).cpu().numpy()
-        done += len(hessians)
-        if progress:
-            progress(done)
+    workers = num_workers(parameters)
+    group, hessians = _hessians(model, loss_fn, data, parameters, memory // workers)
+    done, lock, stopped = 0, threading.Lock(), threading.Event()
+
+    def diagonalise(rows: Tensor) -> Floats:
+        nonlocal done
+        found = np.full(tuple(rows.shape), np.nan)
+        if stopped.is_set():
+            return found
+        matrices = hessians(rows)
+        finite = matrices.isfinite().all(dim=2).all(dim=1)
+        matrices = matrices[finite].double()
+        found[finite.cpu().numpy()] = torch.linalg.eigvalsh((matrices + matrices.mT) / 2).cpu().numpy()
+        with lock:
+            done += len(rows)
+            if progress:
+                progress(done)
+        return found
+
+    with one_thread_each(parameters) as run:
+        try:
+            eigenvalues = np.concatenate(run(diagonalise, parameters.split(group)))
+        finally:  # after an error or Ctrl-C the groups still waiting are passed over
+            stopped.set()
     return EnsembleSpectra(eigenvalues, np.isfinite(eigenvalues).all(axis=1))
+
+
+def _hessians(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: tuple[Tensor, Any], parameters: Tensor, memory: int
+) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """How many members one group may have, and the function from their parameters to their Hessians."""
+    loss = _flat_loss(model, loss_fn, data, parameters)
+    n = parameters.shape[1]
+    # a tangent doubles each intermediate value, for each column of the Hessian that is carried along
+    per_column = 2 * Recorded(vmap(grad(loss))).bytes_per_member(parameters)
+    dense = 2 * n * n * parameters.element_size()
+    if dense + per_column > memory:
+        raise OutOfMemoryError(
+            f"an exact Hessian of {n:,} parameters needs {(dense + per_column) / 2**20:,.1f} MiB, more than the "
+            f"{memory / 2**20:,.1f} MiB of memory= for each thread; raise it, or take HessianOperator with eigsh and "
+            "slq, which never form the matrix"
+        )
+    columns = min(n, (memory - dense) // per_column)
+    group = max(1, memory // (dense + columns * per_column))
+    identity = torch.eye(n, dtype=parameters.dtype, device=parameters.device)
+
+    def product(flat: Tensor, v: Tensor) -> Tensor:
+        return jvp(grad(loss), (flat,), (v,))[1]
+
+    products = Recorded(vmap(vmap(product, (None, 0)), (0, None)))
+
+    def hessians(rows: Tensor) -> Tensor:
+        return torch.cat([products(rows, part) for part in identity.split(columns)], dim=1)
+
+    return int(group), hessians
 
 
 def _flat_loss(
@@ -306,20 +271,3 @@ def _flat_loss(
         return loss_fn(functional_call(frozen, values, (x,)), y)
 
     return loss
-
-
-def _bytes_per_member(function: Callable[[Tensor], Tensor], parameters: Tensor) -> int:
-    """Bytes of all intermediate values of ``function`` (a vmap) for one member; counts as if none were freed."""
-    graph = make_fx(function)(parameters[:1].expand(2, -1).clone()).graph
-    sizes = (
-        node.meta["val"].numel() * node.meta["val"].element_size()
-        for node in graph.nodes
-        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and not _is_view(node.target)
-    )
-    return max(1, sum(sizes) // 2)
-
-
-@functools.cache
-def _is_view(target: Any) -> bool:
-    """Whether an ATen operator returns an alias of an argument."""
-    return any(result.alias_info is not None for result in target._schema.returns)

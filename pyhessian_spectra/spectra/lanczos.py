@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -28,91 +29,151 @@ class Tridiagonal:
     alphas : ndarray, shape (m,), float64
         Diagonal of ``T``.
     betas : ndarray, shape (m,), float64
-        Off-diagonal of ``T``, followed by the last residual norm ``beta_m``; that one is 0 when the
-        Krylov space is invariant, and ``T`` then holds exact eigenvalues.
-    basis : Tensor, shape (m, n)
-        The Lanczos vectors, one a row.
-    orthogonality : float
-        ``max |V^T V - I|``: how far rounding has moved the basis from orthonormal.
+        Off-diagonal of ``T``, followed by the last residual norm ``beta_m``; that one is 0 when the Krylov space is
+        invariant, and ``T`` then holds exact eigenvalues.
+    blocks : tuple of Tensor
+        The Lanczos vectors, one a row, in blocks as they were allocated.
     """
 
     alphas: Floats
     betas: Floats
-    basis: Tensor
-    orthogonality: float
+    blocks: tuple[Tensor, ...]
 
-    def eigh(self) -> tuple[Floats, Floats]:
-        """Ritz values, ascending (m,), and the eigenvectors of ``T`` in columns (m, m)."""
+    @cached_property
+    def _eigh(self) -> tuple[Floats, Floats]:
         theta, vectors = scipy.linalg.eigh_tridiagonal(self.alphas, self.betas[:-1])
         return np.asarray(theta, np.float64), np.asarray(vectors, np.float64)
 
+    def eigh(self) -> tuple[Floats, Floats]:
+        """Ritz values, ascending (m,), and the eigenvectors of ``T`` in columns (m, m)."""
+        return self._eigh
 
-def lanczos(op: LinearOperator, v0: Tensor, num_steps: int, *, against: Tensor | None = None) -> Tridiagonal:
-    """Run ``num_steps`` Lanczos steps from ``v0``.
+    @property
+    def ritz_residuals(self) -> Floats:
+        """``||A y - theta y||`` of each Ritz pair by the recurrence, ``beta_m |s_m|``, shape (m,)."""
+        return self.betas[-1] * np.abs(self._eigh[1][-1])
 
-    Each new vector is orthogonalised twice against all earlier ones (Parlett 1998, section 6.9), so that no
-    copies of converged eigenvalues ("ghosts") appear. Coefficients are accumulated in float64 whatever the
-    dtype of the products. The process stops early where the Krylov space is invariant: where the residual is
-    below ``100 eps`` times the largest coefficient so far, rounding is all that is left of it.
+    def combine(self, coefficients: Floats) -> Tensor:
+        """Linear combinations ``V C`` for ``C`` of shape (m, k): Ritz vectors in columns (n, k), in the basis' dtype."""
+        c = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self.blocks[0])
+        start, total = 0, c.new_zeros(self.blocks[0].shape[1], c.shape[1])
+        for block in self.blocks:
+            total.addmm_(block.T, c[start : start + len(block)])
+            start += len(block)
+        return total
+
+    @property
+    def basis(self) -> Tensor:
+        """The Lanczos vectors, one a row, shape (m, n)."""
+        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks)
+
+    @cached_property
+    def orthogonality(self) -> float:
+        """``max |V^T V - I|``: how far rounding has moved the basis from orthonormal."""
+        worst = 0.0
+        for i, block in enumerate(self.blocks):
+            for j, other in enumerate(self.blocks[: i + 1]):
+                gram = block @ other.T
+                if i == j:
+                    gram.diagonal().sub_(1)
+                worst = max(worst, float(gram.abs().max()))
+        return worst
+
+
+class LanczosProcess:
+    """The Lanczos process step by step, to be extended until what is wanted of it has converged.
+
+    Each new vector is orthogonalised twice against all earlier ones (Parlett 1998, section 6.9), so that no copies of
+    converged eigenvalues ("ghosts") appear. Vectors are stored in the operator's dtype, coefficients in float64. The
+    process ends early where the Krylov space is invariant: where the residual is below ``100 eps`` times the largest
+    coefficient so far, rounding is all that is left of it.
 
     Parameters
     ----------
-    op : LinearOperator
+    op : LinearOperator, shape (n, n)
     v0 : Tensor, shape (n,)
         Start vector; it is normalised.
-    num_steps : int
-        Largest number ``m`` of steps; capped at ``n`` less the columns of ``against``.
     against : Tensor, shape (n, k), optional
-        Orthonormal columns to stay orthogonal to: the process then runs on the operator compressed to
-        their complement, ``(I - U U^T) A (I - U U^T)``.
+        Orthonormal columns to stay orthogonal to: the process then runs on the operator compressed to their
+        complement, ``(I - U U^T) A (I - U U^T)``.
+
+    Attributes
+    ----------
+    num_steps : int
+        Steps taken.
+    exhausted : bool
+        No further step can be taken: the Krylov space is invariant.
 
     Raises
     ------
     InputError
-        ``num_steps`` below 1, or ``v0`` zero or not finite.
+        ``v0`` is zero or not finite, or ``against`` leaves nothing.
     """
-    n = op.shape[0]
-    locked = 0 if against is None else against.shape[1]
-    if num_steps < 1:
-        raise InputError(f"num_steps must be at least 1, got {num_steps}")
-    if locked >= n:
-        raise InputError(f"nothing is left to explore: {locked} locked vectors fill all {n} dimensions")
-    num_steps = min(num_steps, n - locked)
 
-    def orthogonalise(w: Tensor, count: int) -> Tensor:
+    def __init__(self, op: LinearOperator, v0: Tensor, *, against: Tensor | None = None) -> None:
+        self._op, self._against = op, against
+        self._room = op.shape[0] - (0 if against is None else against.shape[1])
+        if self._room < 1:
+            raise InputError(f"nothing is left to explore: locked vectors fill all {op.shape[0]} dimensions")
+        self.num_steps, self.exhausted = 0, False
+        self._blocks: list[Tensor] = []
+        self._alphas: list[float] = []
+        self._betas: list[float] = []
+        self._scale = 0.0
+        self._next = self._orthogonalised(v0.to(op.device, op.dtype))
+        self._norm = _norm(self._next)
+        if not (np.isfinite(self._norm) and self._norm > 0):
+            raise InputError(f"the start vector must be finite and not zero, its norm is {self._norm}")
+
+    def extend(self, num_steps: int) -> None:
+        """Take up to ``num_steps`` further steps, one product each."""
+        num_steps = min(num_steps, self._room - self.num_steps)
+        if self.exhausted or num_steps < 1:
+            return
+        block = torch.empty(num_steps, self._op.shape[0], dtype=self._op.dtype, device=self._op.device)
+        self._blocks.append(block[:0])
+        for row in range(num_steps):
+            torch.div(self._next, self._norm, out=block[row])
+            self._blocks[-1] = block[: row + 1]
+            w = self._op @ block[row]
+            alpha = float(torch.dot(w.double(), block[row].double()))
+            self._next = self._orthogonalised(w)
+            self._norm = _norm(self._next)
+            self._scale = max(self._scale, abs(alpha), self._norm)
+            self.num_steps += 1
+            threshold = _BREAKDOWN * torch.finfo(self._op.dtype).eps * self._scale
+            self.exhausted = self._norm <= threshold or self.num_steps == self._room
+            self._alphas.append(alpha)
+            self._betas.append(0.0 if self.exhausted else self._norm)
+            if self.exhausted:
+                return
+
+    def tridiagonal(self) -> Tridiagonal:
+        """What the steps so far have given."""
+        return Tridiagonal(np.array(self._alphas), np.array(self._betas), tuple(self._blocks))
+
+    def _orthogonalised(self, w: Tensor) -> Tensor:
         for _ in range(2):
-            if against is not None:
-                w = w - against @ (against.T @ w)
-            if count:
-                w = w - basis[:count].T @ (basis[:count] @ w)
+            if self._against is not None:
+                w = w - self._against @ (self._against.T @ w)
+            for block in self._blocks:
+                w = w - block.T @ (block @ w)
         return w
 
-    basis = torch.empty(num_steps, n, dtype=op.dtype, device=op.device)
-    v = orthogonalise(v0.to(op.device, op.dtype), 0)
-    norm = float(torch.linalg.vector_norm(v, dtype=torch.float64))
-    if not (np.isfinite(norm) and norm > 0):
-        raise InputError(f"the start vector must be finite and not zero, its norm is {norm}")
-    alphas, betas, scale = np.zeros(num_steps), np.zeros(num_steps), 0.0
-    threshold = _BREAKDOWN * torch.finfo(op.dtype).eps
-    for step in range(num_steps):
-        basis[step] = v / norm
-        w = op @ basis[step]
-        alphas[step] = float(torch.dot(w.double(), basis[step].double()))
-        v = orthogonalise(w, step + 1)
-        norm = float(torch.linalg.vector_norm(v, dtype=torch.float64))
-        scale = max(scale, abs(alphas[step]), norm)
-        if norm <= threshold * scale:
-            step_count = step + 1
-            break
-        betas[step] = norm
-    else:
-        step_count = num_steps
-        if num_steps == n - locked:  # the whole space: what is left is rounding
-            betas[-1] = 0.0
-    kept = basis[:step_count]
-    gram = kept @ kept.T
-    gram.diagonal().sub_(1)
-    return Tridiagonal(alphas[:step_count], betas[:step_count], kept, float(gram.abs().max()))
+
+def lanczos(op: LinearOperator, v0: Tensor, num_steps: int, *, against: Tensor | None = None) -> Tridiagonal:
+    """Run up to ``num_steps`` Lanczos steps from ``v0``; see :class:`LanczosProcess` for the rest.
+
+    Raises
+    ------
+    InputError
+        ``num_steps`` is below 1, ``v0`` zero or not finite, or ``against`` leaves nothing.
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps must be at least 1, got {num_steps}")
+    process = LanczosProcess(op, v0, against=against)
+    process.extend(num_steps)
+    return process.tridiagonal()
 
 
 def random_vector(n: int, generator: torch.Generator) -> Tensor:
@@ -125,3 +186,7 @@ def fresh_generator() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
     return generator
+
+
+def _norm(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))

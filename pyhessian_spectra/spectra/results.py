@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.errors import InputError
@@ -128,6 +129,11 @@ class Eigenpairs:
         Orthonormal columns; None where they were not kept.
     num_matvecs : int
         Products spent, the residual checks included.
+    lower, upper : ndarray, shape (k,), or None
+        Certified interval of each eigenvalue, rounding of the products included; None where none was computed.
+    others : (float, float) or None
+        An interval that holds all eigenvalues but these, except with probability 0.01: no larger and no smaller one was
+        missed. Where it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
     """
 
     eigenvalues: Floats
@@ -135,15 +141,23 @@ class Eigenpairs:
     converged: NDArray[np.bool_]
     eigenvectors: NDArray[np.floating[Any]] | None = None
     num_matvecs: int = 0
+    lower: Floats | None = None
+    upper: Floats | None = None
+    others: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
     def take(self, index: Any) -> Eigenpairs:
         """The pairs at ``index`` (a slice or an index array), keeping everything that belongs to them."""
-        vectors = None if self.eigenvectors is None else self.eigenvectors[:, index]
-        return Eigenpairs(
-            self.eigenvalues[index], self.residuals[index], self.converged[index], vectors, self.num_matvecs
+        return replace(
+            self,
+            eigenvalues=self.eigenvalues[index],
+            residuals=self.residuals[index],
+            converged=self.converged[index],
+            eigenvectors=None if self.eigenvectors is None else self.eigenvectors[:, index],
+            lower=None if self.lower is None else self.lower[index],
+            upper=None if self.upper is None else self.upper[index],
         )
 
 
@@ -151,11 +165,33 @@ class Eigenpairs:
 class TraceEstimate:
     """A trace, or another sum over eigenvalues, with its standard error.
 
-    ``stderr`` is 0 when the value is exact up to rounding. ``method`` names how it was found, and
-    ``num_matvecs`` what it cost.
+    Parameters
+    ----------
+    value : float
+    stderr : float
+        0 when the value is exact up to rounding.
+    num_matvecs : int
+        Products it cost; those of a shared pass are counted there.
+    method : str
+        How it was found.
+    num_samples : int
+        Independent samples behind ``stderr``; 0 when the value is exact, or taken for many when that is not known.
     """
 
     value: float
     stderr: float
     num_matvecs: int
     method: str = "exact"
+    num_samples: int = 0
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The confidence interval at a level, by Student's t with ``num_samples - 1`` degrees of freedom.
+
+        >>> TraceEstimate(3.0, 0.0, 10).interval()
+        (3.0, 3.0)
+        """
+        if self.stderr == 0:
+            return self.value, self.value
+        freedom = self.num_samples - 1 if self.num_samples > 1 else np.inf
+        half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * self.stderr
+        return self.value - half, self.value + half

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.lanczos import fresh_generator, lanczos, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
-from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
 
 
 def slq(
@@ -51,29 +53,28 @@ def slq(
         atoms = deflate.eigenvalues
         against = torch.as_tensor(deflate.eigenvectors).to(op.device, op.dtype)
     generator = generator or fresh_generator()
-    rest = (n - len(atoms)) / n
-
-    nodes, weights, steps, orthogonality = [], [], [], 0.0
-    for _ in range(num_probes if rest else 0):
+    before, rows, orthogonality = op.num_matvecs, [], 0.0
+    for _ in range(num_probes if len(atoms) < n else 0):
         probe = random_vector(n, generator)
         tridiagonal = lanczos(op, probe, num_steps, against=against)
         theta, vectors = tridiagonal.eigh()
-        nodes.append(theta)
-        weights.append(rest * vectors[0] ** 2)
-        steps.append(len(theta))
+        rows.append((theta, vectors[0] ** 2))
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
-    width = max(steps, default=0)
-    all_nodes = np.empty((num_probes, len(atoms) + width))
-    all_weights = np.zeros_like(all_nodes)
-    all_nodes[:, : len(atoms)], all_weights[:, : len(atoms)] = atoms, 1 / n
-    for row, (theta, weight) in enumerate(zip(nodes, weights, strict=True)):
+    facts = {"steps": max(map(len, (row[0] for row in rows)), default=0), "orthogonality": orthogonality}
+    return stack_rows(atoms, rows, n, {**facts, "num_matvecs": op.num_matvecs - before})
+
+
+def stack_rows(atoms: Floats, rows: list[tuple[Floats, Floats]], n: int, facts: dict[str, Any]) -> Spectrum:
+    """A Spectrum of atoms of weight ``1 / n`` and, a row a probe, the quadrature of the rest of the space.
+
+    ``rows`` hold nodes, and weights that sum to 1; without rows the atoms must be the whole spectrum.
+    """
+    width = max((len(nodes) for nodes, _ in rows), default=0)
+    nodes = np.empty((max(1, len(rows)), len(atoms) + width))
+    weights = np.zeros_like(nodes)
+    nodes[:, : len(atoms)], weights[:, : len(atoms)] = atoms, 1 / n
+    for i, (theta, weight) in enumerate(rows):
         stop = len(atoms) + len(theta)
-        all_nodes[row, len(atoms) : stop], all_weights[row, len(atoms) : stop] = theta, weight
-        all_nodes[row, stop:] = theta[-1]
-    metadata = {
-        "steps": max(steps, default=0),
-        "atoms": len(atoms),
-        "num_matvecs": sum(steps),
-        "orthogonality": orthogonality,
-    }
-    return Spectrum(all_nodes, all_weights, n, exact=not rest, metadata=metadata)
+        nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
+        nodes[i, stop:] = theta[-1]
+    return Spectrum(nodes, weights, n, exact=not rows, metadata={"atoms": len(atoms), **facts})

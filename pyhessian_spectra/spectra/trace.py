@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,7 +69,11 @@ def mean_of(samples: Floats, num_matvecs: int, method: str) -> TraceEstimate:
     if len(samples) < 2:
         raise InputError("a standard error needs at least two samples; raise num_probes")
     return TraceEstimate(
-        float(np.mean(samples)), float(np.std(samples, ddof=1) / np.sqrt(len(samples))), num_matvecs, method
+        float(np.mean(samples)),
+        float(np.std(samples, ddof=1) / np.sqrt(len(samples))),
+        num_matvecs,
+        method,
+        len(samples),
     )
 
 
@@ -75,7 +81,7 @@ def square_root(estimate: TraceEstimate) -> TraceEstimate:
     """The square root of a non-negative estimate; the standard error to first order (delta method)."""
     root = float(np.sqrt(max(estimate.value, 0.0)))
     stderr = estimate.stderr / (2 * root) if root > 0 else float(np.sqrt(estimate.stderr))
-    return TraceEstimate(root, stderr, estimate.num_matvecs, estimate.method)
+    return replace(estimate, value=root, stderr=stderr)
 
 
 def _rademacher(op: LinearOperator, generator: torch.Generator, columns: int | None = None) -> Tensor:

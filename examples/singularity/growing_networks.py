@@ -1,0 +1,161 @@
+"""Eigenvalue profiles of 2-h-h-2 networks with 18 to 434 parameters on separable blobs.
+
+python examples/singularity/growing_networks.py --out docs/results/singularity
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from common import (
+    LEARNED,
+    LOSS,
+    Finding,
+    blobs,
+    draw_heatmap,
+    mode,
+    network,
+    new_figure,
+    parse,
+    quantiles,
+    radius,
+    risk_at,
+    size,
+    write,
+)
+
+from pyhessian_spectra import GGNOperator, HessianOperator
+from pyhessian_spectra.analysis.bulk import split_bulk
+from pyhessian_spectra.analysis.symmetry import check_ggn_rank, check_relu_rescaling, check_softmax_shift
+from pyhessian_spectra.curvature.ensemble import ensemble_eigenvalues, sphere_starts, train_ensemble
+
+#: An eigenvalue below this part of the largest belongs to the mass near zero.
+NEAR_ZERO = 1e-2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, diagonalise, split, draw."""
+    options = parse(__doc__, argv)
+    widths, starts, points, step, tolerance = (2, 6, 10, 14, 18), 10, 500, 0.2, 1e-4
+    if options.fast:
+        widths, starts, points, step, tolerance = (2, 6), 4, 20, 1.0, 2e-2
+    drawn = (widths[-4] if len(widths) > 3 else widths[0], widths[-1])
+    data = blobs(points, 0.3, options.seed)
+    figure, axes = new_figure(1, 2)
+    heat_figure, heat_axes = new_figure(1, 2, height=4.0)
+    colours = [figure_colour(i, len(widths)) for i in range(len(widths))]
+    numbers: dict = {
+        "points_a_class": points,
+        "std": 0.3,
+        "step": step,
+        "tolerance": tolerance,
+        "starts": starts,
+        "networks": {},
+    }
+    for hidden, colour in zip(widths, colours, strict=True):
+        model = network(2, hidden, 2)
+        n = size(model)
+        generator = torch.Generator().manual_seed(options.seed + hidden)
+        begin = sphere_starts(starts, n, radius=radius(n), generator=generator, dtype=torch.float32)
+        trained = train_ensemble(model, LOSS, data, begin, step=step, tolerance=tolerance)
+        spectra = ensemble_eigenvalues(model, LOSS, data, trained.parameters.double())
+        learned = spectra.finite & trained.converged & (trained.losses < LEARNED)
+        print(f"h = {hidden}, n = {n}: {trained}; {int(learned.sum())} learned the classes", flush=True)
+        if not learned.any():
+            continue
+        values = spectra.eigenvalues[learned]
+        splits = [split_bulk(row) for row in values]
+        # the member whose top eigenvalue is the median one is drawn
+        shown = int(np.argsort(values[:, -1])[len(values) // 2])
+        draw_profile(axes[0], values[shown], colour, f"h = {hidden}, n = {n}")
+        risk = risk_at(model, trained.parameters[np.flatnonzero(learned)[shown]], data)
+        hessian = HessianOperator(risk)
+        shift = check_softmax_shift(hessian, output="4")
+        scaling = check_relu_rescaling(hessian, incoming="0", outgoing="2")
+        rank = check_ggn_rank(GGNOperator(risk), num_outputs=2)
+        if hidden in drawn:
+            ax = heat_axes[0, drawn.index(hidden)]
+            draw_heatmap(ax, hessian.to_dense().numpy(), risk.layout)
+            ax.set_title(f"h = {hidden}, n = {n}")
+        numbers["networks"][str(n)] = {
+            "hidden": hidden,
+            "learned": int(learned.sum()),
+            "diverged": trained.num_diverged,
+            "iterations": quantiles(trained.iterations[learned]),
+            "largest": [quantiles(values[:, -k]) for k in (1, 2, 3)],
+            "smallest": quantiles(values[:, 0]),
+            "second_over_third": quantiles(values[:, -2] / values[:, -3]),
+            "edges_above": [split.num_above for split in splits],
+            "edges_below": [split.num_below for split in splits],
+            "zero_mass": quantiles(np.array([split.zero_mass for split in splits])),
+            "near_zero_mass": quantiles((np.abs(values) < NEAR_ZERO * values[:, -1:]).mean(axis=1)),
+            "negative_mass": quantiles(np.array([split.negative_mass for split in splits])),
+            "softmax_shift": {"directions": shift.directions.shape[1], "worst_residual": shift.worst},
+            "relu_rescaling": {"directions": scaling.directions.shape[1], "worst_residual": scaling.worst},
+            "ggn_rank": {"bound": rank.bound, "rank": rank.rank, "residual": rank.residual},
+        }
+    label_profiles(axes[0])
+    write(options, __file__, "growing_networks", figure, numbers, findings(numbers["networks"]))
+    heat_figure.suptitle("Hessian at the end of training, in units of loss / parameter$^2$", x=0.01, ha="left")
+    write(options, __file__, "heatmaps", heat_figure, {"hidden": list(drawn)}, [])
+
+
+def findings(networks: dict) -> list[Finding]:
+    """What the numbers say about statements (a), (b) and (d)."""
+    near = [entry["near_zero_mass"]["median"] for entry in networks.values()]
+    edges = [mode(entry["edges_above"]) for entry in networks.values()]
+    deep = [entry["smallest"]["median"] / entry["largest"][0]["median"] for entry in networks.values()]
+    ratios = [f"{entry['second_over_third']['median']:.1f}" for entry in networks.values()]
+    names = ", ".join(networks)
+    return [
+        Finding(
+            "a",
+            "a larger network sharpens the mass at zero and leaves the number of edges",
+            bool(np.all(np.diff(near) > 0)) and len(set(edges)) == 1,
+            f"n = {names}: mass within 1 % of the top {', '.join(f'{v:.2f}' for v in near)}; edges {edges}",
+        ),
+        Finding(
+            "b",
+            "separable blobs give two isolated eigenvalues",
+            all(edge == 2 for edge in edges),
+            f"most frequent number of edges {edges}; lambda_2 / lambda_3 {', '.join(ratios)}",
+        ),
+        Finding(
+            "d",
+            "small negative eigenvalues remain",
+            all(-0.5 < value < 0 for value in deep),
+            f"smallest / largest {', '.join(f'{v:.3f}' for v in deep)}",
+        ),
+    ]
+
+
+def figure_colour(index: int, count: int) -> tuple:
+    """One hue, darker for larger networks."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis_r"](0.15 + 0.8 * index / max(1, count - 1))
+
+
+def draw_profile(axes: np.ndarray, values: np.ndarray, colour: tuple, label: str) -> None:
+    """Sorted eigenvalues on the left, their histogram on the right."""
+    axes[0].plot(np.linspace(0, 1, len(values)), values, color=colour, linewidth=1.2, label=label)
+    axes[0].plot(np.linspace(0, 1, len(values))[-2:], values[-2:], ".", color=colour, markersize=4)
+    width = 2.5e-5
+    bins = np.arange(np.floor(values[0] / width), np.ceil(values[-1] / width) + 2) * width
+    axes[1].stairs(np.maximum(np.histogram(values, bins)[0], 0.5), bins, color=colour, linewidth=1.2, baseline=0.5)
+
+
+def label_profiles(axes: np.ndarray) -> None:
+    """Axis labels and scales."""
+    axes[0].set_yscale("symlog", linthresh=1e-6, linscale=0.6)
+    axes[0].set_yticks([-1e-4, -1e-6, 0, 1e-6, 1e-4, 1e-2])
+    axes[0].set(xlabel="rank / n", ylabel="eigenvalue  [loss / parameter$^2$]", title="Sorted eigenvalues")
+    axes[0].legend(fontsize=7, loc="upper left")
+    axes[1].set_yscale("log")
+    axes[1].set_ylim(0.5, None)
+    axes[1].set(xlabel="eigenvalue  [loss / parameter$^2$]", ylabel="eigenvalues in a bin", title="Histogram")
+    axes[1].ticklabel_format(axis="x", style="sci", scilimits=(-3, -3))
+
+
+if __name__ == "__main__":
+    main()
