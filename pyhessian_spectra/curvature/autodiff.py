@@ -349,7 +349,7 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
     missing = re.search(r"derivative for '?([\w:]+)'? is not implemented", text)
     if missing:
         return SecondDerivativeError(
-            f"{missing.group(1)} has no second derivative; replace it in the model by operations that are twice differentiable"
+            f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
     return InputError(

@@ -54,7 +54,7 @@ class Tridiagonal:
         return self.betas[-1] * np.abs(self._eigh[1][-1])
 
     def combine(self, coefficients: Floats) -> Tensor:
-        """Linear combinations ``V C`` for ``C`` of shape (m, k): Ritz vectors in columns (n, k), in the basis' dtype."""
+        """Linear combinations ``V C`` for ``C`` of shape (m, k), in columns (n, k) and the basis' dtype."""
         c = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self.blocks[0])
         start, total = 0, c.new_zeros(self.blocks[0].shape[1], c.shape[1])
         for block in self.blocks:
