@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from pyhessian_spectra.curvature.kernels import CheapSecondDerivatives
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
 
@@ -235,7 +236,8 @@ def _outputs(risk: EmpiricalRisk, point: Point, batch: Batch) -> Any:
     )
     # buffers are cloned for each call: BatchNorm in train mode updates them in place
     state = {**point.parameters, **{name: buffer.clone() for name, buffer in point.buffers.items()}}
-    return torch.func.functional_call(risk.model, state, args, dict(kwargs))
+    with CheapSecondDerivatives():
+        return torch.func.functional_call(risk.model, state, args, dict(kwargs))
 
 
 def _one_tensor(outputs: Any) -> Tensor:
@@ -296,6 +298,7 @@ def _refuse_cut_graph(value: Tensor, gradient: Sequence[Tensor]) -> None:
             type(node).__name__.removesuffix("Backward")
             for node in _nodes([value])
             if isinstance(node, torch.autograd.function.BackwardCFunction)
+            and not type(node)._forward_cls.__module__.startswith(__package__)
         }
         raise SecondDerivativeError(
             f"{', '.join(sorted(custom)) or 'a custom autograd function'} has no second derivative (it is marked "

@@ -1,0 +1,148 @@
+"""Operations rewritten so that their second derivative costs no more than it must.
+
+The derivative of a convolution's gradient is again convolutions: six in all for a Hessian-vector product, against three
+for a gradient. torch's own double backward takes some of them by way of transposed copies, and that of BatchNorm keeps
+to formulas for batch statistics where running ones make it an affine map. Within :class:`CheapSecondDerivatives` both
+are replaced; values and derivatives of all orders are the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+
+
+class CheapSecondDerivatives(TorchFunctionMode):
+    """Within it, convolutions and BatchNorm with running statistics run as written here."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS:
+            return _convolution(func, *args, **kwargs)
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _Settings(NamedTuple):
+    """What a convolution is besides its operands."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.aten.convolution(
+            x, weight, None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups
+        )
+
+    def pull_back(self, g: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """The cotangents of ``x`` and ``weight``; None where not ``wanted``."""
+        return torch.ops.aten.convolution_backward(
+            g,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0] * len(self.stride),
+            self.groups,
+            [*wanted, False],
+        )[:2]
+
+
+def _convolution(
+    native: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    dimensions = _CONVOLUTIONS[native]
+    if isinstance(padding, str) or input.dim() != dimensions + 2:  # rare forms that torch spells out itself
+        return native(input, weight, bias, stride, padding, dilation, groups)
+    sizes = ([v] * dimensions if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
+    out = _Convolution.apply(input, weight, _Settings(*sizes, groups))
+    return out if bias is None else out + bias.view(-1, *(1,) * dimensions)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = torch.rsqrt(running_var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -running_mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (-1, *(1,) * (input.dim() - 2))
+    return input * scale.view(shape) + shift.view(shape)
+
+
+class _Convolution(torch.autograd.Function):
+    """``y = x * w``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, settings: _Settings) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = settings
+        return settings.apply(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return *_ConvolutionBackward.apply(g, x, weight, ctx.settings, tuple(ctx.needs_input_grad[:2])), None
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    """``g -> (g * w^T, g * x^T)``, bilinear in each pair, so that its own derivative is convolutions again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, settings: _Settings, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.save_for_backward(g, x, weight)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        return settings.pull_back(g, x, weight, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, along_x: Tensor | None, along_weight: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, x, weight = ctx.saved_tensors
+        settings, (needs_g, needs_x, needs_weight) = ctx.settings, ctx.needs_input_grad[:3]
+        for_g = None
+        if needs_g and along_x is not None:
+            for_g = settings.apply(along_x, weight)
+        if needs_g and along_weight is not None:
+            other = settings.apply(x, along_weight)
+            for_g = other if for_g is None else for_g + other
+        # g pulled back along the other operand's direction; one call serves both where both are wanted
+        wanted = needs_x and along_weight is not None, needs_weight and along_x is not None
+        for_x = for_weight = None
+        if any(wanted):
+            for_x, for_weight = settings.pull_back(
+                g, x if along_x is None else along_x, weight if along_weight is None else along_weight, wanted
+            )
+        return for_g, for_x, for_weight, None, None
