@@ -39,13 +39,16 @@ def lanczos_quadrature(rng: np.random.Generator, eigenvalues: Floats, *, probes:
     return Spectrum(nodes, weights, eigenvalues.size, metadata={"steps": steps})
 
 
-def pairs(values: Floats, *, relative: float, unconverged: int = 0) -> Eigenpairs:
-    """Eigenvalues with residuals; the ``unconverged`` ones nearest to the bulk have large ones."""
+def pairs(
+    values: Floats, *, relative: float, unconverged: int = 0, others: tuple[float, float] | None = None
+) -> Eigenpairs:
+    """Eigenvalues with residuals and intervals; the ``unconverged`` ones nearest to the bulk have large ones."""
     residuals = relative * np.abs(values)
     converged = np.ones(values.size, dtype=bool)
     nearest = np.argsort(np.abs(values))[:unconverged]
     residuals[nearest], converged[nearest] = 0.2 * np.abs(values[nearest]), False
-    return Eigenpairs(values, residuals, converged)
+    bounds = 1.5 * residuals  # of rounding, which only the certified interval includes
+    return Eigenpairs(values, residuals, converged, lower=values - bounds, upper=values + bounds, others=others)
 
 
 def block(eigenvalues: Floats, spectrum: Spectrum, *, k: int = 8, unconverged: int = 0) -> BlockAnalysis:
@@ -55,13 +58,15 @@ def block(eigenvalues: Floats, spectrum: Spectrum, *, k: int = 8, unconverged: i
     trace, frobenius = float(eigenvalues.sum()), float(np.linalg.norm(eigenvalues))
     method = "exact" if exact else "hutchinson"
     cost = 0 if exact else spectrum.num_probes
+    rest = eigenvalues[k:-k]
+    others = None if exact or unconverged else (float(rest[0] - 1e-3), float(rest[-1] + 1e-3))
     return BlockAnalysis(
         size=eigenvalues.size,
         spectrum=spectrum,
-        largest=pairs(eigenvalues[-k:], relative=relative, unconverged=unconverged),
-        smallest=pairs(eigenvalues[:k], relative=relative, unconverged=unconverged),
-        trace=TraceEstimate(trace, stderr * abs(trace), cost, method),
-        frobenius=TraceEstimate(frobenius, stderr * frobenius, cost, method),
+        largest=pairs(eigenvalues[-k:], relative=relative, unconverged=unconverged, others=others),
+        smallest=pairs(eigenvalues[:k], relative=relative, unconverged=unconverged, others=others),
+        trace=TraceEstimate(trace, stderr * abs(trace), cost, method, cost),
+        frobenius=TraceEstimate(frobenius, stderr * frobenius, cost, method, cost),
         products=eigenvalues.size if exact else 400,
     )
 
@@ -120,9 +125,10 @@ def slq_analysis(
     probes: int = 8,
     steps: int = 60,
     layer_names: Sequence[str] = ("conv1", "layer1.0.conv1", "layer2.0.conv1", "linear"),
+    unconverged: int = 2,
     **facts: Any,
 ) -> SpectralAnalysis:
-    """A stochastic analysis in which some eigenpairs have not converged."""
+    """A stochastic analysis, by default one in which some eigenpairs have not converged."""
     rng = np.random.default_rng(n)
 
     def estimate(size: int, scale: float, unconverged: int) -> BlockAnalysis:
@@ -132,8 +138,11 @@ def slq_analysis(
 
     return SpectralAnalysis(
         problem=problem(checkpoint, n, tolerance=1e-4, **facts),
-        full=estimate(n, 1.0, 2),
-        layers={name: estimate(n // 4, 0.5**index, int(index == 1)) for index, name in enumerate(layer_names)},
+        full=estimate(n, 1.0, unconverged),
+        layers={
+            name: estimate(n // 4, 0.5**index, int(unconverged > 0 and index == 1))
+            for index, name in enumerate(layer_names)
+        },
         timing=timing(2000),
         notes=("Eigenvectors were not kept.",),
     )

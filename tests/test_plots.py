@@ -23,7 +23,7 @@ from pyhessian_spectra.plots import (
     plot_layer_traces,
     plot_trajectory,
 )
-from pyhessian_spectra.plots.numbers import format_with_error
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_with_error, trace_error
 from pyhessian_spectra.spectra.results import Spectrum
 
 
@@ -137,13 +137,13 @@ def marks(ax):
     return found
 
 
-def test_edge_marks_are_hollow_where_not_converged_and_bars_are_residuals(slq):
+def test_edge_marks_are_hollow_where_not_converged_and_bars_are_errors(slq):
     largest = slq.full.largest
     found = marks(plot_density(slq.full.spectrum, edges=largest))
     (hollow, _, bars), = found["hollow"]  # fmt: skip
     np.testing.assert_array_equal(hollow, largest.eigenvalues[~largest.converged])
     halves = [(segment[1, 0] - segment[0, 0]) / 2 for segment in bars]
-    np.testing.assert_allclose(halves, largest.residuals[~largest.converged])
+    np.testing.assert_allclose(halves, eigenvalue_errors(largest)[~largest.converged])
     np.testing.assert_array_equal(found["filled"][0][0], largest.eigenvalues[largest.converged])
 
 
@@ -160,16 +160,37 @@ def test_layer_rows_are_named_and_state_their_traces(slq):
     ax = plot_layer_densities(slq)
     assert [text.get_text() for text in ax.get_yticklabels()] == list(slq.layers)
     texts = " ".join(text.get_text() for text in ax.texts)
-    assert all(format_with_error(block.trace.value, block.trace.stderr) in texts for block in slq.layers.values())
+    assert all(format_with_error(block.trace.value, trace_error(block.trace)) in texts for block in slq.layers.values())
 
 
-def test_layer_trace_bars_have_the_values_and_standard_errors(slq):
+def test_layer_trace_bars_have_the_values_and_their_95_percent_intervals(slq):
     ax = plot_layer_traces(slq)
     values = [block.trace.value for block in slq.layers.values()]
     np.testing.assert_allclose([bar.get_width() for bar in ax.patches], values)
     bars = ax.containers[-1].lines[2][0].get_segments()
     halves = [(segment[1, 0] - segment[0, 0]) / 2 for segment in bars]
-    np.testing.assert_allclose(halves, [block.trace.stderr for block in slq.layers.values()])
+    intervals = [block.trace.interval(0.95) for block in slq.layers.values()]
+    np.testing.assert_allclose(halves, [(high - low) / 2 for low, high in intervals])
+
+
+def test_an_error_is_the_farther_end_of_the_interval_and_else_the_residual():
+    found = pairs(np.array([1.0, 2.0]), relative=0.01)
+    skewed = dataclasses.replace(found, lower=np.array([0.5, 1.9]), upper=np.array([1.1, 2.3]))
+    np.testing.assert_allclose(eigenvalue_errors(skewed), [0.5, 0.3])
+    without = dataclasses.replace(found, lower=None, upper=None)
+    np.testing.assert_array_equal(eigenvalue_errors(without), found.residuals)
+
+
+def test_the_bulk_is_shaded_from_end_to_end_and_never_invisible(slq):
+    for bulk in ((-0.1, 0.2), (0.0, 0.0)):
+        axis = EigenvalueAxis.fit([slq.full.spectrum])
+        ax = plot_density(slq.full.spectrum, axis=axis, bulk=bulk)
+        (span,) = ax.patches
+        left, right = span.get_x(), span.get_x() + span.get_width()
+        if bulk[0] < bulk[1]:
+            assert (left, right) == pytest.approx(bulk)
+        assert axis.decades(right) - axis.decades(left) >= axis.width * (1 - 1e-9)
+        assert "bulk" in [text.get_text() for text in ax.texts]
 
 
 def labelled(ax, start):
@@ -204,6 +225,25 @@ def test_trajectory_is_hollow_where_not_converged():
 def test_cdf_states_its_distance_from_the_exact_one():
     exact = Spectrum.from_eigenvalues([0.0, 1.0, 2.0, 3.0])
     assert "0.25" in plot_cdf(Spectrum.from_eigenvalues([0.0, 1.0, 3.0, 3.0]), exact=exact).get_title(loc="left")
+
+
+def test_the_band_of_a_cdf_is_its_bounds_between_the_nodes(slq):
+    spectrum = slq.full.spectrum
+    one = dataclasses.replace(spectrum, nodes=spectrum.nodes[:1], weights=spectrum.weights[:1])
+    (band,) = plot_cdf(one).collections
+    x, y = band.get_paths()[0].vertices.T
+    nodes = one.nodes[0]
+    for middle in (nodes[:-1] + nodes[1:])[::7] / 2:
+        lower, upper = one.cdf_bounds(middle)
+        crossed = (x[:-1] < middle) & (x[1:] > middle) | (x[:-1] > middle) & (x[1:] < middle)
+        np.testing.assert_allclose(np.sort(y[:-1][crossed]), [lower, upper], atol=1e-12)
+    inner, outer = plot_cdf(spectrum).collections
+    for end in (1, -1):  # the spread over probes only widens
+        assert (end * outer.get_paths()[0].vertices[:, 1]).max() >= (end * inner.get_paths()[0].vertices[:, 1]).max()
+
+
+def test_an_exact_cdf_has_no_band(exact):
+    assert not plot_cdf(exact.full.spectrum).collections
 
 
 def test_dollars_in_names_are_drawn_literally():

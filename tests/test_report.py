@@ -12,12 +12,18 @@ from xml.etree import ElementTree
 import jsonschema
 import numpy as np
 import pytest
-from analyses import exact_analysis, slq_analysis, training_run
+import torch
+from analyses import exact_analysis, problem, slq_analysis, training_run
 
+from pyhessian_spectra import EmpiricalRisk
+from pyhessian_spectra.analysis.analyze import analyze
+from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.result import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, trace_error
 from pyhessian_spectra.report import format_with_error, results_schema, write_report
-from pyhessian_spectra.report.content import negative_mass
+from pyhessian_spectra.report.tables import share_text
+from pyhessian_spectra.spectra.results import Spectrum
 
 HOSTILE = "<script>alert('x')</script>&\"$\\frac$"
 
@@ -133,12 +139,13 @@ def test_a_negative_error_is_refused():
         format_with_error(1.0, -0.1)
 
 
-def test_negative_mass_ignores_zeros_blurred_by_rounding():
+@pytest.mark.parametrize(("dtype", "share"), [("float32", "12.5"), ("float64", "37.5")])
+def test_zeros_blurred_by_rounding_are_not_negative(tmp_path, dtype, share):
     eigenvalues = np.concatenate([np.full(50, -1e-9), np.full(50, 1e-9), [-1.0] * 25, [10.0] * 75])
-    block = exact_analysis(n=200).full
-    spectrum = type(block.spectrum).from_eigenvalues(eigenvalues)
-    assert negative_mass(dataclasses.replace(block, spectrum=spectrum), "float32") == "12.5 % (exact)"
-    assert negative_mass(dataclasses.replace(block, spectrum=spectrum), "float64") == "37.5 % (exact)"
+    analysis = exact_analysis(n=200, layers=False, dtype=dtype)
+    full = dataclasses.replace(analysis.full, spectrum=Spectrum.from_eigenvalues(eigenvalues))
+    words = Page(write_report([dataclasses.replace(analysis, full=full)], tmp_path)).words()
+    assert f"{share} % (exact) of its eigenvalues are negative" in words
 
 
 @pytest.mark.parametrize("report", ["single", "several", "hostile"])
@@ -171,16 +178,16 @@ def test_names_are_text_whatever_they_contain(hostile):
 def test_the_summary_has_the_key_numbers_with_their_errors(slq, single):
     words = Page(single).words()
     full = slq.full
-    top = format_with_error(full.largest.eigenvalues[-1], full.largest.residuals[-1])
-    for text in (f"λ₁ = {top}", format_with_error(full.trace.value, full.trace.stderr), "n = 4,000", "N = 1,500"):
+    top = format_with_error(full.largest.eigenvalues[-1], eigenvalue_errors(full.largest)[-1])
+    for text in (f"λ₁ = {top}", format_with_error(full.trace.value, trace_error(full.trace)), "n = 4,000", "N = 1,500"):
         assert text in words[: words.index("What did not converge")]
 
 
 def test_every_eigenpair_is_in_a_table_and_marked_when_not_converged(slq, single):
     rows = Page(single).trimmed_rows()
     for found in (slq.full.largest, slq.full.smallest):
-        for value, residual, done in zip(found.eigenvalues, found.residuals, found.converged, strict=True):
-            row = next(row for row in rows if re.match(r"\d+ ", row) and format_with_error(value, residual) in row)
+        for value, error, done in zip(found.eigenvalues, eigenvalue_errors(found), found.converged, strict=True):
+            row = next(row for row in rows if re.match(r"\d+ ", row) and format_with_error(value, error) in row)
             assert ("not converged" in row) is not bool(done)
 
 
@@ -216,7 +223,7 @@ def test_several_checkpoints_have_an_overview_and_a_section_each(several):
 def test_every_figure_is_a_file_and_inline(several):
     files = sorted(path.name for path in (several.parent / "figures").iterdir())
     images = [attrs for tag, attrs in Page(several).tags if tag == "img"]
-    assert len(files) == len(images) == 2 + 3 * 4
+    assert len(files) == len(images) == 2 + 3 * 4 + 1  # one spectrum is an estimate, whose CDF has bounds
     assert all(attrs["alt"] and attrs["src"].startswith("data:image/svg+xml;base64,") for attrs in images)
 
 
@@ -237,6 +244,101 @@ def test_a_report_from_saved_analyses_is_the_same_to_the_byte(slq, tmp_path):
     direct = write_report(analyses, tmp_path / "direct")
     loaded = write_report(load_analyses(json_path=json_path, npz_path=npz_path), tmp_path / "loaded")
     assert direct.read_bytes() == loaded.read_bytes()
+
+
+def certified(analysis, **changes):
+    """The analysis with other certificates on both edges."""
+    full = analysis.full
+    edges = {key: dataclasses.replace(getattr(full, key), **changes) for key in ("largest", "smallest")}
+    return dataclasses.replace(analysis, full=dataclasses.replace(full, **edges), layers={})
+
+
+@pytest.fixture(scope="module")
+def converged():
+    return slq_analysis(n=1000, probes=3, layer_names=("linear",), unconverged=0)
+
+
+def statuses(path):
+    """Status by rank of the largest, then of the smallest eigenvalues."""
+    found = (
+        re.match(r"\d+ .*?((position )?(not )?certified|not converged)$", row) for row in Page(path).trimmed_rows()
+    )
+    return [match[1] for match in found if match]
+
+
+def test_an_error_is_the_reach_of_the_certified_interval(converged, tmp_path):
+    largest = converged.full.largest
+    wide = dataclasses.replace(largest, lower=largest.eigenvalues - 0.3, upper=largest.eigenvalues + 0.1)
+    analysis = dataclasses.replace(converged, full=dataclasses.replace(converged.full, largest=wide), layers={})
+    rows = Page(write_report([analysis], tmp_path)).trimmed_rows()
+    assert any(row.startswith("1 100.0 ± 0.3 0.0010 ") for row in rows)
+
+
+def test_eigenvalues_among_the_others_have_no_certified_position(converged, tmp_path):
+    top, bottom = converged.full.largest.eigenvalues, converged.full.smallest.eigenvalues
+    path = write_report([certified(converged, others=(bottom[2] * 1.01, top[-3] * 1.01))], tmp_path)
+    sure, unsure = ["certified"] * 2, ["position not certified"] * 6
+    assert statuses(path) == [*sure, *unsure, *sure, *unsure]
+    assert "With 99 % confidence no further eigenvalue lies above" in Page(path).words()
+
+
+def test_without_bounds_on_the_others_no_position_is_certified(converged, tmp_path):
+    path = write_report([certified(converged, others=None)], tmp_path)
+    assert set(statuses(path)) == {"position not certified"}
+    words = Page(path).words()
+    assert "99 % confidence no further" not in words and "extreme eigenvalues are not all certified" in words
+
+
+def test_without_intervals_nothing_is_certified(converged, tmp_path):
+    assert set(statuses(write_report([certified(converged, lower=None, upper=None)], tmp_path))) == {"not certified"}
+
+
+def test_all_eigenvalues_of_an_exact_analysis_are_certified(tmp_path):
+    path = write_report([exact_analysis(n=200, layers=False)], tmp_path)
+    assert set(statuses(path)) == {"certified"}
+    assert "there is none beyond those listed" in Page(path).words()
+
+
+def test_the_bulk_is_what_split_bulk_found(converged, tmp_path):
+    split = split_bulk(converged.full, dtype="float32")
+    words = Page(write_report([converged], tmp_path)).words()
+    assert split.separable and f"Bulk {format_number(split.bulk[0])} to {format_number(split.bulk[1])}" in words
+    assert f"Edges above the bulk {split.num_above} distinct" in words
+
+
+@pytest.mark.parametrize(
+    ("mass", "bounds", "exact", "text"),
+    [
+        (0.19432, (0.19432, 0.19432), True, "19.4 % (exact)"),
+        (0.6, (0.05, 0.913), False, "60 % (between 5.0 and 91 %)"),
+        (0.99871, (0.9912, 1.0), False, "99.87 % (between 99.12 and 100 %)"),
+        (0.0, (0.0, 0.0004), False, "0 % (between 0 and 0.040 %)"),
+    ],
+)
+def test_a_share_says_what_is_open_about_it(mass, bounds, exact, text):
+    assert share_text(mass, bounds, exact=exact) == text
+
+
+def test_a_spectrum_without_edges_says_why(tmp_path):
+    analysis = exact_analysis(n=200, layers=False)
+    spectrum = Spectrum.from_eigenvalues(np.linspace(-1, 1, 200))
+    full = dataclasses.replace(analysis.full, spectrum=spectrum)
+    words = Page(write_report([dataclasses.replace(analysis, full=full)], tmp_path)).words()
+    assert "Division not separable: " + split_bulk(full, dtype="float32").reason in words
+
+
+def test_only_figures_of_an_earlier_report_are_removed(converged, tmp_path):
+    write_report(training_run((0, 1)), tmp_path)
+    for kept in ("mine.svg", "01-mine.svg", "density.png"):
+        (tmp_path / "figures" / kept).write_text("kept")
+    write_report([dataclasses.replace(converged, layers={})], tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"density.svg", "cdf.svg", "eigenvalues.svg", "mine.svg", "01-mine.svg", "density.png"}
+
+
+def test_a_report_of_twenty_layers_stays_small(tmp_path):
+    analysis = slq_analysis(n=1000, probes=3, steps=40, layer_names=[f"layer{i}" for i in range(20)])
+    assert write_report([analysis], tmp_path).stat().st_size < 1_500_000
 
 
 def test_a_report_leaves_other_files_alone_and_no_partial_ones(tmp_path):
@@ -278,10 +380,30 @@ def test_saved_results_satisfy_the_schema(slq, tmp_path, count):
     jsonschema.validate(document([slq, exact_analysis(n=200)][:count], tmp_path), results_schema())
 
 
+@pytest.mark.parametrize("exact_limit", [3000, 0], ids=["exact", "matrix-free"])
+def test_an_analysis_of_a_network_satisfies_the_schema_and_makes_a_report(tmp_path, exact_limit):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    risk = EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, y))
+    analysis = analyze(risk, num_eigenvalues=3, num_steps=20, exact_limit=exact_limit, generator=generator)
+    assert analysis.full.spectrum.exact is (exact_limit > 0)
+    required = problem("net.pt", analysis.full.size) | dict(analysis.problem)
+    doc = document([dataclasses.replace(analysis, problem=required)], tmp_path)
+    jsonschema.validate(doc, results_schema())
+    assert {"lower", "upper"} <= doc["full"]["largest"][0].keys() and "interval95" in doc["full"]["trace"]
+    assert "Bulk and edges" in Page(write_report([analysis], tmp_path)).words()
+
+
 DAMAGES = {
     "no sha256": lambda doc: doc["problem"].pop("sha256"),
     "negative stderr": lambda doc: doc["full"]["trace"].update(stderr=-1.0),
     "residual missing": lambda doc: doc["full"]["largest"][0].pop("residual"),
+    "half an interval": lambda doc: doc["full"]["largest"][0].pop("upper"),
+    "half a bound": lambda doc: doc["full"].update(others=[1.0]),
     "other version": lambda doc: doc.update(schema_version=2),
     "both forms": lambda doc: doc.update(checkpoints=[]),
     "a layer without trace": lambda doc: doc["layers"]["fc1"].pop("trace"),
@@ -332,6 +454,9 @@ def test_the_page_opens_in_chromium(browser, request, report, width):
         "return [innerWidth, document.documentElement.scrollWidth, document.body.scrollWidth]"
     )
     assert widths[0] == width and max(widths[1:]) <= width
+    if width == 1280 and report != "hostile":  # nothing is cut off at a desktop's width
+        cut = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert browser.execute_script(cut) == 0
     drawn = browser.execute_script(
         "return [...document.images].map(i => i.complete && i.naturalWidth > 0 && i.width > 300)"
     )

@@ -74,6 +74,39 @@ def test_slq_is_exact_for_a_full_krylov_space(case):
     )
 
 
+@every_case
+@pytest.mark.parametrize("num_steps", [2, 5])
+@pytest.mark.parametrize("deflated", [0, 2])
+def test_the_bounds_of_a_cdf_hold_what_the_probe_sees(case, num_steps, deflated):
+    op = HessianOperator(CASES[case]())
+    pairs, n = eigh(op), op.shape[0]
+    edges = pairs.take(slice(n - deflated, n))
+    spectrum = slq(op, num_probes=1, num_steps=num_steps, deflate=edges, generator=generator(3))
+    probe = torch.randn(n, generator=generator(3), dtype=torch.float64).numpy()
+    seen = (pairs.eigenvectors.T @ probe) ** 2
+    seen = np.r_[seen[: n - deflated] / seen[: n - deflated].sum() * (n - deflated), np.ones(deflated)] / n
+    scale = np.abs(pairs.eigenvalues).max()
+    grid = np.linspace(-1.01, 1.01, 401) * scale  # away from eigenvalues, whose place is known to rounding only
+    grid = grid[np.abs(grid[:, None] - pairs.eigenvalues).min(axis=1) > 1e-6 * scale]
+    lower, upper = spectrum.cdf_bounds(grid)
+    exact = np.array([seen[pairs.eigenvalues <= x].sum() for x in grid])
+    assert (lower <= exact + 1e-9).all() and (exact <= upper + 1e-9).all()
+    assert (lower <= spectrum.cdf(grid) + 1e-12).all() and (spectrum.cdf(grid) <= upper + 1e-12).all()
+
+
+def test_the_bounds_of_a_cdf_are_tight_at_the_nodes_and_two_weights_apart_between_them():
+    spectrum = Spectrum(np.array([[0.0, 1.0, 2.0, 2.0]]), np.array([[0.2, 0.5, 0.3, 0.0]]), 10)
+    lower, upper = spectrum.cdf_bounds([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+    np.testing.assert_allclose(lower, [0.0, 0.0, 0.0, 0.2, 0.2, 0.7, 0.7])
+    np.testing.assert_allclose(upper, [0.2, 0.2, 0.7, 0.7, 1.0, 1.0, 1.0])
+
+
+def test_the_bounds_of_an_exact_cdf_are_the_cdf():
+    spectrum = Spectrum.from_eigenvalues([-1.0, 0.0, 0.0, 2.0])
+    for bound in spectrum.cdf_bounds([-1.0, 0.0, 1.0]):
+        np.testing.assert_array_equal(bound, [0.25, 0.75, 0.75])
+
+
 def test_lanczos_basis_is_orthonormal_and_reduces_the_operator():
     op = with_spectrum(np.r_[np.linspace(-1, 1, 80), 50.0, 100.0])
     tridiagonal = lanczos(op, torch.randn(82, generator=generator(), dtype=torch.float64), 40)

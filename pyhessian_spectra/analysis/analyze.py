@@ -33,6 +33,8 @@ def analyze(
     layers: bool | Sequence[str] = True,
     tol: float = 1e-4,
     max_steps: int = 300,
+    rtol: float = 0.02,
+    trace_probes: int = 30,
     memory_budget: int | None = None,
     matrix: Callable[..., RiskOperator] = HessianOperator,
     problem: Mapping[str, Any] | None = None,
@@ -62,6 +64,9 @@ def analyze(
         Residual asked of the edges, relative to each eigenvalue; what the products' rounding allows where that is more.
     max_steps : int
         Most Lanczos steps of one process. Eigenpairs that have not converged by then are given, marked.
+    rtol, trace_probes : float, int
+        Samples of the trace are added until the half-width of its 95 % interval is ``rtol`` of its value, or until
+        there are ``trace_probes`` of them; the result says which.
     memory_budget : int, optional
         Bytes that kept linearisations may take; default half of what is free.
     matrix : callable
@@ -84,7 +89,7 @@ def analyze(
     Interrupted
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
-    recipe = Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_steps)
+    recipe = Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_steps, rtol, trace_probes)
     names = chosen_layers(risk, layers)
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
     start = time.perf_counter()
@@ -120,7 +125,7 @@ def analyze(
             )
         if index == 0:
             notes.append(f"The linearisation at the parameters was {op.linearisation}.")
-        ledger.close_block(index)
+        ledger.close_block(what, index)
         return result
 
     if risk.n <= exact_limit:
@@ -149,6 +154,8 @@ class Recipe:
     exact_limit: int = 3000
     tol: float = 1e-4
     max_steps: int = 300
+    rtol: float = 0.02
+    trace_probes: int = 30
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -161,20 +168,23 @@ class Recipe:
             raise InputError(f"tol must not be negative, got {self.tol}")
 
     def is_dense(self, size: int) -> bool:
-        """Whether a layer is cheaper to build than to estimate."""
-        return size <= min(self.exact_limit, self._products_of_a_pass())
+        """Whether a layer is cheaper to build than to estimate, or every eigenvalue of it is asked for."""
+        return size <= max(2 * self.k, min(self.exact_limit, self._products_of_a_pass()))
+
+    def builds(self, size: int) -> bool:
+        """Whether the whole matrix is built where it has this size."""
+        return size <= self.exact_limit or self.is_dense(size)
 
     def forecast(self, sizes: Sequence[int]) -> list[int]:
         """Products expected for the whole matrix and for each layer, whose sizes these are."""
         whole, *layers = sizes
         if whole <= self.exact_limit:
-            return [whole + 2 * self.k, *(0 for _ in layers)]
-        dense = [size + 2 * self.k if self.is_dense(size) else self._products_of_a_pass() for size in layers]
-        return [self._products_of_a_pass(), *dense]
+            return [self._products_to_build(whole), *(0 for _ in layers)]
+        return [self._products_to_build(n) if self.is_dense(n) else self._products_of_a_pass() for n in sizes]
 
     def memory(self, size: int, dtype: torch.dtype) -> int:
         """Bytes for the dense matrix, its copy and its eigenvectors, or for the Krylov basis and the edges."""
-        if size <= self.exact_limit:
+        if self.builds(size):
             return 24 * size**2
         return size * dtype.itemsize * (self._first_steps() + 6 * self.k)
 
@@ -182,8 +192,11 @@ class Recipe:
         # the tenth eigenvalue at both edges of a trained ResNet20 took 90 steps to a residual of 1e-4
         return min(max(self.steps, 9 * self.k), max(self.max_steps, self.steps))
 
+    def _products_to_build(self, size: int) -> int:
+        return size + 2 * min(self.k, size)
+
     def _products_of_a_pass(self) -> int:
-        return self._first_steps() + (self.probes - 1) * self.steps + 2 * self.k
+        return self._first_steps() + (self.probes - 1) * self.steps + 2 * self.k + self.trace_probes
 
     def run(self, op: LinearOperator, seed: int) -> BlockAnalysis:
         """One layer, or the whole where it is too large for the dense path."""
@@ -196,6 +209,8 @@ class Recipe:
             num_steps=self.steps,
             tol=self.tol,
             max_steps=self.max_steps,
+            rtol=self.rtol,
+            trace_probes=self.trace_probes,
             generator=torch.Generator().manual_seed(seed),
         )
         return BlockAnalysis(
@@ -209,7 +224,7 @@ class Recipe:
         if needed > free:
             raise OutOfMemoryError(
                 f"the dense path needs {needed / 2**30:.1f} GiB for n = {n} and {free / 2**30:.1f} GiB are free; lower "
-                "exact_limit so that the matrix-free path is taken"
+                "exact_limit, and num_eigenvalues below n / 2, so that the matrix-free path is taken"
             )
         dense = op.to_dense().double().cpu()
         dense = (dense + dense.T) / 2
@@ -238,12 +253,16 @@ class _Ledger:
 
     def count(self, what: str, products: int, seconds: float) -> None:
         self.products, self.seconds = self.products + products, self.seconds + seconds
-        if self.progress:
-            self.progress(what, self.products, max(self.products, self.closed + sum(self.forecasts)))
+        self._tell(what)
 
-    def close_block(self, index: int) -> None:
+    def close_block(self, what: str, index: int) -> None:
         """A block is finished: what it took replaces what was expected of it."""
         self.closed, self.forecasts[index] = self.products, 0
+        self._tell(what)
+
+    def _tell(self, what: str) -> None:
+        if self.progress:
+            self.progress(what, self.products, max(self.products, self.closed + sum(self.forecasts)))
 
 
 class _Watched(LinearOperator):

@@ -79,7 +79,7 @@ def examine(
     findings.append(
         Finding(
             "ok" if need < free else "WARN",
-            f"about {need / 2**30:.2g} GiB for {'the dense matrix' if risk.n <= recipe.exact_limit else 'bases'}, "
+            f"about {need / 2**30:.2g} GiB for {'the dense matrix' if recipe.builds(risk.n) else 'bases'}, "
             f"{free / 2**30:.2g} GiB are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
         )
     )

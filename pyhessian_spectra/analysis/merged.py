@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, quadrature_bounds
 
 # Quadrature nodes whose weight is below this part of an eigenvalue's mean weight 1/n are Ritz values on their way, not
 # eigenvalues: the squared normal component of a random probe is smaller with probability 8e-4 only.
@@ -41,18 +41,16 @@ class MergedNodes:
     def mass_below(self, x: float) -> tuple[float, float]:
         """Bounds on the fraction of eigenvalues below ``x``, equal to each other when the eigenvalues are known.
 
-        Of a Gauss quadrature the Chebyshev-Markov-Stieltjes inequalities hold: the distribution a probe sees lies
-        between the mass of the nodes below ``x`` without the last of them, and with the next one. The error from
-        having few probes comes on top.
+        Those of :func:`~pyhessian_spectra.spectra.results.quadrature_bounds`; the error from having few probes comes
+        on top.
         """
         if self.exact:
             return (float(self.weights[self.values < x].sum()),) * 2
         lower = upper = float(self.weights[(self.probes == -1) & (self.values < x)].sum())
         for probe in np.unique(self.probes[self.probes >= 0]):
             row = self.probes == probe
-            weights, count = self.weights[row], int((self.values[row] < x).sum())
-            lower += float(weights[: max(count - 1, 0)].sum())
-            upper += float(weights[: count + 1].sum())
+            low, high = quadrature_bounds(self.values[row], self.weights[row], np.nextafter(x, -np.inf))
+            lower, upper = lower + float(low), upper + float(high)
         return lower, min(upper, 1.0)
 
 

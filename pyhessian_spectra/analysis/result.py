@@ -195,7 +195,7 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
             arrays.get(f"{prefix}/{key}_eigenvectors"),
             lower=np.array([row["lower"] for row in rows]) if rows and "lower" in rows[0] else None,
             upper=np.array([row["upper"] for row in rows]) if rows and "upper" in rows[0] else None,
-            others=None if entry["others"] is None else tuple(entry["others"]),
+            others=tuple(entry["others"]) if entry.get("others") else None,
         )
 
     metadata = {key: value for key, value in entry["spectrum"].items() if key != "probes"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,26 +23,30 @@ _TRACEBACK = "PYHESSIAN_SPECTRA_TRACEBACK"
 def main() -> None:
     """Run the command line; exit status 2 for wrong input, 1 for a failure, 130 after Ctrl-C."""
     warnings.simplefilter("ignore")  # what a user must know is said in the report or in an error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice; what was finished is kept
     if os.environ.get(_TRACEBACK):
         commands(standalone_mode=False)
         return
     try:
         sys.exit(commands(standalone_mode=False))
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         status = _say("interrupted before anything was finished", 130)
     except click.ClickException as error:
         error.show()
         status = error.exit_code
     except SpectraError as error:
         status = _say(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        status = _say("interrupted before anything was finished", 130)
-    except MemoryError:
-        status = _say("out of memory; lower --batch-size, --eigenvalues or --exact-limit", 1)
     except Exception as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        status = _say(f"{type(error).__name__}: {message} (set {_TRACEBACK}=1 to see where)", 1)
+        status = _say(*_unforeseen(error))
     sys.exit(status)
+
+
+def _unforeseen(error: Exception) -> tuple[str, int]:
+    """A sentence and an exit status for an error that is not this package's own."""
+    message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
+        return "out of memory; lower --batch-size, --memory, --eigenvalues or --exact-limit", 1
+    return f"{type(error).__name__}: {message} (set {_TRACEBACK}=1 to see where)", 1
 
 
 def _say(sentence: str, status: int) -> int:

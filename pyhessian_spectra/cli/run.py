@@ -18,7 +18,7 @@ from pyhessian_spectra.analysis.doctor import examine
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import check_free, staged
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
-from pyhessian_spectra.problems.factory import Problem, load_problem
+from pyhessian_spectra.problems.factory import load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
 
@@ -63,13 +63,22 @@ class Settings:
         return cls({**problem, **given}, analysis, seed)
 
 
+class StoppedError(SpectraError):
+    """Something ended the analysis of several checkpoints or layers; the report of what was finished is written."""
+
+    def __init__(self, message: str, cause: BaseException) -> None:
+        super().__init__(message)
+        interrupted = 130 if isinstance(cause, KeyboardInterrupt) else 1
+        self.exit_status = getattr(cause, "exit_status", interrupted)
+
+
 def demo(out: Path, *, force: bool, seed: int, command: Sequence[str]) -> None:
     """Train on the digits and report on the checkpoints."""
-    with staged(out, force=force) as stage:
+    with staged(out, force=force, trained=True) as stage:
         with _bar("training on handwritten digits", "step") as advance:
             paths = train_digits(stage / "checkpoints", seed=seed, progress=advance)
-        stopped = _write(paths, Settings({"data": "digits"}, {}, seed), stage, out, command)
-    _tell(stopped, out)
+        written = _write(paths, Settings({"data": "digits"}, {}, seed), stage, out, command)
+    written.tell(out)
 
 
 def report(checkpoints: Sequence[Path], settings: Settings, out: Path, *, force: bool, command: Sequence[str]) -> None:
@@ -78,8 +87,8 @@ def report(checkpoints: Sequence[Path], settings: Settings, out: Path, *, force:
     for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
         load_problem(path, **settings.problem)
     with staged(out, force=force) as stage:
-        stopped = _write(checkpoints, settings, stage, out, command)
-    _tell(stopped, out)
+        written = _write(checkpoints, settings, stage, out, command)
+    written.tell(out)
 
 
 def doctor(checkpoints: Sequence[Path], settings: Settings) -> int:
@@ -101,53 +110,67 @@ def doctor(checkpoints: Sequence[Path], settings: Settings) -> int:
     return status
 
 
-def _write(
-    checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path, command: Sequence[str]
-) -> BaseException | None:
-    """Analyse and write; where something stops it after the first, write what was finished and return the reason."""
+@dataclass(frozen=True)
+class _Written:
+    """What was finished, and what stopped the rest."""
+
+    finished: Sequence[SpectralAnalysis]
+    stopped: BaseException | None
+    where: str
+
+    def tell(self, out: Path) -> None:
+        """Say where the report is, once it is there; raise where it is not of everything."""
+        if self.stopped is None:
+            click.echo(f"{out / 'report.html'}: {_summary(self.finished)}")
+            return
+        sentence = f"{self.where}: {_reason(self.stopped)}; what was finished is in {out}"
+        raise StoppedError(sentence, self.stopped) from self.stopped
+
+
+def _write(checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path, command: Sequence[str]) -> _Written:
+    """Analyse and write; where something stops it after the first, write what was finished."""
     finished: list[SpectralAnalysis] = []
     stopped: BaseException | None = None
-    try:
-        finished.extend(_analyses(checkpoints, settings, stage, out))
-    except (SpectraError, KeyboardInterrupt) as error:
-        if not finished:
-            raise
-        stopped = error
-        reason = str(error) or "interrupted"
-        note = f"Stopped at checkpoint {len(finished)} or the next of {len(checkpoints)}: {reason}."
-        finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
-    save_analyses(finished, json_path=stage / "results.json", npz_path=stage / "spectra.npz")
-    write_report(finished, stage, reproduce=command)
-    click.echo(f"{out / 'report.html'}: {_summary(finished)}")
-    return stopped
-
-
-def _tell(stopped: BaseException | None, out: Path) -> None:
-    if stopped is not None:
-        click.echo(f"pyhessian-spectra: stopped early; what was finished is in {out}", err=True)
-        raise stopped
-
-
-def _analyses(checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path) -> Iterator[SpectralAnalysis]:
-    """Analyse one checkpoint after the other; what was finished when one is interrupted comes before the exception."""
+    where = ""
     for index, path in enumerate(checkpoints, start=1):
-        problem = load_problem(path, **settings.problem)
         where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
         shown = out / path.relative_to(stage) if path.is_relative_to(stage) else path
-        problem.description["checkpoint"] = str(shown)
         try:
-            yield _analyze(problem, settings, where)
-        except Interrupted as error:
-            yield error.partial
-            raise
+            finished.append(_analyze(path, shown, settings, where))
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, Interrupted):
+                finished.append(error.partial)
+            if not finished:
+                raise
+            note = f"The analysis stopped at {where}: {_reason(error)}."
+            finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
+            stopped = error
+            break
+    save_analyses(finished, json_path=stage / "results.json", npz_path=stage / "spectra.npz")
+    try:
+        write_report(finished, stage, reproduce=command)
+    except (Exception, KeyboardInterrupt) as error:  # the numbers stay
+        stopped, where = stopped or error, where if stopped else "drawing the report"
+    return _Written(finished, stopped, where)
 
 
-def _analyze(problem: Problem, settings: Settings, where: str) -> SpectralAnalysis:
+def _reason(error: BaseException) -> str:
+    """The sentence of an error of this package; type and first line of any other."""
+    if isinstance(error, SpectraError):
+        return f"interrupted, {error}" if isinstance(error, Interrupted) else str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _analyze(path: Path, shown: Path, settings: Settings, where: str) -> SpectralAnalysis:
+    problem = load_problem(path, **settings.problem)
     with _bar(where, "product") as advance:
         return analyze(
             problem.risk,
             **settings.analysis,
-            problem={**problem.description, "seed": settings.seed},
+            problem={**problem.description, "checkpoint": str(shown), "seed": settings.seed},
             generator=torch.Generator().manual_seed(settings.seed),
             progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
         )

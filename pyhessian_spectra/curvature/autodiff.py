@@ -26,6 +26,9 @@ from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivat
 if TYPE_CHECKING:
     from pyhessian_spectra.curvature.risk import EmpiricalRisk
 
+# All functions that the decorator wraps share the code of its wrapper.
+_ONCE_DIFFERENTIABLE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -150,8 +153,8 @@ class GradientGraph:
 
     def __init__(self, layout: ParameterLayout, value: Tensor, coordinates: Sequence[Tensor]) -> None:
         self._layout, self._coordinates = layout, coordinates
+        _refuse_once_differentiable(value)
         self._gradient = _grad(value, coordinates, create_graph=True)
-        _refuse_cut_graph(value, self._gradient)
 
     def derivative(self, v: Tensor, *, batched: bool = False, last: bool = False) -> Tensor:
         """The Hessian of the scalar times (n,), or times the rows of (k, n) where ``batched``."""
@@ -287,29 +290,25 @@ def _grad(
     return tuple(x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True))
 
 
-def _refuse_cut_graph(value: Tensor, gradient: Sequence[Tensor]) -> None:
-    """Raise where a function marked once_differentiable cuts the gradient's graph.
+def _refuse_once_differentiable(value: Tensor) -> None:
+    """Raise where a function in the graph of ``value`` is marked once_differentiable.
 
-    torch puts an error node there, but one without edges: a derivative with respect to given inputs never reaches it
-    and comes out too small, silently.
+    The graph of its gradient is cut there, and a derivative with respect to given inputs comes out too small without a
+    word: torch's own error waits at a node that such a derivative never reaches, or is not there at all.
     """
-    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradient)):
-        custom = {
-            type(node).__name__.removesuffix("Backward")
-            for node in _nodes([value])
-            if isinstance(node, torch.autograd.function.BackwardCFunction)
-            and not type(node)._forward_cls.__module__.startswith(__package__)
-        }
-        raise SecondDerivativeError(
-            f"{', '.join(sorted(custom)) or 'a custom autograd function'} has no second derivative (it is marked "
-            "once_differentiable); replace it in the model by operations that are twice differentiable"
-        )
+    for node in _nodes(value):
+        function = getattr(type(node), "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE_DIFFERENTIABLE:
+            raise SecondDerivativeError(
+                f"{function.__name__} has no second derivative (it is marked once_differentiable); replace it in the "  # type: ignore[union-attr]
+                "model or the loss by operations that have one"
+            )
 
 
-def _nodes(tensors: Sequence[Tensor]) -> set[torch.autograd.graph.Node]:
-    """The nodes of the graphs of some tensors."""
+def _nodes(value: Tensor) -> set[torch.autograd.graph.Node]:
+    """The nodes of the graph of a tensor."""
     found: set[torch.autograd.graph.Node] = set()
-    waiting = [tensor.grad_fn for tensor in tensors]
+    waiting = [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in found:

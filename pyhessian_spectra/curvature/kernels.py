@@ -74,8 +74,8 @@ def _convolution(
     dimensions = _CONVOLUTIONS[native]
     if isinstance(padding, str) or input.dim() != dimensions + 2:  # rare forms that torch spells out itself
         return native(input, weight, bias, stride, padding, dilation, groups)
-    sizes = ([v] * dimensions if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
-    out = _Convolution.apply(input, weight, _Settings(*sizes, groups))
+    sizes = [[v] * dimensions if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
+    out = _Convolution.apply(input, weight, _Settings(sizes[0], sizes[1], sizes[2], groups))
     return out if bias is None else out + bias.view(-1, *(1,) * dimensions)
 
 

@@ -200,7 +200,7 @@ class EmpiricalRisk:
         NonFiniteError
             The value for some batch is NaN or infinite; the sentence says which.
         """
-        total, weights, count = None, 0.0, 0
+        total, first, weights, count = None, 0.0, 0.0, 0
         for weight, item in self.batches() if over is None else over:
             value = fn(item)
             if not torch.isfinite(value.sum()):
@@ -208,7 +208,11 @@ class EmpiricalRisk:
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"
                 )
-            total = value * weight if total is None else total.add_(value, alpha=weight)
+            if total is None:
+                total, first = value, weight
+            else:
+                total = total * first if count == 1 else total
+                total.add_(value, alpha=weight)
             weights, count = weights + weight, count + 1
         if over is None and not math.isclose(weights, self.survey.weight, rel_tol=1e-9):
             raise InputError(
@@ -217,6 +221,10 @@ class EmpiricalRisk:
             )
         if total is None:
             raise InputError("every batch has weight 0: all targets are ignored")
+        if count == 1:
+            if self._group is None:
+                return total  # its weight cancels
+            total = total * first
         total, weights = all_reduce_sum(total, weights, self._group)
         return total.div_(weights)
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.axis import EigenvalueAxis
-from pyhessian_spectra.plots.numbers import format_number, format_with_error
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
 from pyhessian_spectra.plots.style import BLUE, INK, MUTED, ORANGE, UNITS, WIDTH, literal, new_axes, theme
 from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
 
@@ -23,6 +23,7 @@ def plot_density(
     *,
     ax: Axes | None = None,
     edges: Eigenpairs | Sequence[Eigenpairs] | None = None,
+    bulk: tuple[float, float] | None = None,
     axis: EigenvalueAxis | None = None,
     color: str = BLUE,
     label: str | None = None,
@@ -38,7 +39,9 @@ def plot_density(
     ax : Axes, optional
         Where to draw; by default a figure of its own (``ax.figure.savefig`` saves it).
     edges : Eigenpairs or sequence of Eigenpairs, optional
-        Single eigenvalues to mark below the density with their residuals; hollow marks did not converge.
+        Single eigenvalues to mark below the density with their errors; hollow marks did not converge.
+    bulk : (float, float), optional
+        Smallest and largest eigenvalue of the bulk, which is shaded.
     axis : EigenvalueAxis, optional
         The axis to draw on; ``EigenvalueAxis.fit([a, b])`` serves two spectra drawn over one another.
     color, label : str, optional
@@ -59,6 +62,8 @@ def plot_density(
         top = 2 * float(profile.upper.max(initial=1.0))
         # The strip below the floor, a tenth of the height, is for the marks.
         ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
+        if bulk is not None:
+            _shade_bulk(ax, axis, bulk)
         for pairs in marked:
             _mark_edges(ax, pairs)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
@@ -130,14 +135,25 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
     return ax
 
 
+def _shade_bulk(ax: Axes, axis: EigenvalueAxis, bulk: tuple[float, float]) -> None:
+    """A band from foot to top behind everything, at least a bin wide, named at its head."""
+    low, high = axis.decades(bulk)
+    widen = max(axis.width - (high - low), 0.0) / 2
+    low, middle, high = (float(x) for x in axis.eigenvalues([low - widen, (low + high) / 2, high + widen]))
+    ax.axvspan(low, high, color=MUTED, alpha=0.14, linewidth=0, zorder=0)
+    foot_to_top = ax.get_xaxis_transform()
+    ax.text(middle, 0.985, "bulk", transform=foot_to_top, ha="center", va="top", fontsize=7.5, color=MUTED)
+
+
 def _mark_edges(ax: Axes, pairs: Eigenpairs) -> None:
-    """Triangles in the strip at the foot of the axes, horizontal bars for the residuals."""
+    """Triangles in the strip at the foot of the axes, horizontal bars for the errors."""
+    errors = eigenvalue_errors(pairs)
     for converged in (True, False):
         chosen = pairs.converged == converged
         ax.errorbar(
             pairs.eigenvalues[chosen],
             np.full(chosen.sum(), 0.045),
-            xerr=pairs.residuals[chosen],
+            xerr=errors[chosen],
             transform=ax.get_xaxis_transform(),
             fmt="^",
             markersize=4,
@@ -149,9 +165,9 @@ def _mark_edges(ax: Axes, pairs: Eigenpairs) -> None:
 
 
 def _trace_text(block: BlockAnalysis) -> str:
-    """The trace with its error; three digits are enough in a figure when it is exact."""
+    """The trace with its 95 % interval; three digits are enough in a figure when it is exact."""
     trace = block.trace
-    return format_with_error(trace.value, trace.stderr) if trace.stderr else format_number(trace.value)
+    return format_with_error(trace.value, trace_error(trace)) if trace.stderr else format_number(trace.value)
 
 
 def _as_sequence(edges: Eigenpairs | Sequence[Eigenpairs] | None) -> Sequence[Eigenpairs]:

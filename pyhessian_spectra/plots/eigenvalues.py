@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.typing import RGBAColorType
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.axis import EigenvalueAxis
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.plots.style import (
     BLUE,
     GREEN,
@@ -35,7 +37,7 @@ _TOP = 5
 
 
 def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
-    """The largest and smallest eigenvalues by rank, bars for residuals, hollow marks where not converged."""
+    """The largest and smallest eigenvalues by rank, bars for their errors, hollow marks where not converged."""
     ax = new_axes() if ax is None else ax
     both = (block.largest, block.smallest)
     values = np.concatenate([pairs.eigenvalues for pairs in both])
@@ -48,14 +50,14 @@ def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
             (block.smallest, "v", ORANGE, "smallest"),
         ]
         for pairs, marker, color, label in sides:
-            rank = np.arange(1, len(pairs) + 1)
+            rank, errors = np.arange(1, len(pairs) + 1), eigenvalue_errors(pairs)
             for converged in (True, False):
                 chosen = pairs.converged == converged
                 if chosen.any():
                     ax.errorbar(
                         rank[chosen],
                         pairs.eigenvalues[chosen],
-                        yerr=pairs.residuals[chosen],
+                        yerr=errors[chosen],
                         fmt=marker,
                         markersize=4.5,
                         color=color,
@@ -72,7 +74,7 @@ def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> Axes:
-    """The trace of each layer's diagonal block, with one standard error."""
+    """The trace of each layer's diagonal block, with its 95 % confidence interval."""
     if not analysis.layers:
         raise InputError("the analysis has no layers; run it with layers to draw their traces")
     row_height = float(np.clip(6 / len(analysis.layers), 0.18, 0.32))
@@ -81,7 +83,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
     rows = np.arange(len(traces))
     with theme():
         ax.barh(rows, [trace.value for trace in traces], height=0.62, color=BLUE, alpha=0.55, linewidth=0)
-        errors = np.array([trace.stderr for trace in traces])
+        errors = np.array([trace_error(trace) for trace in traces])
         ax.errorbar(
             np.array([trace.value for trace in traces])[errors > 0],
             rows[errors > 0],
@@ -117,7 +119,7 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
         ax.errorbar(
             x,
             traces,
-            yerr=[block.trace.stderr for block in blocks],
+            yerr=[trace_error(block.trace) for block in blocks],
             fmt="s-",
             color=GREEN,
             markersize=4,
@@ -140,7 +142,9 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
 def plot_cdf(spectrum: Spectrum, *, exact: Spectrum | None = None, ax: Axes | None = None) -> Axes:
     """Fraction of eigenvalues at or below each value, beside the exact fraction where that is known.
 
-    The title states the Kolmogorov distance between the two.
+    Of an estimate, the darker band is what the probes' quadratures leave open (:meth:`Spectrum.cdf_bounds`, no
+    probability in it), the lighter one two standard errors over the probes more. The title states the Kolmogorov
+    distance to the exact fraction.
     """
     spectra = [spectrum] if exact is None else [spectrum, exact]
     axis = EigenvalueAxis.fit(spectra)
@@ -153,14 +157,33 @@ def plot_cdf(spectrum: Spectrum, *, exact: Spectrum | None = None, ax: Axes | No
         if exact is not None:
             ax.plot(grid, exact.cdf(grid), drawstyle="steps-post", color=INK, linewidth=2.4, alpha=0.3, label="exact")
             distance = float(np.abs(exact.cdf(grid) - spectrum.cdf(grid)).max())
-            ax.set_title(f"Kolmogorov distance {distance:.2g}", fontsize=7.5, color=MUTED)
+            ax.set_title(f"Kolmogorov distance {distance:.2g}", fontsize=7.5, color=MUTED, pad=34)  # over the legend
         ax.plot(grid, spectrum.cdf(grid), drawstyle="steps-post", color=BLUE, linewidth=1.1, label="estimate")
+        if not spectrum.exact:
+            _draw_bounds(ax, spectrum, grid)
         ax.set_ylim(-0.02, 1.02)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
         ax.set_ylabel(r"Fraction of eigenvalues $\leq \lambda$")
-        if exact is not None:
-            ax.legend()
+        if exact is not None or not spectrum.exact:
+            _legend_above(ax, columns=2 if exact is not None else 3)
     return ax
+
+
+def _draw_bounds(ax: Axes, spectrum: Spectrum, grid: Floats) -> None:
+    """What the quadratures leave open, and beyond it the spread over probes."""
+    # just after a point of the grid, the bounds are those of the whole way to the next one
+    after = np.nextafter(grid, np.inf)
+    rows = [
+        replace(spectrum, nodes=spectrum.nodes[i : i + 1], weights=spectrum.weights[i : i + 1]).cdf_bounds(after)
+        for i in range(spectrum.num_probes)
+    ]
+    lower, upper = spectrum.cdf_bounds(after)
+    between = {"step": "post", "color": BLUE, "linewidth": 0}
+    ax.fill_between(grid, lower, upper, alpha=0.3, label="bounds of the quadrature", **between)
+    if len(rows) > 1:
+        spread = 2 * np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
+        outer = np.maximum(lower - spread[0], 0.0), np.minimum(upper + spread[1], 1.0)
+        ax.fill_between(grid, *outer, alpha=0.13, label="and 2 std. errors", **between)
 
 
 def _legend_above(ax: Axes, *, columns: int) -> None:
@@ -181,13 +204,14 @@ def _scale_values(ax: Axes, values: Floats) -> None:
 def _edge_line(
     ax: Axes, x: Floats, edges: Sequence[Eigenpairs], rank: int, shade: RGBAColorType, label: str | None
 ) -> None:
-    """The eigenvalue of this rank from the edge along the checkpoints, with residuals; hollow where not converged."""
+    """The eigenvalue of this rank from the edge along the checkpoints, with errors; hollow where not converged."""
     present = [i for i, pairs in enumerate(edges) if len(pairs) > rank]
     ranked = [edges[i].take([rank]) for i in present]
     if not ranked:
         return
-    values, residuals = ([float(getattr(pair, key)[0]) for pair in ranked] for key in ("eigenvalues", "residuals"))
-    ax.errorbar(x[present], values, yerr=residuals, fmt="-", color=shade, linewidth=1.1)
+    values = [float(pair.eigenvalues[0]) for pair in ranked]
+    errors = [float(eigenvalue_errors(pair)[0]) for pair in ranked]
+    ax.errorbar(x[present], values, yerr=errors, fmt="-", color=shade, linewidth=1.1)
     # Each mark has its own colour: one ``alpha`` for all would fill the hollow ones.
     faces = [shade if pair.converged[0] else to_rgba("none") for pair in ranked]
     ax.scatter(x[present], values, s=16, facecolors=faces, edgecolors=[shade], zorder=3, label=label)

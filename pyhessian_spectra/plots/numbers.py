@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
 
 _MINUS, _PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -86,6 +89,19 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {round(whole % 3600 / 60)} min"
+
+
+def eigenvalue_errors(pairs: Eigenpairs) -> Floats:
+    """What stands after ``±``, shape (k,): reach of the certified interval, the residual where there is none."""
+    if pairs.lower is None or pairs.upper is None:
+        return pairs.residuals
+    return np.maximum(pairs.upper - pairs.eigenvalues, pairs.eigenvalues - pairs.lower)
+
+
+def trace_error(trace: TraceEstimate) -> float:
+    """What stands after ``±``: half the width of the 95 % confidence interval, 0 when exact."""
+    low, high = trace.interval(0.95)
+    return (high - low) / 2
 
 
 def _error_digits(error: float) -> int:

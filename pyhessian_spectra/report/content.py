@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
+from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.plots.numbers import format_duration, format_number, format_with_error
-from pyhessian_spectra.spectra.results import Eigenpairs
+from pyhessian_spectra.plots.numbers import format_duration, format_number
+from pyhessian_spectra.report.tables import (
+    bulk_facts,
+    eigenvalue_rows,
+    key_numbers,
+    layer_row,
+    missed,
+    num_pairs,
+    num_uncertified,
+    unconverged_row,
+)
 
 # Keys of ``problem`` in the order and in the words of the report; others follow under their own names.
 _FACTS = {
@@ -64,77 +72,55 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
         "several": several,
         "unconverged": [row for section in sections for row in section["unconverged"]],
         "num_unconverged": sum(totals),
-        "num_pairs": sum(_num_pairs(block) for analysis in analyses for _, block in _blocks(analysis)),
+        "num_pairs": sum(num_pairs(block) for analysis in analyses for _, block in _blocks(analysis)),
         "tolerances": _tolerances(analyses),
         "largest_residual": format_number(_largest_residual(analyses), digits=2),
         "notes": [(section["label"], note) for section in sections for note in section["notes"]],
         "columns": _overview_columns(analyses),
         "rows": [
             {**section["key_numbers"], **section["facts_by_key"], "label": section["label"], "id": section["id"]}
-            | {"unconverged": total, "pairs": sum(_num_pairs(block) for _, block in _blocks(analysis))}
+            | {
+                "unconverged": total,
+                "pairs": sum(num_pairs(block) for _, block in _blocks(analysis)),
+                "uncertified": sum(num_uncertified(block) for _, block in _blocks(analysis)),
+            }
             for section, total, analysis in zip(sections, totals, analyses, strict=True)
         ],
     }
 
 
-def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str) -> dict[str, Any]:
-    """What concerns one checkpoint."""
+def describe_checkpoint(
+    analysis: SpectralAnalysis, label: str, identifier: str, bulks: Mapping[str | None, BulkEdge]
+) -> dict[str, Any]:
+    """What concerns one checkpoint; ``bulks`` are those of its blocks, the whole network's under None."""
     full, problem = analysis.full, analysis.problem
     facts: list[tuple[str, str, Any]] = [
         (key, words, problem[key]) for key, words in _FACTS.items() if problem.get(key) is not None
     ]
     facts += [(key, key.replace("_", " "), value) for key, value in problem.items() if key not in _FACTS]
-    key_numbers = _key_numbers(full, str(problem.get("dtype", "float64")))
+    numbers = key_numbers(full, bulks[None])
     return {
         "label": label,
         "id": identifier,
         "facts": [(words, str(value) if key == "seed" else _fact(value)) for key, words, value in facts],
         "facts_by_key": {key: _fact(value) for key, _, value in facts},
-        "key_numbers": key_numbers,
-        "summary": _summary(analysis, label, key_numbers),
+        "key_numbers": numbers,
+        "summary": _summary(analysis, label, numbers),
         "exact": full.spectrum.exact,
         "tables": [
-            ("Largest eigenvalues", _pair_rows(full.largest, from_top=True)),
-            ("Smallest eigenvalues", _pair_rows(full.smallest, from_top=False)),
+            ("Largest eigenvalues", eigenvalue_rows(full, from_top=True)),
+            ("Smallest eigenvalues", eigenvalue_rows(full, from_top=False)),
         ],
-        "layers": [_layer_row(name, block) for name, block in analysis.layers.items()],
+        "missed": missed(full),
+        "bulk": bulk_facts(bulks[None]),
+        "layers": [layer_row(name, block, bulks[name]) for name, block in analysis.layers.items()],
         "unconverged": [
-            _unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged
+            unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged
         ],
         "notes": [str(note) for note in analysis.notes],
         "timing": _timing_rows(analysis.timing),
         "trace_method": full.trace.method,
     }
-
-
-def _key_numbers(full: BlockAnalysis, dtype: str) -> dict[str, str]:
-    numbers = {
-        "trace": format_with_error(full.trace.value, full.trace.stderr),
-        "frobenius": format_with_error(full.frobenius.value, full.frobenius.stderr),
-        "negative": negative_mass(full, dtype),
-        "largest": "not computed",
-        "smallest": "not computed",
-    }
-    if len(full.largest):
-        numbers["largest"] = _pair_text(full.largest, -1)
-    if len(full.smallest):
-        numbers["smallest"] = _pair_text(full.smallest, 0)
-    return numbers
-
-
-def negative_mass(block: BlockAnalysis, dtype: str) -> str:
-    """The percentage of eigenvalues below the rounding level of zero, with its standard error over probes.
-
-    The level is ``sqrt(n) eps max|eigenvalue|``, rounding errors of ``n`` terms adding up as a random walk does.
-    """
-    spectrum = block.spectrum
-    eps = np.finfo(dtype).eps if dtype in ("float32", "float64") else np.finfo("float32").eps
-    level = np.sqrt(block.size) * eps * max(abs(end) for end in spectrum.support)
-    percent = 100 * (spectrum.weights * (spectrum.nodes < -level)).sum(axis=1)
-    if spectrum.exact:
-        return f"{format_number(percent.mean())} % (exact)"
-    error = percent.std(ddof=1) / np.sqrt(percent.size) if percent.size > 1 else np.nan
-    return f"{format_with_error(percent.mean(), error) if error else format_number(percent.mean())} %"
 
 
 def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str]) -> str:
@@ -149,8 +135,16 @@ def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str])
         f"This is the {_matrix(problem)} of {_loss(problem)} of {problem.get('model', 'a model')} at the checkpoint "
         f"{label}{_examples(problem)}: a symmetric matrix with a row for each of the n = {full.size:,} parameters. "
         f"{how} Its largest eigenvalue is λ₁ = {numbers['largest']}, its smallest {numbers['smallest']}, and its trace "
-        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative."
+        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative." + _caveat([full])
     )
+
+
+def _caveat(blocks: Sequence[BlockAnalysis]) -> str:
+    """What must be known of the extreme eigenvalues before they are quoted."""
+    edges = [eigenvalue_rows(block, from_top=top) for block in blocks for top in (True, False)]
+    if all(rows[0]["certified"] for rows in edges if rows):
+        return ""
+    return " These extreme eigenvalues are not all certified; the tables below say what is known of each."
 
 
 def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> str:
@@ -163,7 +157,7 @@ def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[s
         f"n = {n} parameters. Its largest eigenvalue λ₁ is {first['key_numbers']['largest']} at the first checkpoint "
         f"and {last['key_numbers']['largest']} at the last; its trace {first['key_numbers']['trace']} and "
         f"{last['key_numbers']['trace']}; the share of negative eigenvalues {first['key_numbers']['negative']} and "
-        f"{last['key_numbers']['negative']}."
+        f"{last['key_numbers']['negative']}." + _caveat([analyses[0].full, analyses[-1].full])
     )
 
 
@@ -198,57 +192,9 @@ def _overview_columns(analyses: Sequence[SpectralAnalysis]) -> list[tuple[str, s
     return known + numbers
 
 
-def _pair_rows(pairs: Eigenpairs, *, from_top: bool) -> list[dict[str, Any]]:
-    """Most extreme first. A key more here and a column more in ``eigenvalue_table`` show a further quantity."""
-    order = range(len(pairs) - 1, -1, -1) if from_top else range(len(pairs))
-    return [
-        {
-            "rank": rank,
-            "value": _pair_text(pairs, index),
-            "converged": bool(pairs.converged[index]),
-        }
-        for rank, index in enumerate(order, start=1)
-    ]
-
-
-def _pair_text(pairs: Eigenpairs, index: int) -> str:
-    return format_with_error(float(pairs.eigenvalues[index]), float(pairs.residuals[index]))
-
-
-def _layer_row(name: str, block: BlockAnalysis) -> dict[str, Any]:
-    return {
-        "name": name,
-        "size": f"{block.size:,}",
-        "largest": _pair_text(block.largest, -1) if len(block.largest) else "not computed",
-        "smallest": _pair_text(block.smallest, 0) if len(block.smallest) else "not computed",
-        "trace": format_with_error(block.trace.value, block.trace.stderr),
-        "per_parameter": format_number(block.trace.value / block.size),
-        "unconverged": block.unconverged,
-        "pairs": _num_pairs(block),
-    }
-
-
-def _unconverged_row(label: str, identifier: str, name: str, block: BlockAnalysis) -> dict[str, Any]:
-    both = [block.largest, block.smallest]
-    residuals = np.concatenate([pairs.residuals[~pairs.converged] for pairs in both])
-    values = np.concatenate([pairs.eigenvalues[~pairs.converged] for pairs in both])
-    worst = int(residuals.argmax())
-    return {
-        "label": label,
-        "id": identifier,
-        "block": name,
-        "count": f"{block.unconverged} of {_num_pairs(block)}",
-        "worst": format_with_error(float(values[worst]), float(residuals[worst])),
-    }
-
-
 def _blocks(analysis: SpectralAnalysis) -> Iterator[tuple[str, BlockAnalysis]]:
     yield "whole network", analysis.full
     yield from ((name, block) for name, block in analysis.layers.items())
-
-
-def _num_pairs(block: BlockAnalysis) -> int:
-    return len(block.largest) + len(block.smallest)
 
 
 def _largest_residual(analyses: Sequence[SpectralAnalysis]) -> float:

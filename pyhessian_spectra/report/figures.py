@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -11,8 +12,10 @@ from typing import cast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.plots import (
+    plot_cdf,
     plot_density,
     plot_density_rows,
     plot_eigenvalues,
@@ -25,6 +28,11 @@ from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
 
 # What an ink becomes on a dark page. The other colours are legible on both.
 _DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
+
+
+_NAMES = re.compile(
+    r"(trajectory|densities|(\d{2,}-)?(density|cdf|eigenvalues|layer-densities|layer-traces))\.svg", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,31 @@ def overview_figures(analyses: Sequence[SpectralAnalysis], labels: Sequence[str]
     }
 
 
-def checkpoint_figures(analysis: SpectralAnalysis, label: str, prefix: str) -> dict[str, FigureFile]:
+def checkpoint_figures(analysis: SpectralAnalysis, label: str, prefix: str, bulk: BulkEdge) -> dict[str, FigureFile]:
     """The figures of one checkpoint, by role; ``prefix`` starts their file names."""
     full = analysis.full
     edges = (full.smallest, full.largest)
     drawn = {
         "density": (
-            plot_density(full.spectrum, edges=edges),
+            plot_density(full.spectrum, edges=edges, bulk=bulk.bulk if bulk.separable else None),
             "Density of the eigenvalues on a symmetric-logarithmic axis",
         )
     }
+    if not full.spectrum.exact:
+        drawn["cdf"] = (plot_cdf(full.spectrum), "Fraction of eigenvalues below each value, with its bounds")
     if len(full.largest) + len(full.smallest):
-        drawn["eigenvalues"] = (plot_eigenvalues(full), "Largest and smallest eigenvalues with residuals")
+        drawn["eigenvalues"] = (plot_eigenvalues(full), "Largest and smallest eigenvalues with errors")
     if analysis.layers:
         drawn["layer_densities"] = (plot_layer_densities(analysis), "Density of eigenvalues of each layer's block")
         drawn["layer_traces"] = (plot_layer_traces(analysis), "Trace of each layer's block")
     return {
         role: _draw(ax, f"{prefix}{role.replace('_', '-')}.svg", f"{alt}, {label}") for role, (ax, alt) in drawn.items()
     }
+
+
+def is_figure_name(name: str) -> bool:
+    """Whether a report may have written a file of this name into ``figures/``."""
+    return _NAMES.fullmatch(name) is not None
 
 
 def _draw(ax: Axes, name: str, alt: str) -> FigureFile:

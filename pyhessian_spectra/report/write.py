@@ -13,11 +13,12 @@ import jinja2
 from markupsafe import Markup
 
 from pyhessian_spectra._version import __version__
+from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.report.content import checkpoint_labels, describe_checkpoint, describe_overview
-from pyhessian_spectra.report.figures import FigureFile, checkpoint_figures, overview_figures
+from pyhessian_spectra.report.figures import FigureFile, checkpoint_figures, is_figure_name, overview_figures
 
 
 def write_report(
@@ -30,7 +31,8 @@ def write_report(
     analyses : sequence of SpectralAnalysis
         One per checkpoint, in the order of training; ``load_analyses`` reads them back from disk.
     out_dir : path
-        Created if missing. Files of these names in it are replaced, others are left alone.
+        Created if missing. Files of these names in it are replaced, figures of an earlier report removed, others
+        left alone.
     reproduce : sequence of str
         Commands, one a line, that lead to these analyses.
 
@@ -57,8 +59,9 @@ def write_report(
     overview = overview_figures(analyses, labels) if several else {}
     sections = []
     for index, (analysis, label) in enumerate(zip(analyses, labels, strict=True), start=1):
-        figures = checkpoint_figures(analysis, label, prefix=f"{index:02d}-" if several else "")
-        sections.append({**describe_checkpoint(analysis, label, f"checkpoint-{index}"), "figures": figures})
+        bulks = _bulks(analysis)
+        figures = checkpoint_figures(analysis, label, f"{index:02d}-" if several else "", bulks[None])
+        sections.append({**describe_checkpoint(analysis, label, f"checkpoint-{index}", bulks), "figures": figures})
     page = _render(
         overview=describe_overview(analyses, sections),
         overview_figures=overview,
@@ -69,12 +72,29 @@ def write_report(
     out_dir = Path(out_dir)
     try:
         (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-        for figure in _all_figures(overview, sections):
+        current = _all_figures(overview, sections)
+        for figure in current:
             _write(out_dir / "figures" / figure.name, figure.svg)
         _write(out_dir / "report.html", page)
+        _remove_stale(out_dir / "figures", {figure.name for figure in current})
     except OSError as error:
         raise InputError(f"the report cannot be written to {out_dir}: {error}; choose another directory") from None
     return out_dir / "report.html"
+
+
+def _bulks(analysis: SpectralAnalysis) -> dict[str | None, BulkEdge]:
+    """Bulk and edges of the whole network, under None, and of each layer."""
+    dtype = str(analysis.problem.get("dtype", "float64"))
+    bulks: dict[str | None, BulkEdge] = {None: split_bulk(analysis.full, dtype=dtype)}
+    bulks.update((name, split_bulk(block, dtype=dtype)) for name, block in analysis.layers.items())
+    return bulks
+
+
+def _remove_stale(directory: Path, current: set[str]) -> None:
+    """Remove figures that an earlier report with more checkpoints or layers left, and nothing else."""
+    for path in directory.iterdir():
+        if is_figure_name(path.name) and path.name not in current and path.is_file():
+            path.unlink()
 
 
 def _all_figures(overview: dict[str, FigureFile], sections: list[dict]) -> list[FigureFile]:

@@ -95,7 +95,7 @@ def eigsh(
     values, vectors = np.empty(0), np.empty((n, 0))
     if scale > tol * np.abs(ritz).max():  # else a multiple of the identity, as far as one vector can see
         values, vectors = _arpack(op, k, which, centre, scale, scout, tol, budget)
-    values, vectors = add_missing_copies(op, values, vectors, k, which, centre, tol * scale, budget, generator)
+    values, vectors = add_missing_copies(op, values, vectors, k, which, tol * scale, budget, generator)
 
     residuals, norm = fresh_residuals(op, values, vectors), np.abs(ritz).max()
     pairs = _pairs(op, values, vectors, residuals, norm=norm, tol=tol, spent=op.num_matvecs - before)
@@ -137,7 +137,6 @@ def add_missing_copies(
     vectors: Floats,
     k: int,
     which: str,
-    centre: float,
     tol: float,
     budget: int,
     generator: torch.Generator,
@@ -152,9 +151,7 @@ def add_missing_copies(
         against = torch.from_numpy(vectors).to(op.device, op.dtype)
         probe = lanczos(op, random_vector(n, generator), steps, against=against)
         ritz, coefficients = probe.eigh()
-        inward = {"LA": 1.0, "SA": -1.0}.get(which, np.sign(ritz - centre))
-        merged = np.append(values, ritz - ROUNDING * tol * inward)
-        better = np.isin(np.arange(len(values), len(merged)), edges_of(merged, min(k, len(merged)), which))
+        better = _beyond(ritz, values, k, which, ROUNDING * tol)
         if not better.any():
             break
         better &= probe.ritz_residuals <= tol
@@ -166,6 +163,18 @@ def add_missing_copies(
         kept = edges_of(values, min(k, len(values)), which)
         values, vectors = values[kept], vectors[:, kept]
     return values, vectors
+
+
+def _beyond(ritz: Floats, values: Floats, k: int, which: str, margin: float) -> NDArray[np.bool_]:
+    """Which Ritz values lie beyond the worst of the ``k`` kept by more than a margin; all while there are fewer."""
+    if len(values) < k:
+        return np.ones(len(ritz), dtype=bool)
+    if which == "LM":
+        return np.abs(ritz) > np.abs(values).min() + margin
+    low = {"LA": 0, "SA": k, "BE": k // 2}[which]
+    below = ritz < values[low - 1] - margin if low else np.zeros(len(ritz), dtype=bool)
+    above = ritz > values[low] + margin if low < k else np.zeros(len(ritz), dtype=bool)
+    return below | above
 
 
 def edges_of(values: Floats, k: int, which: str) -> NDArray[np.intp]:

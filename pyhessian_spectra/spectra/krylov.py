@@ -16,6 +16,9 @@ from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, Trac
 from pyhessian_spectra.spectra.slq import stack_rows
 from pyhessian_spectra.spectra.trace import mean_of, square_root
 
+# Fewer samples estimate their own spread too poorly to stop on it.
+_FEWEST_SAMPLES = 8
+
 
 @dataclass(frozen=True)
 class KrylovPass:
@@ -46,6 +49,8 @@ def krylov_pass(
     num_steps: int,
     tol: float,
     max_steps: int,
+    rtol: float = 0.02,
+    trace_probes: int = 30,
     generator: torch.Generator,
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
@@ -68,6 +73,10 @@ def krylov_pass(
         Relative residual asked of the edges.
     max_steps : int
         Most steps of the first process. Pairs that have not converged by then are given as they are, and say so.
+    rtol : float
+        Half-width of the trace's 95 % interval, relative to its value, at which further probes are not worth a product.
+    trace_probes : int
+        Most samples of the trace, those of the probes above included; at least 2.
     generator : torch.Generator
         Source of the probes.
     """
@@ -91,13 +100,18 @@ def krylov_pass(
     completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
         values, vectors, atoms, good = _completed(op, values, vectors, k, scale, generator)
+    orthogonality, first = first.orthogonality, replace(first, blocks=())
     tridiagonals: list[Tridiagonal] = []
-    while len(tridiagonals) < num_probes - 1 and atoms.shape[1] < n:
+    # what has not converged depends on the first probe, whose own complement would then be biased: another replaces it
+    first_serves = bool(good.all()) and not completed
+    while len(tridiagonals) < num_probes - first_serves and atoms.shape[1] < n:
         probe = LanczosProcess(op, random_vector(n, generator), against=atoms)
         probe.extend(num_steps)
         tridiagonal = probe.tridiagonal()
+        orthogonality = max(orthogonality, tridiagonal.orthogonality)
+        tridiagonal = replace(tridiagonal, blocks=())  # the basis has served
         if not completed and good.all() and _holds_copy(tridiagonal, values, k, ROUNDING * eps * scale):
-            completed = True
+            completed, first_serves = True, False
             values, vectors, atoms, good = _completed(op, values, vectors, k, scale, generator)
             tridiagonals = []  # these probes saw the copies in their complement; begin again without them
             continue
@@ -106,19 +120,55 @@ def krylov_pass(
     pairs = _certified(op, values, vectors, good, tridiagonals, tol, scale)
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
-    if len(atom_values) < len(theta) and not completed:
+    if first_serves and len(atom_values) < len(theta):
         rest.insert(0, _complement_row(first, atom_values))
     facts = {
         "steps": len(theta),
         "steps_per_probe": num_steps,
-        "orthogonality": max(t.orthogonality for t in (first, *tridiagonals)),
+        "orthogonality": orthogonality,
         "num_matvecs": op.num_matvecs - before,
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
-    samples = [n * (spectrum.weights * spectrum.nodes**power).sum(axis=1) for power in (1, 2)]
-    trace, second = (mean_of(sample, op.num_matvecs - before, "quadrature") for sample in samples)
+    trace, second = _moments(op, spectrum, atom_values, atoms, rtol, trace_probes, generator)
     high = np.arange(len(values)) >= len(values) // 2
     return KrylovPass(pairs.take(high), pairs.take(~high), spectrum, trace, square_root(second))
+
+
+def _moments(
+    op: LinearOperator,
+    spectrum: Spectrum,
+    atom_values: Floats,
+    atoms: Tensor,
+    rtol: float,
+    trace_probes: int,
+    generator: torch.Generator,
+) -> tuple[TraceEstimate, TraceEstimate]:
+    """The trace and the sum of squared eigenvalues: of the atoms exactly, of the rest by sampling.
+
+    The quadrature's rows are samples already. A further one costs one product with a probe in the complement, which is
+    cheaper than a row as long as the trace is what is wanted.
+    """
+    n, before = spectrum.size, op.num_matvecs
+    if len(atom_values) == n:
+        return tuple(TraceEstimate(float((atom_values**power).sum()), 0.0, 0) for power in (1, 2))  # type: ignore[return-value]
+    firsts, seconds = (list(n * (spectrum.weights * spectrum.nodes**power).sum(axis=1)) for power in (1, 2))
+    exact, rest = [(atom_values**power).sum() for power in (1, 2)], n - len(atom_values)
+    reason = f"stopped at {trace_probes} probes"
+    while len(firsts) < max(2, trace_probes):
+        u = random_vector(n, generator).to(op.device, op.dtype)
+        u = u - atoms @ (atoms.T @ u)
+        u = u / torch.linalg.vector_norm(u)
+        w = op @ u
+        inside = w - atoms @ (atoms.T @ w)
+        firsts.append(exact[0] + rest * float(u.double() @ w.double()))
+        seconds.append(exact[1] + rest * float(inside.double().square().sum()))
+        estimate = mean_of(np.array(firsts), 0, "")
+        if len(firsts) >= _FEWEST_SAMPLES and estimate.interval()[1] - estimate.value <= rtol * abs(estimate.value):
+            reason = f"relative error {rtol:g} reached"
+            break
+    spent = op.num_matvecs - before
+    trace, second = (mean_of(np.array(samples), spent, f"Krylov pass, {reason}") for samples in (firsts, seconds))
+    return trace, second
 
 
 def _threshold(op: LinearOperator, values: Floats, tol: float, scale: float) -> Floats:
@@ -145,11 +195,9 @@ def _completed(
     op: LinearOperator, values: Floats, vectors: Tensor, k: int, scale: float, generator: torch.Generator
 ) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
     """The edges with the copies a single Krylov space cannot see; all of them converged."""
-    centre, budget = (values[0] + values[-1]) / 2, op.num_matvecs + 100 * k + 1000
+    budget = op.num_matvecs + 100 * k + 1000
     tol = float(torch.finfo(op.dtype).eps) * scale
-    values, found = add_missing_copies(
-        op, values, vectors.double().cpu().numpy(), 2 * k, "BE", centre, tol, budget, generator
-    )
+    values, found = add_missing_copies(op, values, vectors.double().cpu().numpy(), 2 * k, "BE", tol, budget, generator)
     vectors = torch.from_numpy(found).to(op.device, op.dtype)
     return values, vectors, vectors, np.ones(len(values), dtype=bool)
 

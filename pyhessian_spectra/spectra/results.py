@@ -91,6 +91,26 @@ class Spectrum:
         cumulative = np.concatenate([[0.0], np.cumsum(weights)])
         return np.minimum(cumulative[np.searchsorted(nodes, grid, side="right")], 1.0)
 
+    def cdf_bounds(self, grid: ArrayLike) -> tuple[Floats, Floats]:
+        """What a quadrature leaves open about the fraction at or below each grid point; two arrays of its shape.
+
+        The distribution a probe sees lies between these bounds whatever lies between its nodes; averaged over probes,
+        they hold the average. That few probes were drawn comes on top. The ``atoms`` that ``metadata`` counts, with
+        which each row begins, are eigenvalues whose weights are known; for an exact spectrum both bounds are the CDF.
+        """
+        grid = np.asarray(grid, dtype=np.float64)
+        if self.exact:
+            return self.cdf(grid), self.cdf(grid)
+        atoms = int(self.metadata.get("atoms", 0))
+        lower, upper = np.zeros(grid.shape), np.zeros(grid.shape)
+        for nodes, weights in zip(self.nodes, self.weights, strict=True):
+            order = np.argsort(nodes[:atoms])
+            cumulative = np.concatenate([[0.0], np.cumsum(weights[:atoms][order])])
+            known = cumulative[np.searchsorted(nodes[:atoms][order], grid, side="right")]
+            low, high = quadrature_bounds(nodes[atoms:], weights[atoms:], grid)
+            lower, upper = lower + (known + low) / self.num_probes, upper + (known + high) / self.num_probes
+        return lower, np.minimum(upper, 1.0)
+
     def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
         """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
 
@@ -112,6 +132,30 @@ class Spectrum:
     def moment(self, power: int) -> float:
         """Mean of ``eigenvalue ** power``: ``n`` times moment 1 is the trace, moment 2 the squared Frobenius norm."""
         return float((self.weights * self.nodes**power).sum(axis=1).mean())
+
+
+def quadrature_bounds(nodes: Floats, weights: Floats, grid: ArrayLike) -> tuple[Floats, Floats]:
+    """Bounds on the mass at or below each grid point of any measure that has this Gauss quadrature.
+
+    The inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41): below a node lies at least the
+    weight of the nodes before it, at or below it at most its own weight more.
+
+    Parameters
+    ----------
+    nodes, weights : ndarray, shape (m,), float64
+        Nodes in ascending order. Those of weight 0 are padding.
+    grid : array_like
+
+    Returns
+    -------
+    lower, upper : ndarray, shape of ``grid``
+        Step functions of the grid, one node's weight below and above the quadrature's own.
+    """
+    nodes, weights = nodes[weights > 0], weights[weights > 0]
+    cumulative = np.concatenate([[0.0], np.cumsum(weights)])
+    reached = np.searchsorted(nodes, grid, side="right")
+    next_one = np.searchsorted(nodes, grid, side="left") + 1
+    return cumulative[np.maximum(reached - 1, 0)], cumulative[np.minimum(next_one, len(nodes))]
 
 
 @dataclass(frozen=True)

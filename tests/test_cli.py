@@ -1,0 +1,620 @@
+"""The command line from end to end: what it writes, what it says, its exit status, and what it never loses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jsonschema
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+
+from pyhessian_spectra.analysis.result import load_analyses
+from pyhessian_spectra.cli import output, run
+from pyhessian_spectra.cli.main import commands, main
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.problems import save_checkpoint, training
+from pyhessian_spectra.problems.architectures.mlp import MLP
+from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
+from pyhessian_spectra.report import results_schema
+
+_DATA = Path(os.environ.get("PYHESSIAN_SPECTRA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+_OWN = {"report.html", "results.json", "spectra.npz", "figures"}
+FAST = ("--layers", "none", "--eigenvalues", 2)
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """The console script in this process: arguments in, exit status and both streams out."""
+
+    def call(*arguments) -> Result:
+        monkeypatch.setattr(sys, "argv", ["pyhessian-spectra", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            try:
+                main()
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        result = Result(stop.value.code or 0, *capsys.readouterr())
+        assert "Traceback" not in result.err
+        return result
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current directory with small data (``small.npz``) and checkpoints that fit (``a.pt``, ``b.pt``)."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((24, 6)).astype(np.float32)
+    np.savez(tmp_path / "small.npz", x=inputs, y=np.arange(24) % 3)
+    for seed, name in enumerate(("a.pt", "b.pt")):
+        save_checkpoint(tmp_path / name, small_mlp(seed), problem={"model": "mlp", "data": "small.npz"}, step=seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def small_mlp(seed: int = 0) -> MLP:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MLP((6, 4, 3), activation="tanh")
+
+
+def results(out) -> dict:
+    """What ``results.json`` holds, after checking it against the schema."""
+    document = json.loads((Path(out) / "results.json").read_text())
+    jsonschema.validate(document, results_schema())
+    return document
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """Everything below a directory, hidden files and empty directories included."""
+    return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else b"" for p in directory.rglob("*")}
+
+
+def one_sentence(result: Result, status: int) -> str:
+    assert result.status == status, result
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("pyhessian-spectra: "), result.err
+    assert result.out == ""
+    return lines[0].removeprefix("pyhessian-spectra: ")
+
+
+# What the commands write
+
+
+def test_demo_writes_a_report_on_checkpoints_that_describe_themselves(folder, cli, monkeypatch):
+    widths = (64, 3, 10)  # the demo's own network takes half a minute
+    monkeypatch.setattr(training, "_STEPS", 20)
+    monkeypatch.setattr(training, "_WIDTHS", widths)
+    described = {**training._PROBLEM, "model_args": {**training._PROBLEM["model_args"], "widths": widths}}
+    monkeypatch.setattr(training, "_PROBLEM", described)
+    monkeypatch.setattr(run, "train_digits", lambda *a, **k: training.train_digits(*a, **k, num_checkpoints=2))
+    demo = cli("demo", "--out", "report")
+    assert demo.status == 0 and demo.err == ""
+    assert {p.name for p in (folder / "report").iterdir()} == _OWN | {"checkpoints"}
+    entries = results("report")["checkpoints"]
+    saved = [str(p.relative_to(folder)) for p in sorted((folder / "report" / "checkpoints").iterdir())]
+    assert [entry["problem"]["checkpoint"] for entry in entries] == saved and len(saved) == 2
+
+    again = cli("report", saved[1], "--data", "digits", "--out", "again")
+    assert again.status == 0, again.err
+    found = results("again")
+    for key in ("eigenvalue", "residual", "converged"):
+        assert [row[key] for row in found["full"]["largest"]] == pytest.approx(
+            [row[key] for row in entries[1]["full"]["largest"]], abs=1e-6
+        )
+    assert found["problem"]["sha256"] == entries[1]["problem"]["sha256"]
+    assert found["full"]["trace"]["value"] == pytest.approx(entries[1]["full"]["trace"]["value"], rel=1e-5)
+
+    monkeypatch.setattr(run, "train_digits", lambda *a, **k: pytest.fail("trained although the report is there"))
+    assert "--force" in one_sentence(cli("demo", "--out", "report"), 2)
+
+
+def test_the_saved_analysis_reads_back_and_the_report_names_its_command(folder, cli):
+    shown = cli("report", "a.pt", "--out", "o", "--eigenvalues", 3, "--seed", 5)
+    assert shown.status == 0 and shown.err == ""
+    assert {p.name for p in (folder / "o").iterdir()} == _OWN
+    (analysis,) = load_analyses(json_path="o/results.json", npz_path="o/spectra.npz")
+    assert analysis.full.size == 43 and list(analysis.layers) == ["fc1", "fc2"]
+    assert analysis.problem["seed"] == 5 and len(analysis.full.largest) == 3
+    top = f"{analysis.full.largest.eigenvalues[-1]:.6g}"
+    assert shown.out.startswith("o/report.html: ") and top in shown.out
+    assert "pyhessian-spectra report a.pt --out o --eigenvalues 3 --seed 5" in (folder / "o/report.html").read_text()
+
+
+def test_several_checkpoints_come_as_a_list_in_the_order_given(folder, cli):
+    assert cli("report", "b.pt", "a.pt", "--out", "o", *FAST).status == 0
+    entries = results("o")["checkpoints"]
+    assert [entry["problem"]["checkpoint"] for entry in entries] == ["b.pt", "a.pt"]
+    assert [entry["problem"]["step"] for entry in entries] == [1, 0]
+
+
+def test_more_eigenvalues_than_there_are_gives_all_of_them(folder, cli):
+    for limit in (3000, 0):  # built as a matrix, and asked for without one
+        assert cli("report", "a.pt", "--out", f"o{limit}", "--eigenvalues", 5000, "--exact-limit", limit).status == 0
+        full = results(f"o{limit}")["full"]
+        assert len(full["largest"]) == 43
+        assert sum(row["eigenvalue"] for row in full["largest"]) == pytest.approx(full["trace"]["value"], rel=1e-4)
+
+
+def test_options_reach_the_analysis(folder, cli):
+    arguments = ("--dtype", "float64", "--batch-size", 5, "--num-examples", 12, "--mode", "train", "--loss", "mse")
+    assert cli("report", "a.pt", "--out", "o", *FAST, *arguments, "--params", "fc2").status == 0
+    problem = results("o")["problem"]
+    assert (problem["dtype"], problem["N"], problem["mode"], problem["n"]) == ("float64", 12, "train", 15)
+    assert problem["loss"] == "mse"
+
+
+def test_a_problem_of_ones_own_is_analysed(folder, cli):
+    write_problem(folder)
+    assert cli("report", "a.pt", "--problem", "own:risk", "--out", "o", *FAST).status == 0
+    assert results("o")["problem"]["n"] == 43
+    assert "together with problem" in one_sentence(
+        cli("report", "a.pt", "--problem", "own:risk", "--data", "digits", "--out", "p"), 2
+    )
+
+
+def write_problem(folder: Path, loss: str = "F.cross_entropy(z, y)") -> None:
+    """A module ``own`` in the current directory whose loss is this expression; ``calls`` counts its evaluations."""
+    sys.modules.pop("own", None)
+    (folder / "own.py").write_text(
+        textwrap.dedent(
+            f"""
+            import os, signal
+            import numpy as np, torch, torch.nn.functional as F
+            from pyhessian_spectra import EmpiricalRisk
+            from pyhessian_spectra.problems.architectures.mlp import MLP
+
+            def risk(checkpoint):
+                model = MLP((6, 4, 3), activation="tanh")
+                model.load_state_dict(torch.load(checkpoint)["state_dict"])
+                data = np.load("small.npz")
+                calls = []
+
+                def loss(z, y):
+                    calls.append(checkpoint)
+                    return {loss}
+
+                return EmpiricalRisk(model, loss, (torch.from_numpy(data["x"]), torch.from_numpy(data["y"])))
+            """
+        )
+    )
+
+
+# A ResNet20 saved through DataParallel
+
+
+def resnet_checkpoint(path: Path) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cifar_resnet(20).eval()
+    torch.save(torch.nn.DataParallel(model).state_dict(), path)
+    return model
+
+
+def top_eigenvalue(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """By scipy and two calls of torch.autograd, without this package."""
+    model = model.double()
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(F.cross_entropy(model(inputs), targets), parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+
+    def product(v):
+        columns = torch.autograd.grad(flat, parameters, torch.from_numpy(v.reshape(-1)), retain_graph=True)
+        return torch.cat([c.reshape(-1) for c in columns]).numpy()
+
+    n = flat.numel()
+    hessian = scipy.sparse.linalg.LinearOperator((n, n), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(n)
+    return float(scipy.sparse.linalg.eigsh(hessian, 1, which="LA", tol=1e-5, v0=start)[0][0])
+
+
+def write_cifar(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.integers(0, 10, (count, 1)), rng.integers(0, 256, (count, 3072))], axis=1)
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (folder / name).write_bytes(rows.astype(np.uint8).tobytes())
+    return folder
+
+
+def test_top_eigenvalue_of_a_data_parallel_resnet20_equals_an_independent_eigsh(tmp_path, cli):
+    """On photographs where they are at hand, on made images elsewhere."""
+    real = _DATA / "cifar-10-batches-bin"
+    data = real if real.exists() else write_cifar(tmp_path, 2)
+    model = resnet_checkpoint(tmp_path / "resnet20.pth")
+    arguments = ("--model", "resnet20", "--data", data, "--num-examples", 2, "--probes", 2, "--steps", 10)
+    edges = ("--eigenvalues", 1, "--layers", "none", "--tol", 1e-3)
+    shown = cli("report", tmp_path / "resnet20.pth", *arguments, *edges, "--out", tmp_path / "o")
+    assert shown.status == 0, shown.err
+    found = results(tmp_path / "o")
+    assert found["problem"]["n"] == sum(p.numel() for p in model.parameters())
+
+    raw = np.frombuffer((data / "data_batch_1.bin").read_bytes()[: 2 * 3073], np.uint8).reshape(2, 3073)
+    pixels = torch.from_numpy(raw[:, 1:].reshape(2, 3, 32, 32) / 255.0)
+    mean, std = (torch.tensor(c, dtype=torch.float64)[:, None, None] for c in CIFAR_STATISTICS)
+    top = top_eigenvalue(model, (pixels - mean) / std, torch.from_numpy(raw[:, 0].astype(np.int64)))
+    assert found["full"]["largest"][0]["eigenvalue"] == pytest.approx(top, rel=1e-4)
+
+
+# mean and standard deviation of the channels of the 50,000 training images
+CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+# Wrong inputs
+
+
+def wrong_checkpoints() -> dict[str, tuple[str, ...]]:
+    return {
+        "nowhere.pt": ("no checkpoint at nowhere.pt",),
+        "truncated.pt": ("truncated.pt", "truncated or damaged"),
+        "empty.pt": ("empty.pt is empty",),
+        "unexpected.pt": ("1 unexpected (first extra.weight)",),
+        "missing.pt": ("1 missing (first fc2.bias)",),
+        "shapes.pt": ("1 of another shape (first fc2.bias: (4,) in the file, (3,) in the model)",),
+        "nan.pt": ("NaN or infinity in fc1.weight",),
+        "pickled.pt": ("pickled", "--trust-pickle"),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_checkpoints())
+@pytest.mark.parametrize("before", [(), ("a.pt",)])
+def test_a_wrong_checkpoint_is_told_before_anything_starts(folder, cli, monkeypatch, name, before):
+    state = small_mlp().state_dict()
+    torch.save(state, folder / "bare.pt")
+    whole = (folder / "bare.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.pt").write_bytes(b"")
+    torch.save({**state, "extra.weight": torch.zeros(2)}, folder / "unexpected.pt")
+    torch.save({key: value for key, value in state.items() if key != "fc2.bias"}, folder / "missing.pt")
+    torch.save({**state, "fc2.bias": torch.zeros(4)}, folder / "shapes.pt")
+    torch.save({**state, "fc1.weight": torch.full((4, 6), torch.nan)}, folder / "nan.pt")
+    torch.save(small_mlp(), folder / "pickled.pt")
+    monkeypatch.setattr(run, "analyze", lambda *a, **k: pytest.fail("an analysis started"))
+    held = snapshot(folder)
+    args = ("--model", "mlp", "--model-arg", "widths=[6,4,3]", "--data", "small.npz", "--out", "o")
+    sentence = one_sentence(cli("report", *before, name, *args), 2)
+    assert all(part in sentence for part in wrong_checkpoints()[name]), sentence
+    assert snapshot(folder) == held
+
+
+def wrong_arrays() -> dict[str, dict[str, np.ndarray]]:
+    x, y = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32), np.arange(9) % 3
+    return {
+        "labels.npz": {"x": x, "y": np.where(np.arange(9) == 7, 5, y)},
+        "negative.npz": {"x": x, "y": np.where(np.arange(9) == 7, -2, y)},
+        "nan.npz": {"x": np.where(np.arange(9)[:, None] == 4, np.nan, x), "y": y},
+        "none.npz": {"x": x[:0], "y": y[:0]},
+        "keys.npz": {"a": x, "b": y},
+        "uneven.npz": {"x": x, "y": y[:5]},
+        "wide.npz": {"x": np.c_[x, x], "y": y},
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ("nowhere", ("no data at nowhere",)),
+        (".", ("holds no dataset",)),
+        ("a.pt", ("a.pt",)),
+        ("labels.npz", ("label 7 of labels", "is 5, outside the 3 classes")),
+        ("negative.npz", ("label 7 of negative", "is -2, outside")),
+        ("nan.npz", ("input 4 of nan.npz holds NaN",)),
+        ("none.npz", ("holds no training examples",)),
+        ("keys.npz", ("has the arrays a, b",)),
+        ("uneven.npz", ("9", "5")),
+        ("wide.npz", ("(12,)",)),
+    ],
+)
+def test_wrong_data_are_told_in_a_sentence(folder, cli, data, parts):
+    for name, arrays in wrong_arrays().items():
+        np.savez(folder / name, **arrays)
+    held = snapshot(folder)
+    sentence = one_sentence(cli("report", "a.pt", "--data", data, "--out", "o"), 2)
+    assert all(part in sentence for part in parts), sentence
+    assert snapshot(folder) == held
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--model", "nonsense"), "no built-in model 'nonsense'"),
+        (("--loss", "hinge"), "no built-in loss 'hinge'"),
+        (("--device", "abacus"), "device 'abacus'"),
+        (("--layers", "nosuch"), "'nosuch'"),
+        (("--params", "nosuch*"), "'nosuch*'"),
+        (("--model-arg", "width"), "KEY=VALUE"),
+        (("--model-arg", "nosuch=1"), "nosuch=1"),
+        (("--tol", "nan"), "tol"),
+    ],
+)
+def test_wrong_options_are_told_in_a_sentence(folder, cli, arguments, part):
+    held = snapshot(folder)
+    assert part in one_sentence(cli("report", "a.pt", *arguments, "--out", "o"), 2)
+    assert snapshot(folder) == held
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("nosuch",), ("report", "--out", "o"), ("report", "a.pt"), ("report", "a.pt", "--probes", "1")]
+)
+def test_wrong_usage_has_status_two_and_shows_the_usage(folder, cli, arguments):
+    result = cli(*arguments)
+    assert result.status == 2 and "Usage:" in result.err
+
+
+@pytest.mark.parametrize(
+    ("loss", "part"),
+    [
+        ("F.cross_entropy(z, y) * float('nan')", "batch 0"),
+        ("Once.apply(z).mean()", "Once has no second derivative"),
+        ("F.cross_entropy(Once.apply(z), y)", "Once has no second derivative"),
+        ("F.cross_entropy(z + torch.rand(24, 3), y)", "differ"),
+        ("F.cross_entropy(z, y + 3)", "batch 0"),
+        ("F.cross_entropy(z[:, :2, None], y)", "batch 0"),
+    ],
+)
+def test_a_loss_that_cannot_be_analysed_is_told_in_a_sentence(folder, cli, loss, part):
+    write_problem(folder, loss)
+    once = """
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.save_for_backward(z)
+            return z * z
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return 2 * ctx.saved_tensors[0] * g
+    """
+    with open(folder / "own.py", "a") as file:
+        file.write(textwrap.dedent(once))
+    sentence = one_sentence(cli("report", "a.pt", "--problem", "own:risk", "--out", "o"), 2)
+    assert part in sentence, sentence
+    assert not (folder / "o").exists() and not list(folder.glob(".o*"))
+
+
+def test_a_model_without_trainable_parameters_is_refused(folder, cli):
+    write_problem(folder)
+    text = (folder / "own.py").read_text().replace("    data =", "    model.requires_grad_(False)\n    data =")
+    (folder / "own.py").write_text(text)
+    assert "trainable" in one_sentence(cli("report", "a.pt", "--problem", "own:risk", "--out", "o"), 2)
+
+
+# What is never lost
+
+
+def test_a_report_is_replaced_only_by_force_and_nothing_else_ever(folder, cli):
+    assert cli("report", "a.pt", "--out", "o", *FAST).status == 0
+    held = snapshot(folder)
+    assert "--force" in one_sentence(cli("report", "b.pt", "--out", "o", *FAST), 2)
+    assert snapshot(folder) == held
+    assert cli("report", "b.pt", "--out", "o", "--force", *FAST).status == 0
+    assert results("o")["problem"]["checkpoint"] == "b.pt"
+    assert {p.name for p in folder.iterdir()} == {"a.pt", "b.pt", "small.npz", "o"}
+
+    for mine in ("o/notes.txt", "o/figures/mine.png", "o/checkpoints/best.pt"):
+        (folder / mine).parent.mkdir(exist_ok=True)
+        (folder / mine).write_text("mine")
+        held = snapshot(folder)
+        for command in (("report", "a.pt"), ("demo",)):
+            one_sentence(cli(*command, "--out", "o", "--force"), 2)
+        assert snapshot(folder) == held
+        (folder / mine).unlink()
+
+
+def test_force_never_takes_the_checkpoints_that_a_report_beside_them_is_on(folder, cli):
+    """The demo keeps its checkpoints in its report's directory."""
+    assert cli("report", "a.pt", "--out", "o", *FAST).status == 0
+    (folder / "o" / "checkpoints").mkdir()
+    (folder / "a.pt").rename(folder / "o" / "checkpoints" / "step-00010.pt")
+    held = snapshot(folder)
+    sentence = one_sentence(cli("report", "o/checkpoints/step-00010.pt", "--out", "o", "--force", *FAST), 2)
+    assert "o holds checkpoints" in sentence
+    assert snapshot(folder) == held
+
+
+def test_a_directory_that_is_no_report_is_not_replaced(folder, cli):
+    (folder / "o" / "checkpoints").mkdir(parents=True)
+    (folder / "o" / "checkpoints" / "step-100.pt").write_text("of another program")
+    assert "no results.json" in one_sentence(cli("demo", "--out", "o", "--force"), 2)
+    (folder / "file").write_text("mine")
+    assert "is a file" in one_sentence(cli("report", "a.pt", "--out", "file", "--force"), 2)
+    assert "cannot be written" in one_sentence(cli("report", "a.pt", "--out", "file/o"), 2)
+    (folder / "here").mkdir()
+    os.chdir("here")
+    assert "current directory" in one_sentence(cli("report", "../a.pt", "--data", "../small.npz", "--out", "."), 2)
+
+
+def test_a_link_to_the_output_directory_stays_a_link(folder, cli):
+    (folder / "disk").mkdir()
+    (folder / "o").symlink_to("disk")
+    for _ in range(2):
+        assert cli("report", "a.pt", "--out", "o", "--force", *FAST).status == 0
+    assert (folder / "o").is_symlink() and (folder / "disk" / "results.json").exists()
+
+
+def test_two_runs_into_one_directory_both_keep_their_report(folder):
+    with output.staged(folder / "o", force=False) as other:
+        (other / "results.json").write_text("first")
+        late = output.staged(folder / "o", force=False)
+        (late.__enter__() / "results.json").write_text("second")
+    with pytest.raises(InputError, match=re.escape("the report is in ")) as error:
+        late.__exit__(None, None, None)
+    assert (folder / "o" / "results.json").read_text() == "first"
+    (kept,) = (p for p in folder.glob("o.*"))
+    assert (kept / "results.json").read_text() == "second" and str(kept) in str(error.value)
+
+
+def test_a_swap_that_fails_puts_the_old_report_back(folder, monkeypatch):
+    (folder / "o").mkdir()
+    (folder / "o" / "results.json").write_text("old")
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name == "new" and Path(target).name == "o":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(InputError, match="No space left"), output.staged(folder / "o", force=True) as stage:
+        (stage / "results.json").write_text("new")
+    assert (folder / "o" / "results.json").read_text() == "old"
+    assert [p.read_text() for p in folder.glob("o.*/results.json")] == ["new"]
+
+
+KILLED = "F.cross_entropy(z, y) if checkpoint == 'a.pt' or len(calls) < 9 else {} or F.cross_entropy(z, y)"
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 130, "interrupted"),
+        ("z.no_such_thing", 1, "AttributeError"),
+        ("torch.full((), torch.nan) * z.sum()", 2, "NaN"),
+        ("torch.empty(10**15).sum() * z.sum()", 1, "out of memory"),
+    ],
+)
+def test_what_was_finished_before_the_second_checkpoint_failed_is_written_and_told(folder, cli, event, status, reason):
+    # rebuilt for each product (--memory 0), the loss is evaluated again and again, up to the event
+    write_problem(folder, KILLED.format(event))
+    args = ("--problem", "own:risk", "--memory", 0, "--exact-limit", 0, "--out", "o", *FAST)
+    sentence = one_sentence(cli("report", "a.pt", "b.pt", *args), status)
+    assert sentence.startswith("b.pt (2 of 2): ") and reason in sentence and "what was finished is in o" in sentence
+    found = results("o")
+    assert found["problem"]["checkpoint"] == "a.pt"
+    assert any("b.pt (2 of 2)" in note and reason in note for note in found["notes"])
+    assert "b.pt (2 of 2)" in (folder / "o" / "report.html").read_text()
+    assert not list(folder.glob(".o*"))
+
+
+def test_layers_finished_before_ctrl_c_are_kept(folder, cli):
+    write_problem(folder, "F.cross_entropy(z, y)")
+    text = (folder / "own.py").read_text()
+    text = text.replace("    return EmpiricalRisk(", "    return Stopping(")
+    stopping = """
+    class Stopping(EmpiricalRisk):
+        def restrict(self, params):
+            part = EmpiricalRisk.restrict(self, params)
+            part.__class__ = Stopped if "fc2.weight" in part.layout.names else EmpiricalRisk
+            return part
+
+    class Stopped(EmpiricalRisk):
+        def mean(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            return EmpiricalRisk.mean(self, *args, **kwargs)
+    """
+    (folder / "own.py").write_text(text + textwrap.dedent(stopping))
+    args = ("--problem", "own:risk", "--exact-limit", 0, "--eigenvalues", 2, "--out", "o")
+    sentence = one_sentence(cli("report", "a.pt", *args), 130)
+    assert "1 of 2 layers" in sentence and "what was finished is in o" in sentence
+    assert list(results("o")["layers"]) == ["fc1"]
+
+
+def test_ctrl_c_before_anything_was_finished_leaves_nothing(folder, cli):
+    write_problem(folder, "os.kill(os.getpid(), signal.SIGINT) or F.cross_entropy(z, y)")
+    held = set(snapshot(folder))
+    result = cli("report", "a.pt", "--problem", "own:risk", "--out", "o")
+    assert result.status == 130 and "before anything was finished" in result.err
+    assert {name for name in snapshot(folder) if "__pycache__" not in name} == held
+
+
+def test_numbers_survive_a_report_that_cannot_be_drawn(folder, cli, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(run, "write_report", broken)
+    sentence = one_sentence(cli("report", "a.pt", "--out", "o", *FAST), 1)
+    assert "no such colour" in sentence and "what was finished is in o" in sentence
+    assert results("o")["problem"]["checkpoint"] == "a.pt" and (folder / "o" / "spectra.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 TB")]
+)
+def test_out_of_memory_says_what_to_lower(folder, cli, monkeypatch, error):
+    def greedy(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(run, "analyze", greedy)
+    sentence = one_sentence(cli("report", "a.pt", "--out", "o"), 1)
+    assert "lower --batch-size" in sentence
+    assert not (folder / "o").exists()
+
+
+def test_an_unforeseen_error_is_one_sentence_that_tells_how_to_see_more(folder, cli, monkeypatch):
+    def broken(*args, **kwargs):
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(run, "analyze", broken)
+    assert "PYHESSIAN_SPECTRA_TRACEBACK=1" in one_sentence(cli("report", "a.pt", "--out", "o"), 1)
+
+
+# doctor, help, and the program as a process of its own
+
+
+def test_doctor_prints_what_it_found_and_returns_whether_all_can_be_analysed(folder, cli):
+    fine = cli("doctor", "a.pt", "b.pt")
+    assert fine.status == 0 and fine.err == ""
+    assert fine.out.count("n = 43 parameters, N = 24 examples") == 2 and "products of" in fine.out
+    held = snapshot(folder)
+    bad = cli("doctor", "nowhere.pt", "a.pt")
+    assert bad.status == 2 and "FAIL  there is no checkpoint at nowhere.pt" in bad.out
+    assert "n = 43 parameters" in bad.out  # the others are examined all the same
+    assert snapshot(folder) == held
+
+
+def test_doctor_warns_of_what_an_analysis_would_have_to_know(folder, cli):
+    write_problem(folder, "F.cross_entropy(z[:, :3] * 1.0, y)")
+    text = (folder / "own.py").read_text()
+    text = text.replace(
+        "    data =", "    model.extra = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())\n    data ="
+    )
+    (folder / "own.py").write_text(text)
+    found = cli("doctor", "a.pt", "--problem", "own:risk")
+    assert found.status == 0
+    assert "WARN" in found.out and "extra.0.weight" in found.out and "dropout" in found.out
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("report",), ("doctor",)])
+def test_every_option_is_explained(command):
+    shown = CliRunner().invoke(commands, [*command, "--help"])
+    assert shown.exit_code == 0 and shown.output.startswith("Usage:")
+    here = commands.commands[command[0]] if command else commands
+    for parameter in here.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help and parameter.opts[-1] in shown.output, parameter
+
+
+def test_the_module_runs_as_a_program_and_sigint_ends_it(folder):
+    write_problem(folder, "(print('started', flush=True), time.sleep(60))[0] or F.cross_entropy(z, y)")
+    (folder / "own.py").write_text("import time\n" + (folder / "own.py").read_text())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pyhessian_spectra", "report", "a.pt", "--problem", "own:risk", "--out", "o"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted before anything was finished" in err and "Traceback" not in err
+    assert not (folder / "o").exists() and not list(folder.glob(".o*"))
