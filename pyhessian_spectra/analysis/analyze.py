@@ -20,6 +20,10 @@ from pyhessian_spectra.spectra.eigen import fresh_residuals
 from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.lanczos import fresh_generator
 
+# A layer's lower edge is a cluster at zero, on which most products would be spent for digits of nothing: residuals of
+# this size, relative to the norm, are good enough there.
+_LAYER_ATOL = 1e-4
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -27,7 +31,7 @@ def analyze(
     risk: EmpiricalRisk,
     *,
     num_eigenvalues: int = 10,
-    num_probes: int = 3,
+    num_probes: int = 2,
     num_steps: int = 40,
     exact_limit: int = 3000,
     layers: bool | Sequence[str] = True,
@@ -44,7 +48,7 @@ def analyze(
     """Analyse the Hessian of a risk: edges, density, trace and Frobenius norm, of the whole and of each layer.
 
     Up to ``exact_limit`` parameters the matrix is built and diagonalised in float64, and the layers are its diagonal
-    blocks. Beyond it one Krylov pass gives everything: the first probe's Lanczos process runs until both edges have
+    blocks. Beyond it one Krylov pass gives everything: a Lanczos process runs until both edges have
     converged; stochastic Lanczos quadrature on their complement gives the density, its first two moments the trace and
     the Frobenius norm, and its Ritz values a bound on what may have been missed.
 
@@ -62,6 +66,7 @@ def analyze(
         others; False for none.
     tol : float
         Residual asked of the edges, relative to each eigenvalue; what the products' rounding allows where that is more.
+        In layers also 1e-4 of the norm, since their lower edge is a cluster at zero.
     max_steps : int
         Most Lanczos steps of one process. Eigenpairs that have not converged by then are given, marked.
     rtol, trace_probes : float, int
@@ -90,6 +95,7 @@ def analyze(
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
     recipe = Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_steps, rtol, trace_probes)
+    for_layers = replace(recipe, atol=_LAYER_ATOL)
     names = chosen_layers(risk, layers)
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
     start = time.perf_counter()
@@ -116,7 +122,7 @@ def analyze(
     def block(what: str, part: EmpiricalRisk, index: int) -> BlockAnalysis:
         op = matrix(part, memory_budget=memory_budget)
         watched = _Watched(op, what, ledger)
-        result = recipe.run(watched, seed + index)
+        result = (for_layers if index else recipe).run(watched, seed + index)
         if result.unconverged:
             total = len(result.largest) + len(result.smallest)
             notes.append(
@@ -149,13 +155,14 @@ class Recipe:
     """The settings of ``analyze``, and what is done with one operator under them."""
 
     k: int = 10
-    probes: int = 3
+    probes: int = 2
     steps: int = 40
     exact_limit: int = 3000
     tol: float = 1e-4
     max_steps: int = 300
     rtol: float = 0.02
     trace_probes: int = 30
+    atol: float = 0.0
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -196,7 +203,7 @@ class Recipe:
         return size + 2 * min(self.k, size)
 
     def _products_of_a_pass(self) -> int:
-        return self._first_steps() + (self.probes - 1) * self.steps + 2 * self.k + self.trace_probes
+        return self._first_steps() + self.probes * self.steps + 2 * self.k + self.trace_probes
 
     def run(self, op: LinearOperator, seed: int) -> BlockAnalysis:
         """One layer, or the whole where it is too large for the dense path."""
@@ -208,6 +215,7 @@ class Recipe:
             num_probes=self.probes,
             num_steps=self.steps,
             tol=self.tol,
+            atol=self.atol,
             max_steps=self.max_steps,
             rtol=self.rtol,
             trace_probes=self.trace_probes,

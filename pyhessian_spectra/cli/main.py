@@ -94,7 +94,7 @@ _analysis_options = _options(
     click.option(
         "--eigenvalues", default=10, show_default=True, type=click.IntRange(min=1), help="Pairs at each edge."
     ),
-    click.option("--probes", default=3, show_default=True, type=click.IntRange(min=2), help="Of the quadrature."),
+    click.option("--probes", default=2, show_default=True, type=click.IntRange(min=2), help="Of the quadrature."),
     click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Lanczos steps a probe."),
     click.option(
         "--exact-limit",

@@ -16,6 +16,10 @@ from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, Trac
 from pyhessian_spectra.spectra.slq import stack_rows
 from pyhessian_spectra.spectra.trace import mean_of, square_root
 
+# A missed eigenvalue is looked for where it exceeds the rounding of a residual by this factor: the lower edge of a
+# semidefinite block is nearer to zero than that, and its order is not worth products.
+_MISSED = 10
+
 # Fewer samples estimate their own spread too poorly to stop on it.
 _FEWEST_SAMPLES = 8
 
@@ -48,6 +52,7 @@ def krylov_pass(
     num_probes: int,
     num_steps: int,
     tol: float,
+    atol: float = 0.0,
     max_steps: int,
     rtol: float = 0.02,
     trace_probes: int = 30,
@@ -55,10 +60,11 @@ def krylov_pass(
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
 
-    The first probe's Lanczos process is extended until ``k`` Ritz pairs at each edge have residuals below ``tol``
-    relative to their value (or the rounding of the products). They become atoms; each further probe gives the
-    quadrature of the complement, a sample of both moments, a check that no copy of an edge eigenvalue was missed, and a
-    bound on what the complement may still hold.
+    One Lanczos process is extended until ``k`` Ritz pairs at each edge have residuals below ``tol`` relative to their
+    value (or ``atol`` relative to the norm, or the rounding of the products). They become atoms; each probe then
+    gives the quadrature of their complement, a sample of both moments, a check that no copy of an edge eigenvalue was
+    missed, and a bound on what the complement may still hold. The start vector of the process gives no sample: in a
+    cluster of eigenvalues the Ritz vectors follow it, and what it leaves to the complement is biased.
 
     Parameters
     ----------
@@ -66,62 +72,62 @@ def krylov_pass(
     k : int
         Pairs at each edge; capped at ``n // 2``.
     num_probes : int
-        At least 2, the first one included.
+        Probes of the quadrature, at least 1.
     num_steps : int
-        Lanczos steps of each probe; the first takes more where the edges need them.
+        Lanczos steps of each probe, and the fewest of the process that finds the edges.
     tol : float
-        Relative residual asked of the edges.
+        Residual asked of the edges, relative to each value.
+    atol : float
+        Residual, relative to the norm, that is good enough for any of them, however small its value.
     max_steps : int
         Most steps of the first process. Pairs that have not converged by then are given as they are, and say so.
     rtol : float
         Half-width of the trace's 95 % interval, relative to its value, at which further probes are not worth a product.
     trace_probes : int
-        Most samples of the trace, those of the probes above included; at least 2.
+        Most samples of the trace, those of the probes included; at least 2.
     generator : torch.Generator
         Source of the probes.
     """
     n, before = op.shape[0], op.num_matvecs
-    k, eps = min(k, n // 2), float(torch.finfo(op.dtype).eps)
+    k = min(k, n // 2)
     process = LanczosProcess(op, random_vector(n, generator))
     process.extend(max(num_steps, 2 * k))
     while not (
-        process.exhausted or _edges_converged(op, process.tridiagonal(), k, tol) or process.num_steps >= max_steps
+        process.exhausted or _edges_converged(op, process.tridiagonal(), k, tol, atol) or process.num_steps >= max_steps
     ):
         process.extend(min(max(5, process.num_steps // 8), max_steps - process.num_steps))
     first = process.tridiagonal()
     theta, coefficients = first.eigh()
     scale = float(np.abs(theta).max())
     chosen = edges_of(theta, min(2 * k, len(theta)), "BE")
-    good = first.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, scale)
+    good = first.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, atol, scale)
     values, vectors = theta[chosen], first.combine(coefficients[:, chosen])
     atoms = vectors[:, torch.from_numpy(good).to(op.device)]
     del process
 
+    rounding = ROUNDING * float(torch.finfo(op.dtype).eps) * scale
+    margin = max(10 * atol * scale, _MISSED * rounding)
     completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
-        values, vectors, atoms, good = _completed(op, values, vectors, k, scale, generator)
+        values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
     orthogonality, first = first.orthogonality, replace(first, blocks=())
     tridiagonals: list[Tridiagonal] = []
-    # what has not converged depends on the first probe, whose own complement would then be biased: another replaces it
-    first_serves = bool(good.all()) and not completed
-    while len(tridiagonals) < num_probes - first_serves and atoms.shape[1] < n:
+    while len(tridiagonals) < num_probes and atoms.shape[1] < n:
         probe = LanczosProcess(op, random_vector(n, generator), against=atoms)
         probe.extend(num_steps)
         tridiagonal = probe.tridiagonal()
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
         tridiagonal = replace(tridiagonal, blocks=())  # the basis has served
-        if not completed and good.all() and _holds_copy(tridiagonal, values, k, ROUNDING * eps * scale):
-            completed, first_serves = True, False
-            values, vectors, atoms, good = _completed(op, values, vectors, k, scale, generator)
+        if not completed and good.all() and _holds_copy(tridiagonal, values, k, margin):
+            completed = True
+            values, vectors, atoms, good = _completed(op, values, vectors, k, margin, generator)
             tridiagonals = []  # these probes saw the copies in their complement; begin again without them
             continue
         tridiagonals.append(tridiagonal)
 
-    pairs = _certified(op, values, vectors, good, tridiagonals, tol, scale)
+    pairs = _certified(op, values, vectors, good, tridiagonals, tol, atol, scale)
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
-    if first_serves and len(atom_values) < len(theta):
-        rest.insert(0, _complement_row(first, atom_values))
     facts = {
         "steps": len(theta),
         "steps_per_probe": num_steps,
@@ -171,18 +177,18 @@ def _moments(
     return trace, second
 
 
-def _threshold(op: LinearOperator, values: Floats, tol: float, scale: float) -> Floats:
+def _threshold(op: LinearOperator, values: Floats, tol: float, atol: float, scale: float) -> Floats:
     """Largest residual at which a pair counts as converged."""
-    return np.maximum(tol * np.abs(values), ROUNDING * float(torch.finfo(op.dtype).eps) * scale)
+    return np.maximum(tol * np.abs(values), max(atol, ROUNDING * float(torch.finfo(op.dtype).eps)) * scale)
 
 
-def _edges_converged(op: LinearOperator, tridiagonal: Tridiagonal, k: int, tol: float) -> bool:
+def _edges_converged(op: LinearOperator, tridiagonal: Tridiagonal, k: int, tol: float, atol: float) -> bool:
     theta = tridiagonal.eigh()[0]
     if len(theta) <= 2 * k:
         return False
     chosen = edges_of(theta, 2 * k, "BE")
     scale = float(np.abs(theta).max())
-    return bool((tridiagonal.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, scale)).all())
+    return bool((tridiagonal.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, atol, scale)).all())
 
 
 def _holds_copy(tridiagonal: Tridiagonal, values: Floats, k: int, margin: float) -> bool:
@@ -192,22 +198,15 @@ def _holds_copy(tridiagonal: Tridiagonal, values: Floats, k: int, margin: float)
 
 
 def _completed(
-    op: LinearOperator, values: Floats, vectors: Tensor, k: int, scale: float, generator: torch.Generator
+    op: LinearOperator, values: Floats, vectors: Tensor, k: int, margin: float, generator: torch.Generator
 ) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
     """The edges with the copies a single Krylov space cannot see; all of them converged."""
     budget = op.num_matvecs + 100 * k + 1000
-    tol = float(torch.finfo(op.dtype).eps) * scale
-    values, found = add_missing_copies(op, values, vectors.double().cpu().numpy(), 2 * k, "BE", tol, budget, generator)
+    values, found = add_missing_copies(
+        op, values, vectors.double().cpu().numpy(), 2 * k, "BE", margin / ROUNDING, budget, generator
+    )
     vectors = torch.from_numpy(found).to(op.device, op.dtype)
     return values, vectors, vectors, np.ones(len(values), dtype=bool)
-
-
-def _complement_row(first: Tridiagonal, atoms: Floats) -> tuple[Floats, Floats]:
-    """The first probe's quadrature on the complement of its converged Ritz vectors: nodes and weights that sum to 1."""
-    theta, coefficients = first.eigh()
-    rest = ~np.isin(theta, atoms)
-    weights = coefficients[0, rest] ** 2
-    return theta[rest], weights / weights.sum()
 
 
 def _certified(
@@ -217,12 +216,13 @@ def _certified(
     good: np.ndarray,
     tridiagonals: list[Tridiagonal],
     tol: float,
+    atol: float,
     scale: float,
 ) -> Eigenpairs:
     """Fresh residuals, and intervals from them where nothing can have been missed."""
     numpy_vectors = vectors.cpu().numpy()
     residuals = fresh_residuals(op, values, numpy_vectors)
-    converged = good & (residuals <= _threshold(op, values, tol, scale))
+    converged = good & (residuals <= _threshold(op, values, tol, atol, scale))
     pairs = Eigenpairs(values, residuals, converged, numpy_vectors)
     rounding = 30 * float(torch.finfo(op.dtype).eps) * scale  # of the products, and so of the values themselves
     bounds = residuals + rounding
