@@ -33,7 +33,7 @@ def ours(risk: EmpiricalRisk) -> dict[str, Any]:
     found = krylov_pass(
         op,
         k=10,
-        num_probes=2,
+        num_probes=1,
         num_steps=20,
         tol=1e-3,
         max_steps=200,

@@ -110,6 +110,12 @@ _analysis_options = _options(
         "--max-steps", default=300, show_default=True, type=click.IntRange(min=1), help="Of one Lanczos process."
     ),
     click.option(
+        "--rtol", default=0.02, show_default=True, type=click.FloatRange(min=0), help="Error of the trace to stop at."
+    ),
+    click.option(
+        "--trace-probes", default=30, show_default=True, type=click.IntRange(min=2), help="Most samples of the trace."
+    ),
+    click.option(
         "--layers",
         multiple=True,
         metavar="GLOB",

@@ -41,6 +41,8 @@ class Settings:
         exact_limit: int,
         tol: float,
         max_steps: int,
+        rtol: float,
+        trace_probes: int,
         layers: tuple[str, ...],
         memory: float | None,
         seed: int,
@@ -56,6 +58,8 @@ class Settings:
             "exact_limit": exact_limit,
             "tol": tol,
             "max_steps": max_steps,
+            "rtol": rtol,
+            "trace_probes": trace_probes,
             "layers": {(): True, ("all",): ("*",), ("none",): False}.get(layers, layers),
             "memory_budget": None if memory is None else int(memory * 2**30),
         }
