@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # ruff does not read setup.cfg, where everything else is set
 RUFF_FLAGS := --isolated --line-length 120 --target-version py310
 RUFF_RULES := --select E,F,I,UP,B,SIM,RUF --ignore RUF001,RUF002,RUF003
+SOURCES := pyhessian_spectra tests examples benchmarks docs
 # one thread is faster than two for networks as small as the tests' and the demo's, and repeats to the last bit
 SMALL := OMP_NUM_THREADS=1
 
@@ -18,14 +19,14 @@ test: $(VENV)/test
 	$(SMALL) $(BIN)/python -m pytest
 
 check: $(VENV)/test docs
-	$(BIN)/ruff format $(RUFF_FLAGS) --check .
-	$(BIN)/ruff check $(RUFF_FLAGS) $(RUFF_RULES) .
+	$(BIN)/ruff format $(RUFF_FLAGS) --check $(SOURCES)
+	$(BIN)/ruff check $(RUFF_FLAGS) $(RUFF_RULES) $(SOURCES)
 	$(BIN)/mypy
 	$(SMALL) $(BIN)/python -m pytest
 
 format: $(VENV)/test
-	$(BIN)/ruff format $(RUFF_FLAGS) .
-	$(BIN)/ruff check $(RUFF_FLAGS) $(RUFF_RULES) --fix .
+	$(BIN)/ruff format $(RUFF_FLAGS) $(SOURCES)
+	$(BIN)/ruff check $(RUFF_FLAGS) $(RUFF_RULES) --fix $(SOURCES)
 
 docs: $(VENV)/docs
 	$(SMALL) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

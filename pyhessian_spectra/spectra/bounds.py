@@ -17,7 +17,7 @@ def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILU
     The next Lanczos vector is ``p_m(A) v_1`` with ``p_m(x) = prod_i (x - theta_i) / prod_i beta_i``, and has norm 1, so
     that ``|p_m(lambda)| <= 1 / |c|`` for each eigenvalue, ``c`` being the start vector's component along its
     eigenvector. For a start vector uniform on the sphere ``|c|`` is below ``eta sqrt(pi / (2 n))`` with probability at
-    most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000, section 3).
+    most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000).
 
     Parameters
     ----------
