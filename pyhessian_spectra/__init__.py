@@ -2,6 +2,8 @@
 
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.analyze import analyze
+from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
+from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
 from pyhessian_spectra.curvature import (
     EmpiricalFisherOperator,
@@ -27,6 +29,8 @@ from pyhessian_spectra.spectra import (
 
 __all__ = [
     "BlockAnalysis",
+    "BulkEdge",
+    "BulkFit",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
@@ -43,10 +47,13 @@ __all__ = [
     "analyze",
     "eigh",
     "eigsh",
+    "fit_marchenko_pastur",
+    "fit_semicircle",
     "frobenius_norm",
     "lanczos",
     "load_analyses",
     "save_analyses",
     "slq",
+    "split_bulk",
     "trace",
 ]

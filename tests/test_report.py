@@ -18,6 +18,7 @@ from analyses import exact_analysis, problem, slq_analysis, training_run
 from pyhessian_spectra import EmpiricalRisk
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import split_bulk
+from pyhessian_spectra.analysis.fits import fit_semicircle
 from pyhessian_spectra.analysis.result import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, trace_error
@@ -303,6 +304,8 @@ def test_the_bulk_is_what_split_bulk_found(converged, tmp_path):
     split = split_bulk(converged.full, dtype="float32")
     words = Page(write_report([converged], tmp_path)).words()
     assert split.separable and f"Bulk {format_number(split.bulk[0])} to {format_number(split.bulk[1])}" in words
+    law = fit_semicircle(converged.full)
+    assert f"Semicircle fit Kolmogorov distance {format_number(law.distance, digits=2)} from the bulk" in words
     assert f"Edges above the bulk {split.num_above} distinct" in words
 
 

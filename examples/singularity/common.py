@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyhessian_spectra import EmpiricalRisk, ParameterLayout
+from pyhessian_spectra import EmpiricalRisk
 from pyhessian_spectra.plots.style import theme
 from pyhessian_spectra.problems.datasets import load_data
 
@@ -129,36 +128,6 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 def mode(values: Sequence[int] | np.ndarray) -> int:
     """The most frequent of small non-negative integers."""
     return int(np.bincount(np.asarray(values)).argmax())
-
-
-def draw_heatmap(ax: Axes, matrix: np.ndarray, layout: ParameterLayout) -> None:
-    """A Hessian in parameter order, ruled by layer, colours symmetric about zero and logarithmic away from it."""
-    from matplotlib.colors import SymLogNorm
-
-    top = float(np.abs(matrix).max()) or 1.0
-    highest = math.floor(math.log10(top))
-    decades = [10.0**power for power in range(highest - 3, highest + 1)]
-    image = ax.imshow(
-        matrix, cmap="RdBu_r", norm=SymLogNorm(decades[0], linscale=0.7, vmin=-top, vmax=top), interpolation="nearest"
-    )
-    centres, names = [], []
-    for name, members in layout.layers().items():
-        start, stop = layout.slices[members[0]].start, layout.slices[members[-1]].stop
-        centres.append((start + stop - 1) / 2)
-        names.append(f"layer {len(names) + 1}" if name.isdigit() else name)
-        if stop < layout.n:
-            ax.axhline(stop - 0.5, color="black", linewidth=0.7)
-            ax.axvline(stop - 0.5, color="black", linewidth=0.7)
-    ax.set_xticks(centres, names)
-    ax.set_yticks(centres, names, rotation=90, va="center")
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    ax.spines[["top", "right"]].set_visible(True)
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02)
-    bar.set_ticks([*(-value for value in reversed(decades)), 0.0, *decades], minor=False)
-    bar.ax.minorticks_off()
-    bar.outline.set_visible(False)
-    bar.ax.grid(visible=False)
 
 
 def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:

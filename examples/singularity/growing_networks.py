@@ -12,7 +12,6 @@ from common import (
     LOSS,
     Finding,
     blobs,
-    draw_heatmap,
     mode,
     network,
     new_figure,
@@ -28,6 +27,7 @@ from pyhessian_spectra import GGNOperator, HessianOperator
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.symmetry import check_ggn_rank, check_relu_rescaling, check_softmax_shift
 from pyhessian_spectra.curvature.ensemble import ensemble_eigenvalues, sphere_starts, train_ensemble
+from pyhessian_spectra.plots import plot_matrix, plot_profiles
 
 #: An eigenvalue below this part of the largest belongs to the mass near zero.
 NEAR_ZERO = 1e-2
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     data = blobs(points, 0.3, options.seed)
     figure, axes = new_figure(1, 2)
     heat_figure, heat_axes = new_figure(1, 2, height=4.0)
-    colours = [figure_colour(i, len(widths)) for i in range(len(widths))]
+    profiles = {}
     numbers: dict = {
         "points_a_class": points,
         "std": 0.3,
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         "starts": starts,
         "networks": {},
     }
-    for hidden, colour in zip(widths, colours, strict=True):
+    for hidden in widths:
         model = network(2, hidden, 2)
         n = size(model)
         generator = torch.Generator().manual_seed(options.seed + hidden)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         splits = [split_bulk(row) for row in values]
         # the member whose top eigenvalue is the median one is drawn
         shown = int(np.argsort(values[:, -1])[len(values) // 2])
-        draw_profile(axes[0], values[shown], colour, f"h = {hidden}, n = {n}")
+        profiles[f"h = {hidden}, n = {n}"] = values[shown]
         risk = risk_at(model, trained.parameters[np.flatnonzero(learned)[shown]], data)
         hessian = HessianOperator(risk)
         shift = check_softmax_shift(hessian, output="4")
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         rank = check_ggn_rank(GGNOperator(risk), num_outputs=2)
         if hidden in drawn:
             ax = heat_axes[0, drawn.index(hidden)]
-            draw_heatmap(ax, hessian.to_dense().numpy(), risk.layout)
+            plot_matrix(hessian.to_dense(), risk.layout, ax=ax)
             ax.set_title(f"h = {hidden}, n = {n}")
         numbers["networks"][str(n)] = {
             "hidden": hidden,
@@ -94,9 +94,8 @@ def main(argv: list[str] | None = None) -> None:
             "relu_rescaling": {"directions": scaling.directions.shape[1], "worst_residual": scaling.worst},
             "ggn_rank": {"bound": rank.bound, "rank": rank.rank, "residual": rank.residual},
         }
-    label_profiles(axes[0])
+    plot_profiles(profiles, axes=tuple(axes[0]))
     write(options, __file__, "growing_networks", figure, numbers, findings(numbers["networks"]))
-    heat_figure.suptitle("Hessian at the end of training, in units of loss / parameter$^2$", x=0.01, ha="left")
     write(options, __file__, "heatmaps", heat_figure, {"hidden": list(drawn)}, [])
 
 
@@ -127,34 +126,6 @@ def findings(networks: dict) -> list[Finding]:
             f"smallest / largest {', '.join(f'{v:.3f}' for v in deep)}",
         ),
     ]
-
-
-def figure_colour(index: int, count: int) -> tuple:
-    """One hue, darker for larger networks."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis_r"](0.15 + 0.8 * index / max(1, count - 1))
-
-
-def draw_profile(axes: np.ndarray, values: np.ndarray, colour: tuple, label: str) -> None:
-    """Sorted eigenvalues on the left, their histogram on the right."""
-    axes[0].plot(np.linspace(0, 1, len(values)), values, color=colour, linewidth=1.2, label=label)
-    axes[0].plot(np.linspace(0, 1, len(values))[-2:], values[-2:], ".", color=colour, markersize=4)
-    width = 2.5e-5
-    bins = np.arange(np.floor(values[0] / width), np.ceil(values[-1] / width) + 2) * width
-    axes[1].stairs(np.maximum(np.histogram(values, bins)[0], 0.5), bins, color=colour, linewidth=1.2, baseline=0.5)
-
-
-def label_profiles(axes: np.ndarray) -> None:
-    """Axis labels and scales."""
-    axes[0].set_yscale("symlog", linthresh=1e-6, linscale=0.6)
-    axes[0].set_yticks([-1e-4, -1e-6, 0, 1e-6, 1e-4, 1e-2])
-    axes[0].set(xlabel="rank / n", ylabel="eigenvalue  [loss / parameter$^2$]", title="Sorted eigenvalues")
-    axes[0].legend(fontsize=7, loc="upper left")
-    axes[1].set_yscale("log")
-    axes[1].set_ylim(0.5, None)
-    axes[1].set(xlabel="eigenvalue  [loss / parameter$^2$]", ylabel="eigenvalues in a bin", title="Histogram")
-    axes[1].ticklabel_format(axis="x", style="sci", scilimits=(-3, -3))
 
 
 if __name__ == "__main__":

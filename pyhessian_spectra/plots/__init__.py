@@ -12,4 +12,6 @@ from pyhessian_spectra.plots.eigenvalues import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
 from pyhessian_spectra.plots.eigenvalues import plot_layer_traces as plot_layer_traces
 from pyhessian_spectra.plots.eigenvalues import plot_trajectory as plot_trajectory
+from pyhessian_spectra.plots.matrix import plot_matrix as plot_matrix
+from pyhessian_spectra.plots.profiles import plot_profiles as plot_profiles
 from pyhessian_spectra.plots.style import theme as theme

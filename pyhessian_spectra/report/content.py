@@ -8,11 +8,13 @@ from pathlib import PurePath
 from typing import Any
 
 from pyhessian_spectra.analysis.bulk import BulkEdge
+from pyhessian_spectra.analysis.fits import BulkFit
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.plots.numbers import format_duration, format_number
 from pyhessian_spectra.report.tables import (
     bulk_facts,
     eigenvalue_rows,
+    fit_fact,
     key_numbers,
     layer_row,
     missed,
@@ -90,9 +92,16 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
 
 
 def describe_checkpoint(
-    analysis: SpectralAnalysis, label: str, identifier: str, bulks: Mapping[str | None, BulkEdge]
+    analysis: SpectralAnalysis,
+    label: str,
+    identifier: str,
+    bulks: Mapping[str | None, BulkEdge],
+    fits: Mapping[str, BulkFit | str],
 ) -> dict[str, Any]:
-    """What concerns one checkpoint; ``bulks`` are those of its blocks, the whole network's under None."""
+    """What concerns one checkpoint; ``bulks`` are those of its blocks, the whole network's under None.
+
+    ``fits`` are laws fitted to the whole network's bulk, by name, or the reason why there is none.
+    """
     full, problem = analysis.full, analysis.problem
     facts: list[tuple[str, str, Any]] = [
         (key, words, problem[key]) for key, words in _FACTS.items() if problem.get(key) is not None
@@ -112,7 +121,7 @@ def describe_checkpoint(
             ("Smallest eigenvalues", eigenvalue_rows(full, from_top=False)),
         ],
         "missed": missed(full),
-        "bulk": bulk_facts(bulks[None]),
+        "bulk": [*bulk_facts(bulks[None]), *(fit_fact(name, fit) for name, fit in fits.items())],
         "layers": [layer_row(name, block, bulks[name]) for name, block in analysis.layers.items()],
         "unconverged": [
             unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged

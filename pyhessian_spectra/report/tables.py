@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyhessian_spectra.analysis.bulk import BulkEdge, Gap
+from pyhessian_spectra.analysis.fits import BulkFit
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
 from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
@@ -173,6 +174,14 @@ def bulk_facts(bulk: BulkEdge) -> list[tuple[str, str]]:
     zero = share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact)
     negative = share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact)
     return [*rows, (f"Zero (|λ|{_SPACE}≤{_SPACE}{near})", zero), (f"Negative (λ{_SPACE}<{_SPACE}−{near})", negative)]
+
+
+def fit_fact(name: str, fit: BulkFit | str) -> tuple[str, str]:
+    """A law fitted to the bulk and how far it is from it, or the reason why there is none."""
+    if isinstance(fit, str):
+        return f"{name} fit", f"none: {fit}"
+    words = f"Kolmogorov distance {format_number(fit.distance, digits=2)} from the bulk, edges {_interval(fit.edges)}"
+    return f"{name} fit", words
 
 
 def _evidence(gap: Gap) -> str:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
-from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
+from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.report.content import checkpoint_labels, describe_checkpoint, describe_overview
@@ -61,7 +62,8 @@ def write_report(
     for index, (analysis, label) in enumerate(zip(analyses, labels, strict=True), start=1):
         bulks = _bulks(analysis)
         figures = checkpoint_figures(analysis, label, f"{index:02d}-" if several else "", bulks[None])
-        sections.append({**describe_checkpoint(analysis, label, f"checkpoint-{index}", bulks), "figures": figures})
+        content = describe_checkpoint(analysis, label, f"checkpoint-{index}", bulks, _fits(analysis.full))
+        sections.append({**content, "figures": figures})
     page = _render(
         overview=describe_overview(analyses, sections),
         overview_figures=overview,
@@ -88,6 +90,17 @@ def _bulks(analysis: SpectralAnalysis) -> dict[str | None, BulkEdge]:
     bulks: dict[str | None, BulkEdge] = {None: split_bulk(analysis.full, dtype=dtype)}
     bulks.update((name, split_bulk(block, dtype=dtype)) for name, block in analysis.layers.items())
     return bulks
+
+
+def _fits(block: BlockAnalysis) -> dict[str, BulkFit | str]:
+    """Laws of random matrices fitted to the bulk, or the reason why one cannot be."""
+    fits: dict[str, BulkFit | str] = {}
+    for name, fit in (("Marchenko-Pastur", fit_marchenko_pastur), ("Semicircle", fit_semicircle)):
+        try:
+            fits[name] = fit(block)
+        except InputError as error:
+            fits[name] = str(error)
+    return fits
 
 
 def _remove_stale(directory: Path, current: set[str]) -> None:
