@@ -109,7 +109,7 @@ def test_shapes_and_names_are_enough_for_a_bare_state_dict(bare):
 
 @pytest.mark.parametrize(
     ("num_examples", "batch_size", "sizes"),
-    [(1000, None, [1000]), (10, 4, [4, 4, 2]), (10, 99, [10]), (1000, 600, [600, 400])],
+    [(1000, None, [100] * 10), (7, None, [1] * 7), (10, 4, [4, 4, 2]), (10, 99, [10]), (1000, 600, [600, 400])],
 )
 def test_batches_have_the_size_asked_for_and_keep_the_order(described, num_examples, batch_size, sizes):
     data = load_problem(described, num_examples=num_examples, batch_size=batch_size).risk.data
@@ -147,7 +147,7 @@ def test_digits_become_rows_for_an_lstm(tmp_path):
     model = _seeded(lambda: LSTMClassifier(features=8, hidden=4))
     torch.save(model.state_dict(), tmp_path / "a.pt")
     problem = load_problem(tmp_path / "a.pt", model="lstm", data="digits", num_examples=4)
-    assert problem.risk.data[0][0].shape == (4, 8, 8)
+    assert torch.cat([x for x, _ in problem.risk.data]).shape == (4, 8, 8)
 
 
 def test_a_text_is_cut_to_the_block_size_of_the_gpt(tmp_path):
@@ -175,7 +175,7 @@ def test_a_pickled_module_is_given_images_where_it_convolves(tmp_path):
     model = _seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)))
     torch.save(model, tmp_path / "a.pt")
     problem = load_problem(tmp_path / "a.pt", data="digits", num_examples=5, trust_pickle=True)
-    assert problem.risk.data[0][0].shape == (5, 1, 8, 8)
+    assert problem.risk.data[0][0].shape[1:] == (1, 8, 8)
 
 
 def test_the_random_state_and_the_checkpoint_are_left_alone(described):
@@ -401,3 +401,7 @@ def test_a_resnet20_checkpoint_of_data_parallel_meets_real_cifar(tmp_path):
         expected = F.cross_entropy(model(data.inputs), data.targets)
     assert problem.risk.loss() == pytest.approx(float(expected), rel=1e-5)
     assert problem.risk.n == 269_722 and problem.description["best_prec1"] == 91.7
+
+
+def test_in_train_mode_the_data_stay_together_because_batchnorm_sees_a_batch(described):
+    assert [len(x) for x, _ in load_problem(described, num_examples=50, mode="train").risk.data] == [50]

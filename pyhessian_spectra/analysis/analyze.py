@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
+from pyhessian_spectra.analysis.sampling import eigenvalue_errors, section_traces, trace_error
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, ParameterLayout
 from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes
 from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Spectrum, TraceEstimate, eigh
@@ -113,6 +114,7 @@ def analyze(
         known = {
             "n": risk.n,
             "N": risk.num_examples,
+            "batches": risk.survey.num_batches,
             "mode": risk.mode,
             "dtype": str(risk.dtype).removeprefix("torch."),
         }
@@ -122,7 +124,7 @@ def analyze(
     def block(what: str, part: EmpiricalRisk, index: int) -> BlockAnalysis:
         op = matrix(part, memory_budget=memory_budget)
         watched = _Watched(op, what, ledger)
-        result = (for_layers if index else recipe).run(watched, seed + index)
+        result = (for_layers if index else recipe).run(watched, part.layout, seed + index)
         if result.unconverged:
             total = len(result.largest) + len(result.smallest)
             notes.append(
@@ -205,7 +207,7 @@ class Recipe:
     def _products_of_a_pass(self) -> int:
         return self._first_steps() + self.probes * self.steps + 2 * self.k + self.trace_probes
 
-    def run(self, op: LinearOperator, seed: int) -> BlockAnalysis:
+    def run(self, op: LinearOperator, layout: ParameterLayout, seed: int) -> BlockAnalysis:
         """One layer, or the whole where it is too large for the dense path."""
         if self.is_dense(op.shape[0]):
             return self.exact(op)[1]
@@ -219,10 +221,20 @@ class Recipe:
             max_steps=self.max_steps,
             rtol=self.rtol,
             trace_probes=self.trace_probes,
+            sections=[shape.numel() for shape in layout.shapes.values()],
             generator=torch.Generator().manual_seed(seed),
         )
+        errors = eigenvalue_errors(found.forms)
+        low, high = (None, None) if errors is None else np.split(errors, [len(found.smallest)])
         return BlockAnalysis(
-            op.shape[0], found.spectrum, found.largest, found.smallest, found.trace, found.frobenius, op.num_matvecs
+            op.shape[0],
+            found.spectrum,
+            replace(found.largest, data_stderr=high),
+            replace(found.smallest, data_stderr=low),
+            replace(found.trace, data_stderr=trace_error(found.forms)),
+            found.frobenius,
+            op.num_matvecs,
+            section_traces(found.forms, _sections_by_layer(layout)),
         )
 
     def exact(self, op: LinearOperator) -> tuple[Tensor, BlockAnalysis]:
@@ -250,6 +262,12 @@ class Recipe:
         trace = TraceEstimate(float(dense.diagonal().sum()), 0.0, 0)
         frobenius = TraceEstimate(float(torch.linalg.matrix_norm(dense)), 0.0, 0)
         return dense, BlockAnalysis(n, spectrum, edges[0], edges[1], trace, frobenius, op.num_matvecs)
+
+
+def _sections_by_layer(layout: ParameterLayout) -> dict[str, list[int]]:
+    """Positions, among the parameters, of those of each layer."""
+    position = {name: index for index, name in enumerate(layout.names)}
+    return {layer or "(root)": [position[name] for name in names] for layer, names in layout.layers().items()}
 
 
 class _Ledger:
@@ -288,6 +306,11 @@ class _Watched(LinearOperator):
         return product
 
     _matvec = _matmat = _product
+
+    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
+        start = time.perf_counter()
+        yield from self._op.terms(v)
+        self._ledger.count(self._what, 1, time.perf_counter() - start)
 
 
 def chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:

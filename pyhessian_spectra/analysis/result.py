@@ -34,6 +34,8 @@ class BlockAnalysis:
         ``tr A`` and ``||A||_F``.
     products : int
         Products with this block that were spent on it.
+    layer_traces : mapping of str to TraceEstimate
+        Traces of the diagonal blocks of its layers, from the same products; by layer name, in the order of the model.
     """
 
     size: int
@@ -43,6 +45,7 @@ class BlockAnalysis:
     trace: TraceEstimate
     frobenius: TraceEstimate
     products: int
+    layer_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
 
     @property
     def unconverged(self) -> int:
@@ -150,6 +153,9 @@ def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:
     if pairs.lower is not None and pairs.upper is not None:
         for row, lower, upper in zip(rows, pairs.lower, pairs.upper, strict=True):
             row.update(lower=float(lower), upper=float(upper))
+    if pairs.data_stderr is not None:
+        for row, error in zip(rows, pairs.data_stderr, strict=True):
+            row.update(data_stderr=float(error))
     return rows
 
 
@@ -174,6 +180,7 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
         "others": None if block.largest.others is None else list(block.largest.others),
         "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata},
         "products": block.products,
+        "layer_traces": {name: _trace_to_json(trace) for name, trace in block.layer_traces.items()},
     }
 
 
@@ -196,6 +203,7 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
             lower=np.array([row["lower"] for row in rows]) if rows and "lower" in rows[0] else None,
             upper=np.array([row["upper"] for row in rows]) if rows and "upper" in rows[0] else None,
             others=tuple(entry["others"]) if entry.get("others") else None,
+            data_stderr=np.array([row["data_stderr"] for row in rows]) if rows and "data_stderr" in rows[0] else None,
         )
 
     metadata = {key: value for key, value in entry["spectrum"].items() if key != "probes"}
@@ -209,4 +217,5 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
         trace=_trace_from(entry["trace"]),
         frobenius=_trace_from(entry["frobenius"]),
         products=entry["products"],
+        layer_traces={name: _trace_from(trace) for name, trace in entry.get("layer_traces", {}).items()},
     )

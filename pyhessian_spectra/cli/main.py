@@ -82,7 +82,11 @@ _problem_options = _options(
     click.option("--split", type=click.Choice(["train", "test"]), help="Part of the data; default train."),
     click.option("--num-examples", type=click.IntRange(min=1), help="The first N examples only."),
     click.option("--normalize/--no-normalize", default=None, help="Standardise the inputs; default yes."),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Examples at a time; the result does not change."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Examples at a time; default a tenth of them.",
+    ),
     click.option("--mode", type=click.Choice(["eval", "train"]), help="Of BatchNorm; default eval."),
     click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of all products; default float32."),
     click.option("--device", help="Default cpu."),

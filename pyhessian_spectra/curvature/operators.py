@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import psutil
@@ -62,6 +62,18 @@ class RiskOperator(LinearOperator):
         if self._kept is not None:
             return self.risk.mean(lambda kept: kept.matvec(v), over=self._kept)
         return self.risk.mean(lambda batch: self._linearise(batch).matvec(v, last=True))
+
+    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
+        if self.risk.is_distributed:  # the other ranks' batches are not seen here, only the sum is
+            yield from super()._terms(v)
+            return
+        self._decide()
+        if self._kept is not None:
+            products = self.risk.terms(lambda kept: kept.matvec(v), over=self._kept)
+        else:
+            products = self.risk.terms(lambda batch: self._linearise(batch).matvec(v, last=True))
+        for weight, product in products:
+            yield weight / self.risk.survey.weight, product
 
     def _matmat(self, v: Tensor) -> Tensor:
         self._decide()

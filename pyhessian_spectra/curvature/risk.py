@@ -115,6 +115,11 @@ class EmpiricalRisk:
         """Number ``N`` of examples in the data of this rank."""
         return self.survey.num_examples
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether other ranks hold batches of their own."""
+        return self._group is not None
+
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
         """The same risk as a function of some of its coordinates only: names, module names or globs."""
         names = select_names(params, self.layout.names, self._aliases)
@@ -183,8 +188,10 @@ class EmpiricalRisk:
             return float(class_weights.to(targets.device)[counted].sum())
         return float(counted.numel())
 
-    def mean(self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None) -> Tensor:
-        """``sum_b w_b fn(b) / sum_b w_b`` over all batches on all ranks.
+    def terms(
+        self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None
+    ) -> Iterator[tuple[float, Tensor]]:
+        """``w_b`` and ``fn(b)`` for each batch of this rank.
 
         Parameters
         ----------
@@ -200,7 +207,7 @@ class EmpiricalRisk:
         NonFiniteError
             The value for some batch is NaN or infinite; the sentence says which.
         """
-        total, first, weights, count = None, 0.0, 0.0, 0
+        weights, count = 0.0, 0
         for weight, item in self.batches() if over is None else over:
             value = fn(item)
             if not torch.isfinite(value.sum()):
@@ -208,17 +215,24 @@ class EmpiricalRisk:
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"
                 )
+            weights, count = weights + weight, count + 1
+            yield weight, value
+        if over is None and not math.isclose(weights, self.survey.weight, rel_tol=1e-9):
+            raise InputError(
+                f"data gave {count} batches of total weight {weights:g}, at first {self.survey.num_batches} of "
+                f"{self.survey.weight:g}; it must give the same examples each time"
+            )
+
+    def mean(self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None) -> Tensor:
+        """``sum_b w_b fn(b) / sum_b w_b`` over all batches on all ranks; arguments and errors of :meth:`terms`."""
+        total, first, weights, count = None, 0.0, 0.0, 0
+        for weight, value in self.terms(fn, over=over):
             if total is None:
                 total, first = value, weight
             else:
                 total = total * first if count == 1 else total
                 total.add_(value, alpha=weight)
             weights, count = weights + weight, count + 1
-        if over is None and not math.isclose(weights, self.survey.weight, rel_tol=1e-9):
-            raise InputError(
-                f"data gave {count} batches of total weight {weights:g}, at first {self.survey.num_batches} of "
-                f"{self.survey.weight:g}; it must give the same examples each time"
-            )
         if total is None:
             raise InputError("every batch has weight 0: all targets are ignored")
         if count == 1:

@@ -74,12 +74,16 @@ def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> Axes:
-    """The trace of each layer's diagonal block, with its 95 % confidence interval."""
-    if not analysis.layers:
+    """The trace of each layer's diagonal block, with its 95 % confidence interval.
+
+    Where layers were not analysed on their own, what the products of the whole matrix say of them is drawn.
+    """
+    by_layer = {name: block.trace for name, block in analysis.layers.items()} or dict(analysis.full.layer_traces)
+    if not by_layer:
         raise InputError("the analysis has no layers; run it with layers to draw their traces")
-    row_height = float(np.clip(6 / len(analysis.layers), 0.18, 0.32))
-    ax = new_axes(WIDTH, 0.75 + row_height * len(analysis.layers)) if ax is None else ax
-    traces = [block.trace for block in analysis.layers.values()]
+    row_height = float(np.clip(6 / len(by_layer), 0.18, 0.32))
+    ax = new_axes(WIDTH, 0.75 + row_height * len(by_layer)) if ax is None else ax
+    traces = list(by_layer.values())
     rows = np.arange(len(traces))
     with theme():
         ax.barh(rows, [trace.value for trace in traces], height=0.62, color=BLUE, alpha=0.55, linewidth=0)
@@ -93,7 +97,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
             elinewidth=1,
             capsize=2.5,
         )
-        ax.set_yticks(rows, [literal(name) for name in analysis.layers], fontsize=7.5)
+        ax.set_yticks(rows, [literal(name) for name in by_layer], fontsize=7.5)
         ax.set_ylim(len(traces) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")

@@ -62,7 +62,8 @@ def plot_matrix(matrix: ArrayLike, layout: ParameterLayout, *, ax: Axes | None =
 
 def _rule(ax: Axes, layout: ParameterLayout) -> None:
     """Lines between layers, their names in the middle."""
-    centres, names = [], []
+    centres: list[float] = []
+    names: list[str] = []
     for name, members in layout.layers().items():
         start, stop = layout.slices[members[0]].start, layout.slices[members[-1]].stop
         centres.append((start + stop - 1) / 2)

@@ -29,6 +29,8 @@ from pyhessian_spectra.problems.user_factory import call_user_factory
 # Larger data are cut into batches of about this many input elements, so that activations of a deep network fit in
 # memory: 500 CIFAR images, 2,000 of MNIST, all of the digits.
 _BATCH_ELEMENTS = 1_600_000
+# As few as tell the sampling error from the differences between them: it is then known to a quarter of itself.
+_FEWEST_BATCHES = 10
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -83,7 +85,8 @@ def load_problem(
     split, num_examples, normalize : optional
         As in ``load_data``; default the whole training part, standardised.
     batch_size : int, optional
-        Default as many examples as have about 1.6 million input elements.
+        Default a tenth of the examples (all of them in train mode, where BatchNorm's statistics are of the batch), but
+        no more than have about 1.6 million input elements.
     mode : {"eval", "train"}, optional
         Of BatchNorm; default ``eval``.
     dtype : {"float32", "float64"}, optional
@@ -146,7 +149,7 @@ def load_problem(
     risk = EmpiricalRisk(
         network,
         loss_fn,
-        _batches(inputs, dataset.targets, batch_size, precision, target_device),
+        _batches(inputs, dataset.targets, batch_size, mode, precision, target_device),
         params=params,
         mode=mode or "eval",
     )
@@ -238,11 +241,12 @@ def _find_device(name: str) -> torch.device:
 
 
 def _batches(
-    inputs: Tensor, targets: Tensor, batch_size: int | None, dtype: torch.dtype, device: torch.device
+    inputs: Tensor, targets: Tensor, batch_size: int | None, mode: str | None, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    size = batch_size or max(1, _BATCH_ELEMENTS // max(1, inputs[0].numel()))
+    fitting = max(1, _BATCH_ELEMENTS // max(1, inputs[0].numel()))
+    size = batch_size or min(fitting, -(-len(inputs) // (1 if mode == "train" else _FEWEST_BATCHES)))
     inputs, targets = (t.to(device, dtype if t.is_floating_point() else None) for t in (inputs, targets))
     return list(zip(inputs.split(size), targets.split(size), strict=True))
 

@@ -17,6 +17,7 @@ from pyhessian_spectra.report.tables import (
     fit_fact,
     key_numbers,
     layer_row,
+    layer_trace_rows,
     missed,
     num_pairs,
     num_uncertified,
@@ -33,6 +34,7 @@ _FACTS = {
     "data": "Data",
     "data_description": "Examples taken",
     "N": "Examples N",
+    "batches": "Batches",
     "loss": "Loss",
     "mode": "Mode of the model",
     "dtype": "Precision",
@@ -122,7 +124,9 @@ def describe_checkpoint(
         ],
         "missed": missed(full),
         "bulk": [*bulk_facts(bulks[None]), *(fit_fact(name, fit) for name, fit in fits.items())],
+        "has_data_errors": full.trace.data_stderr is not None,
         "layers": [layer_row(name, block, bulks[name]) for name, block in analysis.layers.items()],
+        "layer_traces": [] if analysis.layers else layer_trace_rows(full),
         "unconverged": [
             unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged
         ],
@@ -144,7 +148,9 @@ def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str])
         f"This is the {_matrix(problem)} of {_loss(problem)} of {problem.get('model', 'a model')} at the checkpoint "
         f"{label}{_examples(problem)}: a symmetric matrix with a row for each of the n = {full.size:,} parameters. "
         f"{how} Its largest eigenvalue is λ₁ = {numbers['largest']}, its smallest {numbers['smallest']}, and its trace "
-        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative." + _caveat([full])
+        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative."
+        + _caveat([full])
+        + _about_data(analysis)
     )
 
 
@@ -154,6 +160,18 @@ def _caveat(blocks: Sequence[BlockAnalysis]) -> str:
     if all(rows[0]["certified"] for rows in edges if rows):
         return ""
     return " These extreme eigenvalues are not all certified; the tables below say what is known of each."
+
+
+def _about_data(analysis: SpectralAnalysis) -> str:
+    """What the errors of the data mean, where there are any."""
+    if analysis.full.trace.data_stderr is None:
+        return ""
+    problem = analysis.problem
+    taken = f"these {_fact(problem['N'])} examples" if problem.get("N") is not None else "these examples"
+    return (
+        f" Errors are of the computation; what stands after “data” is the standard error from having {taken} rather "
+        "than as many others."
+    )
 
 
 def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> str:
@@ -166,7 +184,9 @@ def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[s
         f"n = {n} parameters. Its largest eigenvalue λ₁ is {first['key_numbers']['largest']} at the first checkpoint "
         f"and {last['key_numbers']['largest']} at the last; its trace {first['key_numbers']['trace']} and "
         f"{last['key_numbers']['trace']}; the share of negative eigenvalues {first['key_numbers']['negative']} and "
-        f"{last['key_numbers']['negative']}." + _caveat([analyses[0].full, analyses[-1].full])
+        f"{last['key_numbers']['negative']}."
+        + _caveat([analyses[0].full, analyses[-1].full])
+        + _about_data(analyses[-1])
     )
 
 

@@ -25,8 +25,8 @@ def key_numbers(full: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
         "trace": estimate_text(full.trace),
         "frobenius": estimate_text(full.frobenius),
         "negative": share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact),
-        "largest": pair_text(full.largest, -1) if len(full.largest) else _ABSENT,
-        "smallest": pair_text(full.smallest, 0) if len(full.smallest) else _ABSENT,
+        "largest": end_text(full.largest, -1),
+        "smallest": end_text(full.smallest, 0),
     }
 
 
@@ -35,9 +35,25 @@ def pair_text(pairs: Eigenpairs, index: int) -> str:
     return format_with_error(float(pairs.eigenvalues[index]), float(eigenvalue_errors(pairs)[index]))
 
 
+def end_text(pairs: Eigenpairs, index: int) -> str:
+    """An eigenvalue with its error and the error of the data, or that there is none."""
+    if not len(pairs):
+        return _ABSENT
+    error = None if pairs.data_stderr is None else float(pairs.data_stderr[index])
+    return _with_data(pair_text(pairs, index), error)
+
+
 def estimate_text(estimate: TraceEstimate) -> str:
-    """``value ± error``, the error half the 95 % confidence interval."""
-    return format_with_error(estimate.value, trace_error(estimate))
+    """``value ± error``, the error half the 95 % confidence interval, and the error of the data."""
+    return _with_data(format_with_error(estimate.value, trace_error(estimate)), estimate.data_stderr)
+
+
+def _with_data(text: str, error: float | None) -> str:
+    return text if error is None else f"{text} (data: {_data_text(error)})"
+
+
+def _data_text(error: float) -> str:
+    return f"± {format_number(error, digits=2)}"
 
 
 def share_text(mass: float, bounds: tuple[float, float], *, exact: bool) -> str:
@@ -67,6 +83,7 @@ def eigenvalue_rows(block: BlockAnalysis, *, from_top: bool) -> list[dict[str, A
             "rank": rank,
             "value": pair_text(pairs, index),
             "residual": format_number(float(pairs.residuals[index]), digits=2),
+            "data": "" if pairs.data_stderr is None else _data_text(float(pairs.data_stderr[index])),
             "converged": bool(pairs.converged[index]),
             "status": statuses[index],
             "certified": statuses[index] == "certified",
@@ -121,8 +138,8 @@ def layer_row(name: str, block: BlockAnalysis, bulk: BulkEdge) -> dict[str, Any]
     return {
         "name": name,
         "size": f"{block.size:,}",
-        "largest": pair_text(block.largest, -1) if len(block.largest) else _ABSENT,
-        "smallest": pair_text(block.smallest, 0) if len(block.smallest) else _ABSENT,
+        "largest": end_text(block.largest, -1),
+        "smallest": end_text(block.smallest, 0),
         "trace": estimate_text(block.trace),
         "per_parameter": format_number(block.trace.value / block.size),
         "unconverged": block.unconverged,
@@ -134,6 +151,18 @@ def layer_row(name: str, block: BlockAnalysis, bulk: BulkEdge) -> dict[str, Any]
         "zero": share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact),
         "negative": share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact),
     }
+
+
+def layer_trace_rows(full: BlockAnalysis) -> list[dict[str, str]]:
+    """Traces of layers from the products of the whole matrix."""
+    return [
+        {
+            "name": name,
+            "trace": estimate_text(trace),
+            "share": f"{_percent(trace.value / full.trace.value)} %" if full.trace.value > 0 else "",
+        }
+        for name, trace in full.layer_traces.items()
+    ]
 
 
 def num_pairs(block: BlockAnalysis) -> int:

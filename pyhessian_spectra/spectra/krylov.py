@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
-from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies, edges_of, fresh_residuals
+from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies, edges_of
+from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, ProbedFirst
 from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
@@ -36,6 +38,8 @@ class KrylovPass:
         Converged edges as atoms of weight ``1 / n``, quadrature on their complement.
     trace, frobenius : TraceEstimate
         From the quadrature's first two moments.
+    forms : Forms
+        Of the eigenvectors, in ascending order, and of all probes.
     """
 
     largest: Eigenpairs
@@ -43,6 +47,7 @@ class KrylovPass:
     spectrum: Spectrum
     trace: TraceEstimate
     frobenius: TraceEstimate
+    forms: Forms
 
 
 def krylov_pass(
@@ -56,6 +61,7 @@ def krylov_pass(
     max_steps: int,
     rtol: float = 0.02,
     trace_probes: int = 30,
+    sections: Sequence[int] | None = None,
     generator: torch.Generator,
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
@@ -85,6 +91,8 @@ def krylov_pass(
         Half-width of the trace's 95 % interval, relative to its value, at which further probes are not worth a product.
     trace_probes : int
         Most samples of the trace, those of the probes included; at least 2.
+    sections : sequence of int, optional
+        Lengths of the sections of the coordinates that ``forms`` tells apart.
     generator : torch.Generator
         Source of the probes.
     """
@@ -112,8 +120,9 @@ def krylov_pass(
         values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
     orthogonality, first = first.orthogonality, replace(first, blocks=())
     tridiagonals: list[Tridiagonal] = []
+    recorder = FormsRecorder(op, sections)
     while len(tridiagonals) < num_probes and atoms.shape[1] < n:
-        probe = LanczosProcess(op, random_vector(n, generator), against=atoms)
+        probe = LanczosProcess(ProbedFirst(op, recorder), random_vector(n, generator), against=atoms)
         probe.extend(num_steps)
         tridiagonal = probe.tridiagonal()
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
@@ -121,11 +130,12 @@ def krylov_pass(
         if not completed and good.all() and _holds_copy(tridiagonal, values, k, margin):
             completed = True
             values, vectors, atoms, good = _completed(op, values, vectors, k, margin, generator)
-            tridiagonals = []  # these probes saw the copies in their complement; begin again without them
+            # these probes saw the copies in their complement: begin again without them
+            tridiagonals, recorder = [], FormsRecorder(op, sections)
             continue
         tridiagonals.append(tridiagonal)
 
-    pairs = _certified(op, values, vectors, good, tridiagonals, tol, atol, scale)
+    pairs = _certified(op, recorder, values, vectors, good, tridiagonals, tol, atol, scale)
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
     facts = {
@@ -135,13 +145,15 @@ def krylov_pass(
         "num_matvecs": op.num_matvecs - before,
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
-    trace, second = _moments(op, spectrum, atom_values, atoms, rtol, trace_probes, generator)
+    trace, second = _moments(op, recorder, spectrum, atom_values, atoms, rtol, trace_probes, generator)
     high = np.arange(len(values)) >= len(values) // 2
-    return KrylovPass(pairs.take(high), pairs.take(~high), spectrum, trace, square_root(second))
+    forms = recorder.forms(good)
+    return KrylovPass(pairs.take(high), pairs.take(~high), spectrum, trace, square_root(second), forms)
 
 
 def _moments(
     op: LinearOperator,
+    recorder: FormsRecorder,
     spectrum: Spectrum,
     atom_values: Floats,
     atoms: Tensor,
@@ -164,7 +176,7 @@ def _moments(
         u = random_vector(n, generator).to(op.device, op.dtype)
         u = u - atoms @ (atoms.T @ u)
         u = u / torch.linalg.vector_norm(u)
-        w = op @ u
+        w = recorder.probe(u)
         inside = w - atoms @ (atoms.T @ w)
         firsts.append(exact[0] + rest * float(u.double() @ w.double()))
         seconds.append(exact[1] + rest * float(inside.double().square().sum()))
@@ -211,6 +223,7 @@ def _completed(
 
 def _certified(
     op: LinearOperator,
+    recorder: FormsRecorder,
     values: Floats,
     vectors: Tensor,
     good: np.ndarray,
@@ -220,10 +233,10 @@ def _certified(
     scale: float,
 ) -> Eigenpairs:
     """Fresh residuals, and intervals from them where nothing can have been missed."""
-    numpy_vectors = vectors.cpu().numpy()
-    residuals = fresh_residuals(op, values, numpy_vectors)
+    products = zip(values, vectors.unbind(1), recorder.products(vectors), strict=True)
+    residuals = np.array([float(torch.linalg.vector_norm(w.double() - theta * v.double())) for theta, v, w in products])
     converged = good & (residuals <= _threshold(op, values, tol, atol, scale))
-    pairs = Eigenpairs(values, residuals, converged, numpy_vectors)
+    pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
     rounding = 30 * float(torch.finfo(op.dtype).eps) * scale  # of the products, and so of the values themselves
     bounds = residuals + rounding
     if not (good.all() and tridiagonals):

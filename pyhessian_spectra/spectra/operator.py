@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse.linalg
@@ -43,8 +44,31 @@ class LinearOperator(ABC):
         """The product with ``v`` of shape (n, k)."""
         return torch.stack([self._matvec(column) for column in v.unbind(1)], dim=1)
 
+    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Weights, which sum to 1, and products with ``v`` of shape (n,) of the terms of a sum."""
+        yield 1.0, self._matvec(v)
+
+    def terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Weights ``w_b`` and products ``A_b v`` of the terms of ``A = sum_b w_b A_b``, for ``v`` of shape (n,).
+
+        Together they cost one product and count as one. The weights sum to 1; an operator that is no sum is its one
+        term. A curvature matrix of a risk is the sum over batches.
+        """
+        self._check(v)
+        self.num_matvecs += 1
+        return self._terms(v.detach())
+
     def __matmul__(self, v: Tensor) -> Tensor:
         """Multiply with one vector (n,) or with columns (n, k)."""
+        self._check(v)
+        v = v.detach()
+        self.num_matvecs += 1 if v.dim() == 1 else v.shape[1]
+        if v.dim() == 1:
+            return self._matvec(v)
+        return self._matmat(v) if v.shape[1] else v.clone()
+
+    def _check(self, v: Tensor) -> None:
+        """Raise where ``v`` cannot be multiplied."""
         if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
             got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             raise InputError(
@@ -55,11 +79,6 @@ class LinearOperator(ABC):
                 f"the operator is {self.dtype} on {self.device}, the vector {v.dtype} on {v.device}; "
                 "convert the vector with .to(op.device, op.dtype)"
             )
-        v = v.detach()
-        self.num_matvecs += 1 if v.dim() == 1 else v.shape[1]
-        if v.dim() == 1:
-            return self._matvec(v)
-        return self._matmat(v) if v.shape[1] else v.clone()
 
     def to_dense(self) -> Tensor:
         """The matrix itself, shape (n, n), by ``n`` products."""
@@ -112,19 +131,19 @@ class LinearOperator(ABC):
 class _Combination(LinearOperator):
     """``sum_i c_i A_i``."""
 
-    def __init__(self, terms: tuple[tuple[float, LinearOperator], ...]) -> None:
-        first = terms[0][1]
-        for _, op in terms[1:]:
+    def __init__(self, parts: tuple[tuple[float, LinearOperator], ...]) -> None:
+        first = parts[0][1]
+        for _, op in parts[1:]:
             if (op.shape, op.dtype, op.device) != (first.shape, first.dtype, first.device):
                 raise InputError(
                     f"operators of shape {first.shape} ({first.dtype}, {first.device}) and {op.shape} ({op.dtype}, "
                     f"{op.device}) do not combine; build both from the same risk"
                 )
         super().__init__(first.shape[0], dtype=first.dtype, device=first.device)
-        self._terms = terms
+        self._parts = parts
 
     def _product(self, v: Tensor) -> Tensor:
-        (scale, op), *rest = self._terms
+        (scale, op), *rest = self._parts
         total = scale * (op @ v)
         for scale, op in rest:
             total.add_(op @ v, alpha=scale)

@@ -178,6 +178,8 @@ class Eigenpairs:
     others : (float, float) or None
         An interval that holds all eigenvalues but these, except with probability 0.01: no larger and no smaller one was
         missed. Where it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
+    data_stderr : ndarray, shape (k,), or None
+        Standard error from the data being a sample, apart from all the above; None where it is not known.
     """
 
     eigenvalues: Floats
@@ -188,6 +190,7 @@ class Eigenpairs:
     lower: Floats | None = None
     upper: Floats | None = None
     others: tuple[float, float] | None = None
+    data_stderr: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -202,6 +205,7 @@ class Eigenpairs:
             eigenvectors=None if self.eigenvectors is None else self.eigenvectors[:, index],
             lower=None if self.lower is None else self.lower[index],
             upper=None if self.upper is None else self.upper[index],
+            data_stderr=None if self.data_stderr is None else self.data_stderr[index],
         )
 
 
@@ -220,6 +224,8 @@ class TraceEstimate:
         How it was found.
     num_samples : int
         Independent samples behind ``stderr``; 0 when the value is exact, or taken for many when that is not known.
+    data_stderr : float, optional
+        Standard error from the data being a sample, apart from ``stderr``; None where it is not known.
     """
 
     value: float
@@ -227,6 +233,7 @@ class TraceEstimate:
     num_matvecs: int
     method: str = "exact"
     num_samples: int = 0
+    data_stderr: float | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The confidence interval at a level, by Student's t with ``num_samples - 1`` degrees of freedom.
