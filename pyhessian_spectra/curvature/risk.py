@@ -111,6 +111,11 @@ class EmpiricalRisk:
         return self.layout.n
 
     @property
+    def distributed(self) -> bool:
+        """Whether the data are spread over processes."""
+        return self._group is not None
+
+    @property
     def num_examples(self) -> int:
         """Number ``N`` of examples in the data of this rank."""
         return self.survey.num_examples
