@@ -97,7 +97,7 @@ def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False
     Journals beside that directory stay when the block fails or says that it is unfinished; ``fresh`` removes those of
     an earlier run.
     """
-    check_free(out, force=force, trained=trained)
+    check_free(out, force=force, trained=trained)  # before anything is written
     place = _resolved(out)
     stage = Stage(place)
     with contextlib.ExitStack() as stack:
@@ -105,6 +105,7 @@ def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False
             stack.enter_context(held(stage.lock))
             stack.callback(stage.clean)
             _recover(place, stage)
+            check_free(out, force=force, trained=trained)
             if fresh:
                 stage.forget()
             stage.new.mkdir()  # in a folder that only this user may enter, so that it has the usual permissions itself
