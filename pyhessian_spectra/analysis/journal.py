@@ -156,7 +156,7 @@ class Journal:
     def finish(self, analysis: SpectralAnalysis) -> SpectralAnalysis:
         """Keep the analysis in place of its products, so that asking again costs nothing, and return it."""
         if self._file is not None and self._end:
-            with contextlib.suppress(OSError):  # the products are still there
+            with contextlib.suppress(OSError, ValueError, TypeError):  # what cannot be saved keeps its products
                 analysis.save(self._file.with_name(_ANALYSIS))
                 self._begin(self._file, finished=True)
         return analysis
