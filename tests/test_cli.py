@@ -1,101 +1,29 @@
-"""The command line from end to end: what it writes, what it says, its exit status, and what it never loses."""
+"""The command line from end to end: what it writes, what it says, and its exit status."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import textwrap
-import warnings
 from pathlib import Path
-from typing import NamedTuple
 
-import jsonschema
 import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, write_problem
 
 from pyhessian_spectra.analysis.result import load_analyses
-from pyhessian_spectra.cli import output, run
-from pyhessian_spectra.cli.main import commands, main
-from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.problems import save_checkpoint, training
-from pyhessian_spectra.problems.architectures.mlp import MLP
+from pyhessian_spectra.cli import run
+from pyhessian_spectra.cli.main import commands
+from pyhessian_spectra.problems import training
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
-from pyhessian_spectra.report import results_schema
 
 _DATA = Path(os.environ.get("PYHESSIAN_SPECTRA_DATA", Path(__file__).parents[2] / "shared" / "data"))
-_OWN = {"report.html", "results.json", "spectra.npz", "figures"}
-FAST = ("--layers", "none", "--eigenvalues", 2)
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """The console script in this process: arguments in, exit status and both streams out."""
-
-    def call(*arguments) -> Result:
-        monkeypatch.setattr(sys, "argv", ["pyhessian-spectra", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            try:
-                main()
-            finally:
-                signal.signal(signal.SIGTERM, before)
-        result = Result(stop.value.code or 0, *capsys.readouterr())
-        assert "Traceback" not in result.err
-        return result
-
-    return call
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty current directory with small data (``small.npz``) and checkpoints that fit (``a.pt``, ``b.pt``)."""
-    rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((24, 6)).astype(np.float32)
-    np.savez(tmp_path / "small.npz", x=inputs, y=np.arange(24) % 3)
-    for seed, name in enumerate(("a.pt", "b.pt")):
-        save_checkpoint(tmp_path / name, small_mlp(seed), problem={"model": "mlp", "data": "small.npz"}, step=seed)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def small_mlp(seed: int = 0) -> MLP:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MLP((6, 4, 3), activation="tanh")
-
-
-def results(out) -> dict:
-    """What ``results.json`` holds, after checking it against the schema."""
-    document = json.loads((Path(out) / "results.json").read_text())
-    jsonschema.validate(document, results_schema())
-    return document
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    """Everything below a directory, hidden files and empty directories included."""
-    return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else b"" for p in directory.rglob("*")}
-
-
-def one_sentence(result: Result, status: int) -> str:
-    assert result.status == status, result
-    lines = result.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("pyhessian-spectra: "), result.err
-    assert result.out == ""
-    return lines[0].removeprefix("pyhessian-spectra: ")
 
 
 # What the commands write
@@ -110,7 +38,7 @@ def test_demo_writes_a_report_on_checkpoints_that_describe_themselves(folder, cl
     monkeypatch.setattr(run, "train_digits", lambda *a, **k: training.train_digits(*a, **k, num_checkpoints=2))
     demo = cli("demo", "--out", "report")
     assert demo.status == 0 and demo.err == ""
-    assert {p.name for p in (folder / "report").iterdir()} == _OWN | {"checkpoints"}
+    assert {p.name for p in (folder / "report").iterdir()} == OWN | {"checkpoints"}
     entries = results("report")["checkpoints"]
     saved = [str(p.relative_to(folder)) for p in sorted((folder / "report" / "checkpoints").iterdir())]
     assert [entry["problem"]["checkpoint"] for entry in entries] == saved and len(saved) == 2
@@ -132,7 +60,7 @@ def test_demo_writes_a_report_on_checkpoints_that_describe_themselves(folder, cl
 def test_the_saved_analysis_reads_back_and_the_report_names_its_command(folder, cli):
     shown = cli("report", "a.pt", "--out", "o", "--eigenvalues", 3, "--seed", 5)
     assert shown.status == 0 and shown.err == ""
-    assert {p.name for p in (folder / "o").iterdir()} == _OWN
+    assert {p.name for p in (folder / "o").iterdir()} == OWN
     (analysis,) = load_analyses(json_path="o/results.json", npz_path="o/spectra.npz")
     assert analysis.full.size == 43 and list(analysis.layers) == ["fc1", "fc2"]
     assert analysis.problem["seed"] == 5 and len(analysis.full.largest) == 3
@@ -170,33 +98,6 @@ def test_a_problem_of_ones_own_is_analysed(folder, cli):
     assert results("o")["problem"]["n"] == 43
     assert "together with problem" in one_sentence(
         cli("report", "a.pt", "--problem", "own:risk", "--data", "digits", "--out", "p"), 2
-    )
-
-
-def write_problem(folder: Path, loss: str = "F.cross_entropy(z, y)") -> None:
-    """A module ``own`` in the current directory whose loss is this expression; ``calls`` counts its evaluations."""
-    sys.modules.pop("own", None)
-    (folder / "own.py").write_text(
-        textwrap.dedent(
-            f"""
-            import os, signal
-            import numpy as np, torch, torch.nn.functional as F
-            from pyhessian_spectra import EmpiricalRisk
-            from pyhessian_spectra.problems.architectures.mlp import MLP
-
-            def risk(checkpoint):
-                model = MLP((6, 4, 3), activation="tanh")
-                model.load_state_dict(torch.load(checkpoint)["state_dict"])
-                data = np.load("small.npz")
-                calls = []
-
-                def loss(z, y):
-                    calls.append(checkpoint)
-                    return {loss}
-
-                return EmpiricalRisk(model, loss, (torch.from_numpy(data["x"]), torch.from_numpy(data["y"])))
-            """
-        )
     )
 
 
@@ -397,155 +298,6 @@ def test_a_model_without_trainable_parameters_is_refused(folder, cli):
     text = (folder / "own.py").read_text().replace("    data =", "    model.requires_grad_(False)\n    data =")
     (folder / "own.py").write_text(text)
     assert "trainable" in one_sentence(cli("report", "a.pt", "--problem", "own:risk", "--out", "o"), 2)
-
-
-# What is never lost
-
-
-def test_a_report_is_replaced_only_by_force_and_nothing_else_ever(folder, cli):
-    assert cli("report", "a.pt", "--out", "o", *FAST).status == 0
-    held = snapshot(folder)
-    assert "--force" in one_sentence(cli("report", "b.pt", "--out", "o", *FAST), 2)
-    assert snapshot(folder) == held
-    assert cli("report", "b.pt", "--out", "o", "--force", *FAST).status == 0
-    assert results("o")["problem"]["checkpoint"] == "b.pt"
-    assert {p.name for p in folder.iterdir()} == {"a.pt", "b.pt", "small.npz", "o"}
-
-    for mine in ("o/notes.txt", "o/figures/mine.png", "o/checkpoints/best.pt"):
-        (folder / mine).parent.mkdir(exist_ok=True)
-        (folder / mine).write_text("mine")
-        held = snapshot(folder)
-        for command in (("report", "a.pt"), ("demo",)):
-            one_sentence(cli(*command, "--out", "o", "--force"), 2)
-        assert snapshot(folder) == held
-        (folder / mine).unlink()
-
-
-def test_force_never_takes_the_checkpoints_that_a_report_beside_them_is_on(folder, cli):
-    """The demo keeps its checkpoints in its report's directory."""
-    assert cli("report", "a.pt", "--out", "o", *FAST).status == 0
-    (folder / "o" / "checkpoints").mkdir()
-    (folder / "a.pt").rename(folder / "o" / "checkpoints" / "step-00010.pt")
-    held = snapshot(folder)
-    sentence = one_sentence(cli("report", "o/checkpoints/step-00010.pt", "--out", "o", "--force", *FAST), 2)
-    assert "o holds checkpoints" in sentence
-    assert snapshot(folder) == held
-
-
-def test_a_directory_that_is_no_report_is_not_replaced(folder, cli):
-    (folder / "o" / "checkpoints").mkdir(parents=True)
-    (folder / "o" / "checkpoints" / "step-100.pt").write_text("of another program")
-    assert "no results.json" in one_sentence(cli("demo", "--out", "o", "--force"), 2)
-    (folder / "file").write_text("mine")
-    assert "is a file" in one_sentence(cli("report", "a.pt", "--out", "file", "--force"), 2)
-    assert "cannot be written" in one_sentence(cli("report", "a.pt", "--out", "file/o"), 2)
-    (folder / "here").mkdir()
-    os.chdir("here")
-    assert "current directory" in one_sentence(cli("report", "../a.pt", "--data", "../small.npz", "--out", "."), 2)
-
-
-def test_a_link_to_the_output_directory_stays_a_link(folder, cli):
-    (folder / "disk").mkdir()
-    (folder / "o").symlink_to("disk")
-    for _ in range(2):
-        assert cli("report", "a.pt", "--out", "o", "--force", *FAST).status == 0
-    assert (folder / "o").is_symlink() and (folder / "disk" / "results.json").exists()
-
-
-def test_two_runs_into_one_directory_both_keep_their_report(folder):
-    with output.staged(folder / "o", force=False) as other:
-        (other / "results.json").write_text("first")
-        late = output.staged(folder / "o", force=False)
-        (late.__enter__() / "results.json").write_text("second")
-    with pytest.raises(InputError, match=re.escape("the report is in ")) as error:
-        late.__exit__(None, None, None)
-    assert (folder / "o" / "results.json").read_text() == "first"
-    (kept,) = (p for p in folder.glob("o.*"))
-    assert (kept / "results.json").read_text() == "second" and str(kept) in str(error.value)
-
-
-def test_a_swap_that_fails_puts_the_old_report_back(folder, monkeypatch):
-    (folder / "o").mkdir()
-    (folder / "o" / "results.json").write_text("old")
-    rename = Path.rename
-
-    def failing(self, target):
-        if self.name == "new" and Path(target).name == "o":
-            raise OSError(28, "No space left on device")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(InputError, match="No space left"), output.staged(folder / "o", force=True) as stage:
-        (stage / "results.json").write_text("new")
-    assert (folder / "o" / "results.json").read_text() == "old"
-    assert [p.read_text() for p in folder.glob("o.*/results.json")] == ["new"]
-
-
-KILLED = "F.cross_entropy(z, y) if checkpoint == 'a.pt' or len(calls) < 9 else {} or F.cross_entropy(z, y)"
-
-
-@pytest.mark.parametrize(
-    ("event", "status", "reason"),
-    [
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", 130, "interrupted"),
-        ("z.no_such_thing", 1, "AttributeError"),
-        ("torch.full((), torch.nan) * z.sum()", 2, "NaN"),
-        ("torch.empty(10**15).sum() * z.sum()", 1, "out of memory"),
-    ],
-)
-def test_what_was_finished_before_the_second_checkpoint_failed_is_written_and_told(folder, cli, event, status, reason):
-    # rebuilt for each product (--memory 0), the loss is evaluated again and again, up to the event
-    write_problem(folder, KILLED.format(event))
-    args = ("--problem", "own:risk", "--memory", 0, "--exact-limit", 0, "--out", "o", *FAST)
-    sentence = one_sentence(cli("report", "a.pt", "b.pt", *args), status)
-    assert sentence.startswith("b.pt (2 of 2): ") and reason in sentence and "what was finished is in o" in sentence
-    found = results("o")
-    assert found["problem"]["checkpoint"] == "a.pt"
-    assert any("b.pt (2 of 2)" in note and reason in note for note in found["notes"])
-    assert "b.pt (2 of 2)" in (folder / "o" / "report.html").read_text()
-    assert not list(folder.glob(".o*"))
-
-
-def test_layers_finished_before_ctrl_c_are_kept(folder, cli):
-    write_problem(folder, "F.cross_entropy(z, y)")
-    text = (folder / "own.py").read_text()
-    text = text.replace("    return EmpiricalRisk(", "    return Stopping(")
-    stopping = """
-    class Stopping(EmpiricalRisk):
-        def restrict(self, params):
-            part = EmpiricalRisk.restrict(self, params)
-            part.__class__ = Stopped if "fc2.weight" in part.layout.names else EmpiricalRisk
-            return part
-
-    class Stopped(EmpiricalRisk):
-        def mean(self, *args, **kwargs):
-            os.kill(os.getpid(), signal.SIGINT)
-            return EmpiricalRisk.mean(self, *args, **kwargs)
-    """
-    (folder / "own.py").write_text(text + textwrap.dedent(stopping))
-    args = ("--problem", "own:risk", "--exact-limit", 0, "--eigenvalues", 2, "--out", "o")
-    sentence = one_sentence(cli("report", "a.pt", *args), 130)
-    assert "1 of 2 layers" in sentence and "what was finished is in o" in sentence
-    assert list(results("o")["layers"]) == ["fc1"]
-
-
-def test_ctrl_c_before_anything_was_finished_leaves_nothing(folder, cli):
-    write_problem(folder, "os.kill(os.getpid(), signal.SIGINT) or F.cross_entropy(z, y)")
-    held = set(snapshot(folder))
-    result = cli("report", "a.pt", "--problem", "own:risk", "--out", "o")
-    assert result.status == 130 and "before anything was finished" in result.err
-    assert {name for name in snapshot(folder) if "__pycache__" not in name} == held
-
-
-def test_numbers_survive_a_report_that_cannot_be_drawn(folder, cli, monkeypatch):
-    def broken(*args, **kwargs):
-        raise ValueError("no such colour")
-
-    monkeypatch.setattr(run, "write_report", broken)
-    sentence = one_sentence(cli("report", "a.pt", "--out", "o", *FAST), 1)
-    assert "no such colour" in sentence and "what was finished is in o" in sentence
-    assert results("o")["problem"]["checkpoint"] == "a.pt" and (folder / "o" / "spectra.npz").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyhessian_spectra.analysis.journal import open_journal
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import eigenvalue_errors, section_traces, trace_error
+from pyhessian_spectra.analysis.watched import Ledger, Progress, Watched
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, ParameterLayout
 from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes
 from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
@@ -24,8 +27,6 @@ from pyhessian_spectra.spectra.lanczos import fresh_generator
 # A layer's lower edge is a cluster at zero, on which most products would be spent for digits of nothing: residuals of
 # this size, relative to the norm, are good enough there.
 _LAYER_ATOL = 1e-4
-
-Progress = Callable[[str, int, int], None]
 
 
 def analyze(
@@ -45,6 +46,7 @@ def analyze(
     problem: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
+    journal: str | os.PathLike[str] | None = None,
 ) -> SpectralAnalysis:
     """Analyse the Hessian of a risk: edges, density, trace and Frobenius norm, of the whole and of each layer.
 
@@ -83,6 +85,11 @@ def analyze(
         Source of all randomness; None draws a fresh random seed.
     progress : callable, optional
         Called as ``progress(what, products_done, products_expected)`` after each product.
+    journal : path-like, optional
+        Folder in which products are kept as they are taken. Called again after an interruption, with the same
+        arguments, ``analyze`` takes what is there from it and goes on, to the same numbers; called again when it has
+        finished, it returns the analysis. What was kept of another checkpoint, other data or other settings is not
+        used, and a note says so.
 
     Returns
     -------
@@ -101,12 +108,25 @@ def analyze(
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
-    ledger = _Ledger(progress, recipe.forecast([risk.n, *(risk.restrict(p).n for p in names.values())]))
+    sizes = [risk.n, *(risk.restrict(p).n for p in names.values())]
+    forecasts = recipe.forecast(sizes)
+    ledger = Ledger(progress, forecasts)
+    kept = open_journal(
+        journal,
+        risk,
+        [recipe, for_layers, names, matrix.__name__],
+        seed=seed,
+        drawn=generator is None,
+        size=sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize,
+    )
+    if kept.finished is not None:
+        return replace(kept.finished, problem={**kept.finished.problem, **(problem or {})})
+    seed = kept.seed
     notes: list[str] = []
 
     def finish(layers: Mapping[str, BlockAnalysis]) -> SpectralAnalysis:
         timing = {
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - start + kept.seconds,
             "products": ledger.products,
             "seconds_per_product": ledger.seconds / max(1, ledger.products),
             "seconds_per_gradient": seconds_per_gradient,
@@ -119,11 +139,13 @@ def analyze(
             "dtype": str(risk.dtype).removeprefix("torch."),
         }
         known |= {"device": str(risk.device), "matrix": matrix.__name__.removesuffix("Operator"), "tolerance": tol}
-        return SpectralAnalysis({**known, **(problem or {})}, full, layers, timing, tuple(notes))
+        return SpectralAnalysis(
+            {**known, **(problem or {})}, full, layers, timing, (*notes, *kept.remarks(ledger.products))
+        )
 
     def block(what: str, part: EmpiricalRisk, index: int) -> BlockAnalysis:
         op = matrix(part, memory_budget=memory_budget)
-        watched = _Watched(op, what, ledger)
+        watched = Watched(op, what, ledger, kept)
         result = (for_layers if index else recipe).run(watched, part.layout, seed + index)
         if result.unconverged:
             total = len(result.largest) + len(result.smallest)
@@ -132,15 +154,16 @@ def analyze(
                 "Lanczos steps; raise max_steps, or ask for fewer."
             )
         if index == 0:
-            notes.append(f"The linearisation at the parameters was {op.linearisation}.")
+            notes.append(f"The linearisation at the parameters was {watched.linearisation}.")
         ledger.close_block(what, index)
         return result
 
     if risk.n <= exact_limit:
         op = matrix(risk, memory_budget=memory_budget)
-        dense, full = recipe.exact(_Watched(op, "the whole matrix", ledger))
+        dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept))
         indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
-        return finish({name: recipe.exact(MatrixOperator(dense[i][:, i]))[1] for name, i in indices.items()})
+        blocks = {name: recipe.exact(MatrixOperator(dense[i][:, i]))[1] for name, i in indices.items()}
+        return kept.finish(finish(blocks))
     full = block("the whole network", risk, 0)
     finished: dict[str, BlockAnalysis] = {}
     try:
@@ -149,7 +172,7 @@ def analyze(
     except KeyboardInterrupt:
         notes.append(f"Interrupted: {len(finished)} of {len(names)} layers were finished.")
         raise Interrupted(f"{len(finished)} of {len(names)} layers were finished", finish(finished)) from None
-    return finish(finished)
+    return kept.finish(finish(finished))
 
 
 @dataclass(frozen=True)
@@ -268,49 +291,6 @@ def _sections_by_layer(layout: ParameterLayout) -> dict[str, list[int]]:
     """Positions, among the parameters, of those of each layer."""
     position = {name: index for index, name in enumerate(layout.names)}
     return {layer or "(root)": [position[name] for name in names] for layer, names in layout.layers().items()}
-
-
-class _Ledger:
-    """Products and time spent so far, and how many products are still to come."""
-
-    def __init__(self, progress: Progress | None, forecasts: list[int]) -> None:
-        self.progress, self.forecasts, self.closed = progress, forecasts, 0
-        self.products, self.seconds = 0, 0.0
-
-    def count(self, what: str, products: int, seconds: float) -> None:
-        self.products, self.seconds = self.products + products, self.seconds + seconds
-        self._tell(what)
-
-    def close_block(self, what: str, index: int) -> None:
-        """A block is finished: what it took replaces what was expected of it."""
-        self.closed, self.forecasts[index] = self.products, 0
-        self._tell(what)
-
-    def _tell(self, what: str) -> None:
-        if self.progress:
-            self.progress(what, self.products, max(self.products, self.closed + sum(self.forecasts)))
-
-
-class _Watched(LinearOperator):
-    """An operator whose products are timed and reported as they are taken."""
-
-    def __init__(self, op: LinearOperator, what: str, ledger: _Ledger) -> None:
-        super().__init__(op.shape[0], dtype=op.dtype, device=op.device)
-        self._op, self._what, self._ledger = op, what, ledger
-
-    def _product(self, v: Tensor) -> Tensor:
-        start = time.perf_counter()
-        product = self._op @ v
-        columns = 1 if v.dim() == 1 else v.shape[1]
-        self._ledger.count(self._what, columns, time.perf_counter() - start)
-        return product
-
-    _matvec = _matmat = _product
-
-    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
-        start = time.perf_counter()
-        yield from self._op.terms(v)
-        self._ledger.count(self._what, 1, time.perf_counter() - start)
 
 
 def chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:

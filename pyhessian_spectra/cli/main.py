@@ -137,17 +137,18 @@ _analysis_options = _options(
 _out_options = _options(
     click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the report goes."),
     click.option("--force", is_flag=True, help="Replace a report that is there already."),
+    click.option("--fresh", is_flag=True, help="Compute anew what a run that was interrupted has kept."),
 )
 
 
 @commands.command()
 @_out_options
 @click.option("--seed", default=0, show_default=True, type=int, help="Of the training and the probes.")
-def demo(out: Path, force: bool, seed: int) -> None:
+def demo(out: Path, force: bool, fresh: bool, seed: int) -> None:
     """Train a small classifier on handwritten digits and report on its checkpoints."""
     from pyhessian_spectra.cli import run
 
-    run.demo(out, force=force, seed=seed, command=_command())
+    run.demo(out, force=force, fresh=fresh, seed=seed, command=_command())
 
 
 @commands.command()
@@ -155,11 +156,11 @@ def demo(out: Path, force: bool, seed: int) -> None:
 @_problem_options
 @_analysis_options
 @_out_options
-def report(checkpoints: tuple[Path, ...], out: Path, force: bool, **options: Any) -> None:
+def report(checkpoints: tuple[Path, ...], out: Path, force: bool, fresh: bool, **options: Any) -> None:
     """Analyse checkpoints and write DIR/report.html, results.json, spectra.npz and figures/."""
     from pyhessian_spectra.cli import run
 
-    run.report(checkpoints, run.Settings.of(**options), out, force=force, command=_command())
+    run.report(checkpoints, run.Settings.of(**options), out, force=force, fresh=fresh, command=_command())
 
 
 @commands.command()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyhessian_spectra.cli.lock import HeldError, held
 from pyhessian_spectra.errors import InputError
 
 # What a report's directory holds; --force replaces a directory of these, results.json among them, and no other.
@@ -49,30 +51,90 @@ def check_free(out: Path, *, force: bool, trained: bool = False) -> None:
         raise InputError(f"{out} holds the current directory, which cannot be replaced; name one in it with --out")
 
 
+class Stage:
+    """A folder beside the output, ``.OUT.resume``, in which a run keeps everything until the output is whole.
+
+    Attributes
+    ----------
+    new : Path
+        What takes the place of the output.
+    unfinished : bool
+        Set where something is left to be done: the journals are then kept although the output was written.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._holder = place.with_name(f".{place.name}.resume")
+        self.lock, self.new, self.old = (self._holder / name for name in ("lock", "new", "old"))
+        self.unfinished = False
+
+    def journal(self, checkpoint: Path, copy: int = 0) -> Path:
+        """Where the journal of a checkpoint lies, the same in every run; ``copy`` counts equal ones before it."""
+        which = hashlib.sha256(f"{copy} {os.path.realpath(checkpoint)}".encode()).hexdigest()
+        return self._holder / f"journal-{which[:16]}"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a journal is kept."""
+        return any(self._holder.glob("journal-*"))
+
+    def forget(self) -> None:
+        """Remove the journals."""
+        for journal in self._holder.glob("journal-*"):
+            shutil.rmtree(journal)
+
+    def clean(self) -> None:
+        """Remove what is of no use to a later run."""
+        for folder in (self.new, self.old):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not self.resumable:
+            shutil.rmtree(self._holder, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def staged(out: Path, *, force: bool, trained: bool = False) -> Iterator[Path]:
-    """A directory beside ``out`` that takes its place when the block ends, and goes when the block fails."""
-    check_free(out, force=force, trained=trained)
+def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False) -> Iterator[Stage]:
+    """A directory beside ``out`` that takes its place when the block ends, and goes when the block fails.
+
+    Journals beside that directory stay when the block fails or says that it is unfinished; ``fresh`` removes those of
+    an earlier run.
+    """
+    check_free(out, force=force, trained=trained)  # before anything is written
     place = _resolved(out)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}; name another directory with --out") from None
-    stage = holder / "new"
-    stage.mkdir()  # in the holder, which only this user may enter, so that it has the usual permissions itself
-    try:
+    stage = Stage(place)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(stage.lock))
+            stack.callback(stage.clean)
+            _recover(place, stage)
+            check_free(out, force=force, trained=trained)
+            if fresh:
+                stage.forget()
+            stage.new.mkdir()  # in a folder that only this user may enter, so that it has the usual permissions itself
+        except HeldError as error:
+            raise InputError(
+                f"another run (process {error}) is writing {out}; wait for it, or name another directory with --out"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error.strerror}; name another directory with --out") from None
         yield stage
         try:
-            check_free(out, force=force, trained=trained)  # again: another run may have written there since
-            _replace(place, stage, holder / "old")
+            check_free(out, force=force, trained=trained)  # again: another program may have written there since
+            _replace(place, stage.new, stage.old)
         except (InputError, OSError) as error:
-            kept = holder.with_name(f"{place.name}{holder.suffix}")
-            stage.rename(kept)
+            kept = next(name for i in itertools.count(1) if not (name := place.with_name(f"{place.name}.{i}")).exists())
+            stage.new.rename(kept)
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"the report is in {kept}, because {out} could not be replaced: {reason}") from None
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        if not stage.unfinished:
+            stage.forget()
+
+
+def _recover(place: Path, stage: Stage) -> None:
+    """Put the output back that a run had moved away when it was killed, and remove what it had begun."""
+    if stage.old.exists() and not place.exists():
+        stage.old.rename(place)
+    for folder in (stage.new, stage.old):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def _replace(place: Path, new: Path, old: Path) -> None:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from pyhessian_spectra.analysis.analyze import Recipe, analyze
 from pyhessian_spectra.analysis.doctor import examine
+from pyhessian_spectra.analysis.journal import AFRESH, RESUMED
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
-from pyhessian_spectra.cli.output import check_free, staged
+from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.problems.factory import load_problem
 from pyhessian_spectra.problems.training import train_digits
@@ -76,21 +77,23 @@ class StoppedError(SpectraError):
         self.exit_status = getattr(cause, "exit_status", interrupted)
 
 
-def demo(out: Path, *, force: bool, seed: int, command: Sequence[str]) -> None:
+def demo(out: Path, *, force: bool, fresh: bool, seed: int, command: Sequence[str]) -> None:
     """Train on the digits and report on the checkpoints."""
-    with staged(out, force=force, trained=True) as stage:
+    with staged(out, force=force, trained=True, fresh=fresh) as stage:
         with _bar("training on handwritten digits", "step") as advance:
-            paths = train_digits(stage / "checkpoints", seed=seed, progress=advance)
+            paths = train_digits(stage.new / "checkpoints", seed=seed, progress=advance)
         written = _write(paths, Settings({"data": "digits"}, {}, seed), stage, out, command)
     written.tell(out)
 
 
-def report(checkpoints: Sequence[Path], settings: Settings, out: Path, *, force: bool, command: Sequence[str]) -> None:
+def report(
+    checkpoints: Sequence[Path], settings: Settings, out: Path, *, force: bool, fresh: bool, command: Sequence[str]
+) -> None:
     """Analyse checkpoints and write their report."""
     check_free(out, force=force)
     for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
         load_problem(path, **settings.problem)
-    with staged(out, force=force) as stage:
+    with staged(out, force=force, fresh=fresh) as stage:
         written = _write(checkpoints, settings, stage, out, command)
     written.tell(out)
 
@@ -121,6 +124,7 @@ class _Written:
     finished: Sequence[SpectralAnalysis]
     stopped: BaseException | None
     where: str
+    resumable: bool
 
     def tell(self, out: Path) -> None:
         """Say where the report is, once it is there; raise where it is not of everything."""
@@ -128,34 +132,42 @@ class _Written:
             click.echo(f"{out / 'report.html'}: {_summary(self.finished)}")
             return
         sentence = f"{self.where}: {_reason(self.stopped)}; what was finished is in {out}"
+        if self.resumable:
+            sentence += ", and the same command with --force goes on from there"
         raise StoppedError(sentence, self.stopped) from self.stopped
 
 
-def _write(checkpoints: Sequence[Path], settings: Settings, stage: Path, out: Path, command: Sequence[str]) -> _Written:
+def _write(
+    checkpoints: Sequence[Path], settings: Settings, stage: Stage, out: Path, command: Sequence[str]
+) -> _Written:
     """Analyse and write; where something stops it after the first, write what was finished."""
     finished: list[SpectralAnalysis] = []
     stopped: BaseException | None = None
     where = ""
     for index, path in enumerate(checkpoints, start=1):
         where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
-        shown = out / path.relative_to(stage) if path.is_relative_to(stage) else path
+        shown = out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
+        journal = stage.journal(path, checkpoints[: index - 1].count(path))
         try:
-            finished.append(_analyze(path, shown, settings, where))
+            finished.append(_analyze(path, shown, settings, where, journal))
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, Interrupted):
                 finished.append(error.partial)
+            if not finished and isinstance(error, KeyboardInterrupt) and stage.resumable:
+                raise StoppedError(f"{where}: interrupted; the same command goes on from there", error) from error
             if not finished:
                 raise
             note = f"The analysis stopped at {where}: {_reason(error)}."
             finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
             stopped = error
             break
-    save_analyses(finished, json_path=stage / "results.json", npz_path=stage / "spectra.npz")
+    save_analyses(finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
     try:
-        write_report(finished, stage, reproduce=command)
+        write_report(finished, stage.new, reproduce=command)
     except (Exception, KeyboardInterrupt) as error:  # the numbers stay
         stopped, where = stopped or error, where if stopped else "drawing the report"
-    return _Written(finished, stopped, where)
+    stage.unfinished = stopped is not None
+    return _Written(finished, stopped, where, stage.resumable)
 
 
 def _reason(error: BaseException) -> str:
@@ -168,16 +180,21 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _analyze(path: Path, shown: Path, settings: Settings, where: str) -> SpectralAnalysis:
+def _analyze(path: Path, shown: Path, settings: Settings, where: str, journal: Path) -> SpectralAnalysis:
     problem = load_problem(path, **settings.problem)
     with _bar(where, "product") as advance:
-        return analyze(
+        analysis = analyze(
             problem.risk,
             **settings.analysis,
             problem={**problem.description, "checkpoint": str(shown), "seed": settings.seed},
             generator=torch.Generator().manual_seed(settings.seed),
             progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
+            journal=journal,
         )
+    for note in analysis.notes:
+        if note.startswith((RESUMED, AFRESH)):
+            click.echo(f"{where}: {note}", err=True)
+    return analysis
 
 
 def _key_values(pairs: Sequence[str]) -> dict[str, Any]:

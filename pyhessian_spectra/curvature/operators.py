@@ -40,18 +40,20 @@ class RiskOperator(LinearOperator):
     ----------
     linearisation : str
         Whether linearisations are kept, and why, once the first product has decided it.
+    columns : int or None
+        Products that one backward pass carries where many are asked for at once; None until it was measured.
     """
 
     def __init__(self, risk: EmpiricalRisk, *, memory_budget: int | None = None) -> None:
         super().__init__(risk.n, dtype=risk.dtype, device=risk.device)
         self.risk = risk
         self.linearisation = "undecided: no product has been taken yet"
+        self.columns: int | None = None
         self._budget = free_bytes(risk.device) // 2 if memory_budget is None else memory_budget
         self._point = risk.point()
         self._kept: list[tuple[float, autodiff.Linearisation]] | None = None
         self._kept_bytes = 0
         self._decided = False
-        self._columns: int | None = None
 
     @abstractmethod
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
@@ -64,7 +66,7 @@ class RiskOperator(LinearOperator):
         return self.risk.mean(lambda batch: self._linearise(batch).matvec(v, last=True))
 
     def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
-        if self.risk.is_distributed:  # the other ranks' batches are not seen here, only the sum is
+        if self.risk.distributed:  # the other ranks' batches are not seen here, only the sum is
             yield from super()._terms(v)
             return
         self._decide()
@@ -78,9 +80,9 @@ class RiskOperator(LinearOperator):
     def _matmat(self, v: Tensor) -> Tensor:
         self._decide()
         rows = v.T.contiguous()
-        if self._columns is None and len(rows) >= _FEWEST_COLUMNS:
-            self._columns = self._measured_columns(rows)
-        step = self._columns or 1
+        if self.columns is None and len(rows) >= _FEWEST_COLUMNS:
+            self.columns = self._measured_columns(rows)
+        step = self.columns if self._kept and self.columns else 1
         return torch.cat([self._products(rows[i : i + step]) for i in range(0, len(rows), step)]).T
 
     def _products(self, rows: Tensor) -> Tensor:

@@ -111,14 +111,14 @@ class EmpiricalRisk:
         return self.layout.n
 
     @property
+    def distributed(self) -> bool:
+        """Whether the data are spread over processes."""
+        return self._group is not None
+
+    @property
     def num_examples(self) -> int:
         """Number ``N`` of examples in the data of this rank."""
         return self.survey.num_examples
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether other ranks hold batches of their own."""
-        return self._group is not None
 
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
         """The same risk as a function of some of its coordinates only: names, module names or globs."""

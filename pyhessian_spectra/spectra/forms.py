@@ -64,7 +64,7 @@ class FormsRecorder:
 
     def __init__(self, op: LinearOperator, sections: Sequence[int] | None = None) -> None:
         self._op, self._sections = op, list(sections or [op.shape[0]])
-        self._weights: list[float] = []
+        self._weights: Floats = np.empty(0)
         self._compressed: list[Floats] = []
         self._vectors: list[Floats] = []
         self._probes: list[Floats] = []
@@ -88,7 +88,7 @@ class FormsRecorder:
         empty = np.empty((len(self._weights), 0, len(self._sections)))
         crossed = np.stack(self._compressed, axis=2) if self._compressed else np.empty((len(self._weights), 0, 0))
         return Forms(
-            np.array(self._weights),
+            self._weights,
             crossed,
             np.stack(self._vectors, axis=1) if self._vectors else empty,
             np.stack(self._probes, axis=1) if self._probes else empty,
@@ -97,19 +97,10 @@ class FormsRecorder:
         )
 
     def _multiply(self, v: Tensor, vectors: Tensor) -> tuple[Tensor, Floats, Floats]:
-        """The product, the forms of its terms by section, (b, s), and with all of the vectors, (b, p)."""
-        total = torch.zeros_like(v)
-        weights: list[float] = []
-        forms: list[Floats] = []
-        crossed: list[Floats] = []
-        for weight, term in self._op.terms(v):
-            parts = (v.double() * term.double()).split(self._sections)
-            forms.append(_numbers(torch.stack([part.sum() for part in parts])))
-            crossed.append(_numbers(vectors.T @ term))
-            weights.append(weight)
-            total.add_(term, alpha=weight)
+        product, *numbers = self._op.with_forms(v, vectors, self._sections)
+        weights, own, crossed = (some.cpu().numpy() for some in numbers)
         self._weights = weights
-        return total, np.stack(forms), np.stack(crossed)
+        return product, own, crossed
 
 
 class ProbedFirst(LinearOperator):
@@ -121,7 +112,3 @@ class ProbedFirst(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._op @ v if self.num_matvecs > 1 else self._recorder.probe(v)
-
-
-def _numbers(values: Tensor) -> Floats:
-    return values.double().cpu().numpy()

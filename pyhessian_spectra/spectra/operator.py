@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse.linalg
@@ -47,6 +47,41 @@ class LinearOperator(ABC):
     def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
         """Weights, which sum to 1, and products with ``v`` of shape (n,) of the terms of a sum."""
         yield 1.0, self._matvec(v)
+
+    def _with_forms(self, v: Tensor, vectors: Tensor, sections: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        total = torch.zeros_like(v)
+        weights: list[float] = []
+        own: list[Tensor] = []
+        crossed: list[Tensor] = []
+        for weight, term in self._terms(v):
+            weights.append(weight)
+            own.append(torch.stack([part.sum() for part in (v.double() * term.double()).split(list(sections))]))
+            crossed.append((vectors.T @ term).double())
+            total.add_(term, alpha=weight)
+        return total, torch.tensor(weights, dtype=torch.float64), torch.stack(own), torch.stack(crossed)
+
+    def with_forms(self, v: Tensor, vectors: Tensor, sections: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The product with a vector, and what its terms ``A_b v`` have in common with it and with others.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,)
+        vectors : Tensor, shape (n, p)
+        sections : sequence of int
+            Lengths of ``s`` sections of the coordinates, of sum ``n``.
+
+        Returns
+        -------
+        product : Tensor, shape (n,)
+        weights : Tensor, shape (b,), float64
+        own : Tensor, shape (b, s), float64
+            ``v^T E_s A_b v`` with the projector ``E_s`` onto a section.
+        crossed : Tensor, shape (b, p), float64
+            ``V^T A_b v``.
+        """
+        self._check(v)
+        self.num_matvecs += 1
+        return self._with_forms(v.detach(), vectors, sections)
 
     def terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
         """Weights ``w_b`` and products ``A_b v`` of the terms of ``A = sum_b w_b A_b``, for ``v`` of shape (n,).
