@@ -10,8 +10,8 @@ from pyhessian_spectra.errors import InputError
 
 Floats = NDArray[np.float64]
 
-# Points at which a bracket is worked out, a few between each two nodes of 40: finer ones narrow it by a few per cent.
-_POINTS = 640
+# Points at which a bracket is worked out: fifty for each of 40 nodes.
+_POINTS = 2000
 
 # Rounding leaves the root of a weight, and a node relative to the largest, uncertain by some 1e-16: what is at least
 # this large is known to four digits, and those of a bracket.
@@ -73,9 +73,11 @@ def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
         distances = np.log(np.abs(nodes[:, None] - nodes) + np.eye(len(nodes))).sum(axis=1)
         last = -distances - np.log(weights) / 2
         last = np.exp(last - last.max()) * (-1.0) ** np.arange(len(nodes))
-        between = (nodes[:-1] + np.outer([0.25, 0.5, 0.75], gaps)).ravel()
-        taus = np.sort(-1 / (last**2 / (nodes - between[:, None])).sum(axis=1))
-        taus = taus[np.linspace(0, len(taus) - 1, max(2, _POINTS // len(nodes))).round().astype(int)]
+        # as many between each two nodes, and as many again spread by mass
+        ranks = (np.cumsum(weights) - weights / 2) / weights.sum() + np.arange(len(nodes)) / (len(nodes) - 1)
+        between = np.interp(np.linspace(ranks[0], ranks[-1], max(8, _POINTS // len(nodes)) + 2)[1:-1], ranks, nodes)
+        with np.errstate(divide="ignore"):  # at a node, tau is 0
+            taus = -1 / (last**2 / (nodes - between[:, None])).sum(axis=1)
         found, vectors = np.linalg.eigh(np.diag(nodes) + taus[:, None, None] * np.outer(last, last))
         values = np.concatenate([values, found])
         masses = np.concatenate([masses, (np.sqrt(weights) @ vectors) ** 2])

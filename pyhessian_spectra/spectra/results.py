@@ -159,6 +159,7 @@ class Spectrum:
         bandwidth: float,
         level: float | None = None,
         others: tuple[float, float] | None = None,
+        coordinate: Callable[[ArrayLike], Floats] = np.asarray,
     ) -> tuple[Floats, Floats]:
         """Bounds on the Gaussian-smoothed density that follow from those of :meth:`cdf_bounds`, at all points together.
 
@@ -170,28 +171,32 @@ class Spectrum:
         ----------
         grid : array_like
         bandwidth : float
-            Standard deviation of the Gaussian, in eigenvalue units.
+            Standard deviation of the Gaussian, in units of the coordinate.
         level, others
             As for :meth:`cdf_bounds`.
+        coordinate : callable, optional
+            Increasing function of the eigenvalue: smoothing is Gaussian along its values, such as those of
+            ``EigenvalueAxis.decades``. By default the eigenvalue itself.
 
         Returns
         -------
         lower, upper : ndarray, shape of ``grid``, float64
-            Per unit eigenvalue.
+            Per unit of the coordinate.
         """
-        grid = np.asarray(grid, dtype=np.float64)
+        grid = coordinate(grid)
         if self.exact:
-            density = self.density(grid, bandwidth=bandwidth)
+            density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
             return density, density
         points, lower, upper = self._rest_bounds(level)
         # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
         ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
         middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.size) * np.diff(ranks)
-        left = np.concatenate([[-np.inf], points])[np.searchsorted(upper, middle)]
-        right = np.append(points, np.inf)[np.searchsorted(lower, middle)]
+        left = np.concatenate([[-np.inf], coordinate(points)])[np.searchsorted(upper, middle)]
+        right = np.append(coordinate(points), np.inf)[np.searchsorted(lower, middle)]
         if others is not None:
-            left, right = np.clip(left, *others), np.clip(right, *others)
-        left, right = np.append(left, self._atoms), np.append(right, self._atoms)
+            left, right = np.clip(left, *coordinate(others)), np.clip(right, *coordinate(others))
+        atoms = coordinate(self._atoms)
+        left, right = np.append(left, atoms), np.append(right, atoms)
         masses = np.append(masses, np.full(len(self._atoms), 1 / self.size))
         return _in_blocks(grid, masses.size, lambda x: smoothed_bounds(x, left, right, masses, bandwidth))
 
