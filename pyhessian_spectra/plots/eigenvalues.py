@@ -178,7 +178,9 @@ def plot_cdf(
             ax.set_title(f"Kolmogorov distance {distance:.2g}", fontsize=7.5, color=MUTED, pad=34)  # over the legend
         ax.plot(grid, spectrum.cdf(grid), drawstyle="steps-post", color=BLUE, linewidth=1.1, label="estimate")
         if not spectrum.exact:
-            _draw_bounds(ax, spectrum, np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE))), edges)
+            _draw_bounds(
+                ax, spectrum, np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE))), edges
+            )
         ax.set_ylim(-0.02, 1.02)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
         ax.set_ylabel(r"Fraction of eigenvalues $\leq \lambda$")
@@ -199,7 +201,13 @@ def _draw_bounds(ax: Axes, spectrum: Spectrum, grid: Floats, edges: Sequence[Eig
         lower = spectrum.cdf_bounds(grid[:-1], level=level, others=others)[0]
         upper = spectrum.cdf_bounds(np.nextafter(grid[1:], -np.inf), level=level, others=others)[1]
         ax.fill_between(
-            grid, np.append(lower, lower[-1]), np.append(upper, upper[-1]), step="post", color=BLUE, linewidth=0, **style
+            grid,
+            np.append(lower, lower[-1]),
+            np.append(upper, upper[-1]),
+            step="post",
+            color=BLUE,
+            linewidth=0,
+            **style,
         )
 
 

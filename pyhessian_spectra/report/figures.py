@@ -73,7 +73,10 @@ def checkpoint_figures(analysis: SpectralAnalysis, label: str, prefix: str, bulk
         )
     }
     if not full.spectrum.exact:
-        drawn["cdf"] = (plot_cdf(full.spectrum, edges=edges), "Fraction of eigenvalues below each value, with its bounds")
+        drawn["cdf"] = (
+            plot_cdf(full.spectrum, edges=edges),
+            "Fraction of eigenvalues below each value, with its bounds",
+        )
     if len(full.largest) + len(full.smallest):
         drawn["eigenvalues"] = (plot_eigenvalues(full), "Largest and smallest eigenvalues with errors")
     if analysis.layers:

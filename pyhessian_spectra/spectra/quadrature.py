@@ -10,8 +10,8 @@ from pyhessian_spectra.errors import InputError
 
 Floats = NDArray[np.float64]
 
-# Points at which a bracket is worked out: fifty for each of 40 nodes.
-_POINTS = 2000
+# Points at which a bracket is worked out: thirty for each of 40 nodes.
+_POINTS = 1200
 
 # Rounding leaves the root of a weight, and a node relative to the largest, uncertain by some 1e-16: what is at least
 # this large is known to four digits, and those of a bracket.
@@ -131,7 +131,7 @@ def largest_probe_error(probes: int, size: int, *, level: float) -> float:
 def _entropy_ball(p: Floats, radius: float) -> Floats:
     """The largest ``q`` with ``kl(q, p) <= radius``, rounded up."""
     inside, outside = p, np.ones_like(p)
-    for _ in range(60):
+    for _ in range(50):
         q = (inside + outside) / 2
         near = rel_entr(q, p) + rel_entr(1 - q, 1 - p) <= radius
         inside, outside = np.where(near, q, inside), np.where(near, outside, q)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,9 @@ class Spectrum:
         Without ``level``, what the quadratures leave open: the distribution a probe sees lies between its bounds
         whatever lies between its nodes (Chebyshev, Markov and Stieltjes), and averaged over probes they hold the
         average. With ``level``, a confidence band for the operator's own distribution, which holds at all points of the
-        line together (by a bound for probes uniform on the sphere, as those of :func:`slq` are). The ``atoms`` that ``metadata`` counts, with which each row begins, are
-        eigenvalues whose weights are known; for an exact spectrum both bounds are the CDF.
+        line together, by a bound for independent probes uniform on the sphere. The ``atoms`` that ``metadata`` counts,
+        with which each row begins, are eigenvalues whose weights are known; for an exact spectrum both bounds are the
+        CDF.
 
         Parameters
         ----------
@@ -118,7 +120,7 @@ class Spectrum:
         grid = np.asarray(grid, dtype=np.float64)
         if self.exact:
             return self.cdf(grid), self.cdf(grid)
-        lower, upper = step_bounds(*self._rest_bounds(level), grid)
+        lower, upper = self._rest_bounds(*step_bounds(*self._seen_bounds, grid), level)
         if others is not None:
             lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
             upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
@@ -126,21 +128,35 @@ class Spectrum:
         share = 1 - len(self._atoms) / self.size
         return known + share * lower, np.minimum(known + share * upper, 1.0)
 
+    def cdf_error(self, *, level: float) -> float:
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds` anywhere; 0 for an exact spectrum."""
+        if self.exact:
+            return 0.0
+        _, *seen = self._seen_bounds
+        lower, upper = self._rest_bounds(*seen, level)
+        share = 1 - len(self._atoms) / self.size
+        return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+
     @property
     def _atoms(self) -> Floats:
         """The eigenvalues known one by one, of weight ``1 / n`` each."""
         return self.nodes[0, : int(self.metadata.get("atoms", 0))]
 
-    def _rest_bounds(self, level: float | None) -> tuple[Floats, Floats, Floats]:
-        """Points, and bounds there on the distribution of the eigenvalues that are no atoms, for ``step_bounds``."""
+    @cached_property
+    def _seen_bounds(self) -> tuple[Floats, Floats, Floats]:
+        """Points, and bounds there on what the probes see on average of the eigenvalues that are no atoms."""
         atoms = len(self._atoms)
         share = 1 - atoms / self.size
         rows = [bracket(x[atoms:], w[atoms:] / share) for x, w in zip(self.nodes, self.weights, strict=True)]
         points = np.unique(np.concatenate([row[0] for row in rows]))
         lower, upper = np.mean([step_bounds(*row, points) for row in rows], axis=0).clip(0.0, 1.0)
-        if level is not None:
-            lower, upper = probe_bounds(lower, upper, self.num_probes, self.size - atoms, level=level)
         return points, lower, np.append(upper[:-1], 1.0)
+
+    def _rest_bounds(self, lower: Floats, upper: Floats, level: float | None) -> tuple[Floats, Floats]:
+        """From bounds on what the probes see, those for the eigenvalues themselves where a ``level`` is given."""
+        if level is None:
+            return lower, upper
+        return probe_bounds(lower, upper, self.num_probes, self.size - len(self._atoms), level=level)
 
     def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
         """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
@@ -187,7 +203,8 @@ class Spectrum:
         if self.exact:
             density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
             return density, density
-        points, lower, upper = self._rest_bounds(level)
+        points, *seen = self._seen_bounds
+        lower, upper = self._rest_bounds(*seen, level)
         # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
         ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
         middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.size) * np.diff(ranks)
