@@ -127,7 +127,7 @@ class EigenvalueAxis:
     def bounds(
         self, spectrum: Spectrum, values: ArrayLike, *, level: float, others: tuple[float, float] | None = None
     ) -> tuple[Floats, Floats]:
-        """Bounds on the smooth curve of :meth:`profile` at eigenvalues ``values``, by :meth:`Spectrum.density_bounds`."""
+        """Bounds on the smooth curve of :meth:`profile` at ``values``, by :meth:`Spectrum.density_bounds`."""
         lower, upper = spectrum.density_bounds(
             values, bandwidth=self.bandwidth, level=level, others=others, coordinate=self.decades
         )

@@ -91,7 +91,7 @@ def known_others(spectrum: Spectrum, pairs: Sequence[Eigenpairs]) -> tuple[float
 
 
 def confidence(others: tuple[float, float] | None) -> str:
-    """In per cent, the probability of bounds at level ``1 - FAILURE`` that rely on ``others``, which may fail as well."""
+    """The probability of bounds at level ``1 - FAILURE`` that rely on ``others``, which may fail as well."""
     return f"{100 * (1 - (1 if others is None else 2) * FAILURE):g} %"
 
 

@@ -178,9 +178,8 @@ def plot_cdf(
             ax.set_title(f"Kolmogorov distance {distance:.2g}", fontsize=7.5, color=MUTED, pad=34)  # over the legend
         ax.plot(grid, spectrum.cdf(grid), drawstyle="steps-post", color=BLUE, linewidth=1.1, label="estimate")
         if not spectrum.exact:
-            _draw_bounds(
-                ax, spectrum, np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE))), edges
-            )
+            fine = axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE))
+            _draw_bounds(ax, spectrum, np.union1d(grid, fine), edges)
         ax.set_ylim(-0.02, 1.02)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
         ax.set_ylabel(r"Fraction of eigenvalues $\leq \lambda$")
@@ -193,22 +192,15 @@ def _draw_bounds(ax: Axes, spectrum: Spectrum, grid: Floats, edges: Sequence[Eig
     """What the quadratures leave open, and beyond it what the probes do."""
     others = known_others(spectrum, edges)
     bands = [
-        (None, {"alpha": 0.32, "label": "bounds of the quadrature"}),
-        (1 - FAILURE, {"alpha": 0.16, "label": f"with probes, {confidence(others)}"}),
+        (None, 0.32, "bounds of the quadrature"),
+        (1 - FAILURE, 0.16, f"with probes, {confidence(others)}"),
     ]
-    for level, style in bands:
+    for level, alpha, label in bands:
         # from a point of the grid to the next: the lower bound at its beginning and the upper one at its end
         lower = spectrum.cdf_bounds(grid[:-1], level=level, others=others)[0]
         upper = spectrum.cdf_bounds(np.nextafter(grid[1:], -np.inf), level=level, others=others)[1]
-        ax.fill_between(
-            grid,
-            np.append(lower, lower[-1]),
-            np.append(upper, upper[-1]),
-            step="post",
-            color=BLUE,
-            linewidth=0,
-            **style,
-        )
+        lower, upper = np.append(lower, lower[-1]), np.append(upper, upper[-1])
+        ax.fill_between(grid, lower, upper, step="post", color=BLUE, linewidth=0, alpha=alpha, label=label)
 
 
 def _legend_above(ax: Axes, *, columns: int) -> None:

@@ -50,11 +50,11 @@ def step_bounds(points: Floats, lower: Floats, upper: Floats, grid: ArrayLike) -
 def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """The inequalities of Chebyshev, Markov and Stieltjes at points between the nodes of a Gauss quadrature, too.
 
-    Adding ``tau`` to the last diagonal entry of the Jacobi matrix leaves the first ``2 m - 2`` moments, and makes of its
-    eigenvalues the nodes of another quadrature of the measure, to which the inequalities apply as well; for each point
-    there is the ``tau`` that makes it a node, and no bound from these moments is sharper (Krein and Nudelman 1977,
-    chapter III). The last entries of the eigenvectors follow from nodes and weights: up to a factor, ``1 / (sqrt(w_i)
-    prod_(j != i) (theta_i - theta_j))``. Where rounding hides them, the points are the nodes.
+    Adding ``tau`` to the last diagonal entry of the Jacobi matrix leaves the moments up to order ``2 m - 2``, and makes
+    of its eigenvalues the nodes of another quadrature of the measure, to which the inequalities apply as well; for each
+    point there is the ``tau`` that makes it a node, and no bound from these moments is sharper (Krein and Nudelman
+    1977). The last entries of the eigenvectors follow from nodes and weights: up to a factor they are
+    ``1 / (sqrt(w_i) prod_(j != i) (theta_i - theta_j))``. Where rounding hides them, the points are the nodes.
 
     Parameters
     ----------
@@ -90,12 +90,13 @@ def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
 def probe_bounds(lower: Floats, upper: Floats, probes: int, size: int, *, level: float) -> tuple[Floats, Floats]:
     """A confidence band for a distribution of ``size`` eigenvalues, from bounds on what the probes see on average.
 
-    Of ``d`` eigenvalues let the fraction ``q = k / d`` lie at or below a point. The mass ``p`` which ``r`` probes uniform
-    on the sphere see there on average is the mean of ``r`` independent Beta variables of parameters ``k / 2`` and ``(d -
-    k) / 2``, below a single one of parameters ``r k / 2`` and ``r (d - k) / 2`` in the convex order, and Chernoff's
-    bound on that one is ``P(p beyond x) <= exp(-r d / 2 kl(q, x))`` with the relative entropy ``kl(q, x) = q ln(q / x) +
-    (1 - q) ln((1 - q) / (1 - x))``. As ``q`` takes ``d - 1`` values strictly between 0 and 1, ``kl(q, p) <= 2 ln(2 (d -
-    1) / eta) / (r d)`` at all points together, except with probability ``eta``.
+    Of ``d`` eigenvalues let the fraction ``q = k / d`` lie at or below a point. The mass ``p`` which ``r`` probes
+    uniform on the sphere see there on average is a mean of ``r`` independent Beta variables of parameters ``k / 2`` and
+    ``(d - k) / 2``. It is the expectation, given these, of a single one of parameters ``r k / 2`` and ``r (d - k) / 2``
+    (their mean with random weights), so that by Jensen's inequality Chernoff's bound on that one holds for it, too:
+    ``P(p beyond x) <= exp(-r d kl(q, x) / 2)`` with the relative entropy ``kl(q, x) = q ln(q / x) + (1 - q) ln((1 - q)
+    / (1 - x))``. As ``q`` takes ``d - 1`` values strictly between 0 and 1, ``kl(q, p) <= 2 ln(2 (d - 1) / eta) / (r
+    d)`` at all points together, except with probability ``eta``.
 
     As ``kl(q, p) >= 2 (q - p)^2``, this is never wider than :func:`largest_probe_error`; towards either end of the
     spectrum it is far narrower.
@@ -141,7 +142,7 @@ def _entropy_ball(p: Floats, radius: float) -> Floats:
 def smoothed_bounds(
     grid: ArrayLike, left: Floats, right: Floats, masses: Floats, bandwidth: float
 ) -> tuple[Floats, Floats]:
-    """The least and greatest Gaussian-smoothed density, on a grid, of masses each somewhere from ``left`` to ``right``."""
+    """The least and greatest Gaussian-smoothed density on a grid of masses each anywhere from ``left`` to ``right``."""
     if not bandwidth > 0:
         raise InputError(f"bandwidth must be positive, got {bandwidth}; it is the Gaussian's standard deviation")
     x = np.asarray(grid, dtype=np.float64)[..., None]

@@ -120,7 +120,8 @@ class Spectrum:
         grid = np.asarray(grid, dtype=np.float64)
         if self.exact:
             return self.cdf(grid), self.cdf(grid)
-        lower, upper = self._rest_bounds(*step_bounds(*self._seen_bounds, grid), level)
+        lower, upper = step_bounds(*self._seen_bounds, grid)
+        lower, upper = self._rest_bounds(lower, upper, level)
         if others is not None:
             lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
             upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
@@ -132,8 +133,8 @@ class Spectrum:
         """Half the greatest distance between the bounds of :meth:`cdf_bounds` anywhere; 0 for an exact spectrum."""
         if self.exact:
             return 0.0
-        _, *seen = self._seen_bounds
-        lower, upper = self._rest_bounds(*seen, level)
+        _, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
         share = 1 - len(self._atoms) / self.size
         return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
 
@@ -203,8 +204,8 @@ class Spectrum:
         if self.exact:
             density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
             return density, density
-        points, *seen = self._seen_bounds
-        lower, upper = self._rest_bounds(*seen, level)
+        points, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
         # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
         ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
         middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.size) * np.diff(ranks)
