@@ -9,7 +9,14 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
-from analyses import exact_analysis, network_eigenvalues, pairs, slq_analysis, training_run
+from analyses import (
+    exact_analysis,
+    lanczos_quadrature,
+    network_eigenvalues,
+    pairs,
+    slq_analysis,
+    training_run,
+)
 from matplotlib.figure import Figure
 
 from pyhessian_spectra.errors import InputError
@@ -23,6 +30,7 @@ from pyhessian_spectra.plots import (
     plot_layer_traces,
     plot_trajectory,
 )
+from pyhessian_spectra.plots.density import known_others
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_with_error, trace_error
 from pyhessian_spectra.spectra.results import Spectrum
 
@@ -109,7 +117,7 @@ def test_exact_histogram_counts_every_eigenvalue(exact):
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
 
 
-def test_the_band_is_one_standard_error_over_probes(slq):
+def test_the_dark_band_is_one_standard_error_over_probes(slq):
     spectrum = slq.full.spectrum
     axis = EigenvalueAxis.fit([spectrum])
     rows = [dataclasses.replace(spectrum, nodes=spectrum.nodes[i : i + 1], weights=spectrum.weights[i : i + 1])
@@ -227,19 +235,43 @@ def test_cdf_states_its_distance_from_the_exact_one():
     assert "0.25" in plot_cdf(Spectrum.from_eigenvalues([0.0, 1.0, 3.0, 3.0]), exact=exact).get_title(loc="left")
 
 
-def test_the_band_of_a_cdf_is_its_bounds_between_the_nodes(slq):
+def test_the_bands_of_a_cdf_are_its_bounds_without_and_with_the_probes(slq):
     spectrum = slq.full.spectrum
-    one = dataclasses.replace(spectrum, nodes=spectrum.nodes[:1], weights=spectrum.weights[:1])
-    (band,) = plot_cdf(one).collections
-    x, y = band.get_paths()[0].vertices.T
-    nodes = one.nodes[0]
-    for middle in (nodes[:-1] + nodes[1:])[::7] / 2:
-        lower, upper = one.cdf_bounds(middle)
-        crossed = (x[:-1] < middle) & (x[1:] > middle) | (x[:-1] > middle) & (x[1:] < middle)
-        np.testing.assert_allclose(np.sort(y[:-1][crossed]), [lower, upper], atol=1e-12)
-    inner, outer = plot_cdf(spectrum).collections
-    for end in (1, -1):  # the spread over probes only widens
-        assert (end * outer.get_paths()[0].vertices[:, 1]).max() >= (end * inner.get_paths()[0].vertices[:, 1]).max()
+    bands = plot_cdf(spectrum).collections
+    assert len(bands) == 2
+    axis = EigenvalueAxis.fit([spectrum])
+    for band, level in zip(bands, (None, 0.99), strict=True):
+        x, y = band.get_paths()[0].vertices.T
+        for at in axis.eigenvalues(np.linspace(axis.low, axis.high, 40)[1:-1] + 1e-5):
+            lower, upper = spectrum.cdf_bounds(at, level=level)
+            crossed = (x[:-1] < at) & (x[1:] > at) | (x[:-1] > at) & (x[1:] < at)
+            drawn = np.sort(y[:-1][crossed])
+            assert drawn[0] <= lower + 1e-12 and upper <= drawn[-1] + 1e-12
+            near = axis.eigenvalues(axis.decades(at) + np.array([-0.02, 0.02]))  # two points of the drawing
+            wider = spectrum.cdf_bounds(near, level=level)
+            assert wider[0][0] <= drawn[0] + 1e-12 and drawn[-1] <= wider[1][1] + 1e-12
+
+
+def test_the_light_band_of_a_density_holds_at_its_confidence_what_the_eigenvalues_give():
+    values = network_eigenvalues(np.random.default_rng(2), 2000)
+    spectrum = lanczos_quadrature(np.random.default_rng(3), values, probes=4, steps=60)
+    axis = EigenvalueAxis.fit([spectrum])
+    ax = plot_density(spectrum)
+    assert "99 %" in ax.get_title(loc="left")
+    x = axis.profile(spectrum).values
+    truth = axis.profile(sampled(values)).counts
+    x_band, y_band = ax.collections[0].get_paths()[0].vertices.T
+    for at, count in zip(x, truth, strict=True):
+        column = y_band[np.isclose(x_band, at, rtol=1e-12, atol=0)]
+        assert column.min() <= max(count, 1e-3) * (1 + 1e-9) and count <= column.max() * (1 + 1e-9) + 1e-9
+
+
+def test_bounds_rely_on_the_interval_of_the_others_only_where_the_atoms_are_the_marked_pairs():
+    values = network_eigenvalues(np.random.default_rng(2), 500)
+    spectrum = Spectrum(values[None, 10:], np.full((1, 490), 1 / 490), 500)
+    top = pairs(values[-10:], relative=1e-8, others=(-1.0, 1.0))
+    assert known_others(spectrum, [top]) is None
+    assert known_others(dataclasses.replace(spectrum, metadata={"atoms": 10}), [top]) == (-1.0, 1.0)
 
 
 def test_an_exact_cdf_has_no_band(exact):

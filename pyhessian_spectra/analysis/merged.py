@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, quadrature_bounds
+from pyhessian_spectra.spectra.quadrature import quadrature_bounds
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
 
 # Quadrature nodes whose weight is below this part of an eigenvalue's mean weight 1/n are Ritz values on their way, not
 # eigenvalues: the squared normal component of a random probe is smaller with probability 8e-4 only.
@@ -41,7 +42,7 @@ class MergedNodes:
     def mass_below(self, x: float) -> tuple[float, float]:
         """Bounds on the fraction of eigenvalues below ``x``, equal to each other when the eigenvalues are known.
 
-        Those of :func:`~pyhessian_spectra.spectra.results.quadrature_bounds`; the error from having few probes comes
+        Those of :func:`~pyhessian_spectra.spectra.quadrature.quadrature_bounds`; the error from having few probes comes
         on top.
         """
         if self.exact:

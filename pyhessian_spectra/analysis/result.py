@@ -14,6 +14,7 @@ import numpy as np
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
 
 SCHEMA_VERSION = 1
@@ -178,10 +179,17 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
         "largest": _pairs_to_json(block.largest)[::-1],
         "smallest": _pairs_to_json(block.smallest),
         "others": None if block.largest.others is None else list(block.largest.others),
-        "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata},
+        "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata, "band": _band(block.spectrum)},
         "products": block.products,
         "layer_traces": {name: _trace_to_json(trace) for name, trace in block.layer_traces.items()},
     }
+
+
+def _band(spectrum: Spectrum) -> dict[str, float] | None:
+    """How far the distribution function may be off, for readers of the numbers alone."""
+    if spectrum.exact:
+        return None
+    return {"level": 1 - FAILURE, "halfwidth": spectrum.cdf_error(level=1 - FAILURE)}
 
 
 def _block_arrays(block: BlockAnalysis) -> dict[str, np.ndarray]:
@@ -206,7 +214,7 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
             data_stderr=np.array([row["data_stderr"] for row in rows]) if rows and "data_stderr" in rows[0] else None,
         )
 
-    metadata = {key: value for key, value in entry["spectrum"].items() if key != "probes"}
+    metadata = {key: value for key, value in entry["spectrum"].items() if key not in ("probes", "band")}
     return BlockAnalysis(
         size=entry["size"],
         spectrum=Spectrum(

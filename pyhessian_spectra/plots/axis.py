@@ -124,6 +124,15 @@ class EigenvalueAxis:
         error = per_probe.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.zeros_like(mean)
         return Profile(self.eigenvalues(grid), mean, np.maximum(mean - error, 0.0), mean + error)
 
+    def bounds(
+        self, spectrum: Spectrum, values: ArrayLike, *, level: float, others: tuple[float, float] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Bounds on the smooth curve of :meth:`profile` at ``values``, by :meth:`Spectrum.density_bounds`."""
+        lower, upper = spectrum.density_bounds(
+            values, bandwidth=self.bandwidth, level=level, others=others, coordinate=self.decades
+        )
+        return spectrum.size * self.width * lower, spectrum.size * self.width * upper
+
     def set_scale(self, ax: Axes, *, which: Literal["x", "y"] = "x") -> None:
         """Give one axis of ``ax`` this scale, its limits and ticks at powers of ten."""
         low, high = (float(end) for end in self.eigenvalues([self.low, self.high]))

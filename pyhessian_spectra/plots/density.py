@@ -12,6 +12,7 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.axis import EigenvalueAxis
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
 from pyhessian_spectra.plots.style import BLUE, INK, MUTED, ORANGE, UNITS, WIDTH, literal, new_axes, theme
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
 
 # Lowest count drawn: a tenth of an eigenvalue when smoothed; a histogram never has less than one.
@@ -31,7 +32,9 @@ def plot_density(
     """Number of eigenvalues along a symmetric-logarithmic axis, bulk and edges in one view.
 
     Exact spectra are histograms. Others are smoothed by a Gaussian of constant width in the coordinate of the axis,
-    stated on the figure, with one standard error over the probes shaded. An isolated eigenvalue has height 1 in both.
+    stated on the figure. An isolated eigenvalue has height 1 in both. The darker band is one standard error over the
+    probes; the lighter one holds what the same smoothing would make of the eigenvalues themselves, at all points
+    together, with the probability stated (:meth:`Spectrum.density_bounds`).
 
     Parameters
     ----------
@@ -56,10 +59,19 @@ def plot_density(
     with theme():
         axis.set_scale(ax)
         ax.set_yscale("log")
-        ax.fill_between(profile.values, floor / 100, profile.counts, color=color, alpha=0.18, linewidth=0)
-        ax.fill_between(profile.values, profile.lower, profile.upper, color=color, alpha=0.35, linewidth=0)
+        title, top = describe(spectrum, axis), float(profile.upper.max(initial=1.0))
+        if spectrum.exact:
+            ax.fill_between(profile.values, floor / 100, profile.counts, color=color, alpha=0.18, linewidth=0)
+        else:
+            others = known_others(spectrum, marked)
+            lower, upper = axis.bounds(spectrum, profile.values, level=1 - FAILURE, others=others)
+            lower, upper = np.maximum(lower, floor / 100), np.maximum(upper, floor / 100)
+            ax.fill_between(profile.values, lower, upper, color=color, alpha=0.14, linewidth=0)
+            ax.fill_between(profile.values, profile.lower, profile.upper, color=color, alpha=0.4, linewidth=0)
+            title = f"{title}\nlight: bounds ({confidence(others)} confidence); dark: one standard error over probes"
+            top = max(top, float(upper.max()))
         ax.plot(profile.values, np.maximum(profile.counts, floor / 100), color=color, linewidth=1.1, label=label)
-        top = 2 * float(profile.upper.max(initial=1.0))
+        top = 2 * top
         # The strip below the floor, a tenth of the height, is for the marks.
         ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
         if bulk is not None:
@@ -68,8 +80,19 @@ def plot_density(
             _mark_edges(ax, pairs)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
         ax.set_ylabel(f"Eigenvalues per {axis.width:g} decade")
-        ax.set_title(describe(spectrum, axis), fontsize=7.5, color=MUTED)
+        ax.set_title(title, fontsize=7.5, color=MUTED)
     return ax
+
+
+def known_others(spectrum: Spectrum, pairs: Sequence[Eigenpairs]) -> tuple[float, float] | None:
+    """An interval certified to hold all eigenvalues but the spectrum's atoms, where these are just the ``pairs``."""
+    known = [each.others for each in pairs if each.others is not None]
+    return known[0] if known and sum(map(len, pairs)) == spectrum.metadata.get("atoms") else None
+
+
+def confidence(others: tuple[float, float] | None) -> str:
+    """The probability of bounds at level ``1 - FAILURE`` that rely on ``others``, which may fail as well."""
+    return f"{100 * (1 - (1 if others is None else 2) * FAILURE):g} %"
 
 
 def describe(spectrum: Spectrum, axis: EigenvalueAxis) -> str:

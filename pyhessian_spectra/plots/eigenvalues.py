@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.typing import RGBAColorType
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.axis import EigenvalueAxis
+from pyhessian_spectra.plots.density import confidence, known_others
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.plots.style import (
     BLUE,
@@ -30,10 +30,14 @@ from pyhessian_spectra.plots.style import (
     new_axes,
     theme,
 )
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
 
 # Eigenvalues below the largest one that are drawn along training.
 _TOP = 5
+
+# Points along the axis at which bounds of a CDF are drawn, beside the nodes.
+_FINE = 600
 
 
 def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
@@ -143,12 +147,26 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     return ax
 
 
-def plot_cdf(spectrum: Spectrum, *, exact: Spectrum | None = None, ax: Axes | None = None) -> Axes:
+def plot_cdf(
+    spectrum: Spectrum,
+    *,
+    exact: Spectrum | None = None,
+    edges: Sequence[Eigenpairs] = (),
+    ax: Axes | None = None,
+) -> Axes:
     """Fraction of eigenvalues at or below each value, beside the exact fraction where that is known.
 
-    Of an estimate, the darker band is what the probes' quadratures leave open (:meth:`Spectrum.cdf_bounds`, no
-    probability in it), the lighter one two standard errors over the probes more. The title states the Kolmogorov
-    distance to the exact fraction.
+    Of an estimate, the darker band is what the probes' quadratures leave open, with no probability in it; the lighter
+    one adds that few probes were drawn, and holds the true fraction everywhere with the probability stated
+    (:meth:`Spectrum.cdf_bounds`). The title states the Kolmogorov distance to the exact fraction.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    exact : Spectrum, optional
+    edges : sequence of Eigenpairs, optional
+        The spectrum's atoms, where they come with an interval certified to hold all other eigenvalues.
+    ax : Axes, optional
     """
     spectra = [spectrum] if exact is None else [spectrum, exact]
     axis = EigenvalueAxis.fit(spectra)
@@ -164,7 +182,8 @@ def plot_cdf(spectrum: Spectrum, *, exact: Spectrum | None = None, ax: Axes | No
             ax.set_title(f"Kolmogorov distance {distance:.2g}", fontsize=7.5, color=MUTED, pad=34)  # over the legend
         ax.plot(grid, spectrum.cdf(grid), drawstyle="steps-post", color=BLUE, linewidth=1.1, label="estimate")
         if not spectrum.exact:
-            _draw_bounds(ax, spectrum, grid)
+            fine = axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE))
+            _draw_bounds(ax, spectrum, np.union1d(grid, fine), edges)
         ax.set_ylim(-0.02, 1.02)
         ax.set_xlabel(f"Eigenvalue $\\lambda$ {UNITS}")
         ax.set_ylabel(r"Fraction of eigenvalues $\leq \lambda$")
@@ -173,21 +192,19 @@ def plot_cdf(spectrum: Spectrum, *, exact: Spectrum | None = None, ax: Axes | No
     return ax
 
 
-def _draw_bounds(ax: Axes, spectrum: Spectrum, grid: Floats) -> None:
-    """What the quadratures leave open, and beyond it the spread over probes."""
-    # just after a point of the grid, the bounds are those of the whole way to the next one
-    after = np.nextafter(grid, np.inf)
-    rows = [
-        replace(spectrum, nodes=spectrum.nodes[i : i + 1], weights=spectrum.weights[i : i + 1]).cdf_bounds(after)
-        for i in range(spectrum.num_probes)
+def _draw_bounds(ax: Axes, spectrum: Spectrum, grid: Floats, edges: Sequence[Eigenpairs]) -> None:
+    """What the quadratures leave open, and beyond it what the probes do."""
+    others = known_others(spectrum, edges)
+    bands = [
+        (None, 0.32, "bounds of the quadrature"),
+        (1 - FAILURE, 0.16, f"with probes, {confidence(others)}"),
     ]
-    lower, upper = spectrum.cdf_bounds(after)
-    between = {"step": "post", "color": BLUE, "linewidth": 0}
-    ax.fill_between(grid, lower, upper, alpha=0.3, label="bounds of the quadrature", **between)
-    if len(rows) > 1:
-        spread = 2 * np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
-        outer = np.maximum(lower - spread[0], 0.0), np.minimum(upper + spread[1], 1.0)
-        ax.fill_between(grid, *outer, alpha=0.13, label="and 2 std. errors", **between)
+    for level, alpha, label in bands:
+        # from a point of the grid to the next: the lower bound at its beginning and the upper one at its end
+        lower = spectrum.cdf_bounds(grid[:-1], level=level, others=others)[0]
+        upper = spectrum.cdf_bounds(np.nextafter(grid[1:], -np.inf), level=level, others=others)[1]
+        lower, upper = np.append(lower, lower[-1]), np.append(upper, upper[-1])
+        ax.fill_between(grid, lower, upper, step="post", color=BLUE, linewidth=0, alpha=alpha, label=label)
 
 
 def _legend_above(ax: Axes, *, columns: int) -> None:

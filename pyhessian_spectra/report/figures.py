@@ -73,7 +73,8 @@ def checkpoint_figures(analysis: SpectralAnalysis, label: str, prefix: str, bulk
         )
     }
     if not full.spectrum.exact:
-        drawn["cdf"] = (plot_cdf(full.spectrum), "Fraction of eigenvalues below each value, with its bounds")
+        alt = "Fraction of eigenvalues below each value, with its bounds"
+        drawn["cdf"] = (plot_cdf(full.spectrum, edges=edges), alt)
     if len(full.largest) + len(full.smallest):
         drawn["eigenvalues"] = (plot_eigenvalues(full), "Largest and smallest eigenvalues with errors")
     if analysis.layers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.quadrature import bracket, probe_bounds, smoothed_bounds, step_bounds
 
 Floats = NDArray[np.float64]
 
@@ -91,25 +93,71 @@ class Spectrum:
         cumulative = np.concatenate([[0.0], np.cumsum(weights)])
         return np.minimum(cumulative[np.searchsorted(nodes, grid, side="right")], 1.0)
 
-    def cdf_bounds(self, grid: ArrayLike) -> tuple[Floats, Floats]:
-        """What a quadrature leaves open about the fraction at or below each grid point; two arrays of its shape.
+    def cdf_bounds(
+        self, grid: ArrayLike, *, level: float | None = None, others: tuple[float, float] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Bounds on the fraction of eigenvalues at or below each grid point.
 
-        The distribution a probe sees lies between these bounds whatever lies between its nodes; averaged over probes,
-        they hold the average. That few probes were drawn comes on top. The ``atoms`` that ``metadata`` counts, with
-        which each row begins, are eigenvalues whose weights are known; for an exact spectrum both bounds are the CDF.
+        Without ``level``, what the quadratures leave open: the distribution a probe sees lies between its bounds
+        whatever lies between its nodes (Chebyshev, Markov and Stieltjes), and averaged over probes they hold the
+        average. With ``level``, a confidence band for the operator's own distribution, which holds at all points of the
+        line together, by a bound for independent probes uniform on the sphere. The ``atoms`` that ``metadata`` counts,
+        with which each row begins, are eigenvalues whose weights are known; for an exact spectrum both bounds are the
+        CDF.
+
+        Parameters
+        ----------
+        grid : array_like
+        level : float, optional
+            Probability that the band holds the operator's distribution everywhere.
+        others : (float, float), optional
+            An interval known to hold all eigenvalues but the atoms, such as ``Eigenpairs.others``.
+
+        Returns
+        -------
+        lower, upper : ndarray, shape of ``grid``, float64
         """
         grid = np.asarray(grid, dtype=np.float64)
         if self.exact:
             return self.cdf(grid), self.cdf(grid)
-        atoms = int(self.metadata.get("atoms", 0))
-        lower, upper = np.zeros(grid.shape), np.zeros(grid.shape)
-        for nodes, weights in zip(self.nodes, self.weights, strict=True):
-            order = np.argsort(nodes[:atoms])
-            cumulative = np.concatenate([[0.0], np.cumsum(weights[:atoms][order])])
-            known = cumulative[np.searchsorted(nodes[:atoms][order], grid, side="right")]
-            low, high = quadrature_bounds(nodes[atoms:], weights[atoms:], grid)
-            lower, upper = lower + (known + low) / self.num_probes, upper + (known + high) / self.num_probes
-        return lower, np.minimum(upper, 1.0)
+        lower, upper = step_bounds(*self._seen_bounds, grid)
+        lower, upper = self._rest_bounds(lower, upper, level)
+        if others is not None:
+            lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
+            upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
+        known = np.searchsorted(np.sort(self._atoms), grid, side="right") / self.size
+        share = 1 - len(self._atoms) / self.size
+        return known + share * lower, np.minimum(known + share * upper, 1.0)
+
+    def cdf_error(self, *, level: float) -> float:
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds` anywhere; 0 for an exact spectrum."""
+        if self.exact:
+            return 0.0
+        _, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
+        share = 1 - len(self._atoms) / self.size
+        return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+
+    @property
+    def _atoms(self) -> Floats:
+        """The eigenvalues known one by one, of weight ``1 / n`` each."""
+        return self.nodes[0, : int(self.metadata.get("atoms", 0))]
+
+    @cached_property
+    def _seen_bounds(self) -> tuple[Floats, Floats, Floats]:
+        """Points, and bounds there on what the probes see on average of the eigenvalues that are no atoms."""
+        atoms = len(self._atoms)
+        share = 1 - atoms / self.size
+        rows = [bracket(x[atoms:], w[atoms:] / share) for x, w in zip(self.nodes, self.weights, strict=True)]
+        points = np.unique(np.concatenate([row[0] for row in rows]))
+        lower, upper = np.mean([step_bounds(*row, points) for row in rows], axis=0).clip(0.0, 1.0)
+        return points, lower, np.append(upper[:-1], 1.0)
+
+    def _rest_bounds(self, lower: Floats, upper: Floats, level: float | None) -> tuple[Floats, Floats]:
+        """From bounds on what the probes see, those for the eigenvalues themselves where a ``level`` is given."""
+        if level is None:
+            return lower, upper
+        return probe_bounds(lower, upper, self.num_probes, self.size - len(self._atoms), level=level)
 
     def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
         """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
@@ -117,45 +165,73 @@ class Spectrum:
         The bandwidth is the standard deviation of the Gaussian, in eigenvalue units. Nothing is
         renormalised: mass outside the grid is missing from it, visibly.
         """
-        if not bandwidth > 0:
-            raise InputError(f"bandwidth must be positive, got {bandwidth}; it is the Gaussian's standard deviation")
-        grid = np.asarray(grid, dtype=np.float64)
         nodes, weights = self.flat()
         nodes, weights = nodes[weights > 0], weights[weights > 0]
-        out = np.empty(grid.size)
-        step = max(1, _BLOCK // nodes.size)
-        for start in range(0, grid.size, step):
-            scaled = (grid.ravel()[start : start + step, None] - nodes) / bandwidth
-            out[start : start + step] = np.exp(-0.5 * scaled**2) @ weights
-        return (out / (bandwidth * np.sqrt(2 * np.pi))).reshape(grid.shape)
+        return _in_blocks(grid, nodes.size, lambda x: smoothed_bounds(x, nodes, nodes, weights, bandwidth))[0]
+
+    def density_bounds(
+        self,
+        grid: ArrayLike,
+        *,
+        bandwidth: float,
+        level: float | None = None,
+        others: tuple[float, float] | None = None,
+        coordinate: Callable[[ArrayLike], Floats] = np.asarray,
+    ) -> tuple[Floats, Floats]:
+        """Bounds on the Gaussian-smoothed density that follow from those of :meth:`cdf_bounds`, at all points together.
+
+        They are the least and the greatest smoothed density of all distributions between the bounds of the CDF: each
+        quantile lies in an interval, where the upper bound puts it nearest to the grid point and the lower bound
+        farthest. For an exact spectrum both are :meth:`density`.
+
+        Parameters
+        ----------
+        grid : array_like
+        bandwidth : float
+            Standard deviation of the Gaussian, in units of the coordinate.
+        level, others
+            As for :meth:`cdf_bounds`.
+        coordinate : callable, optional
+            Increasing function of the eigenvalue: smoothing is Gaussian along its values, such as those of
+            ``EigenvalueAxis.decades``. By default the eigenvalue itself.
+
+        Returns
+        -------
+        lower, upper : ndarray, shape of ``grid``, float64
+            Per unit of the coordinate.
+        """
+        grid = coordinate(grid)
+        if self.exact:
+            density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
+            return density, density
+        points, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
+        # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
+        ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
+        middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.size) * np.diff(ranks)
+        left = np.concatenate([[-np.inf], coordinate(points)])[np.searchsorted(upper, middle)]
+        right = np.append(coordinate(points), np.inf)[np.searchsorted(lower, middle)]
+        if others is not None:
+            left, right = np.clip(left, *coordinate(others)), np.clip(right, *coordinate(others))
+        atoms = coordinate(self._atoms)
+        left, right = np.append(left, atoms), np.append(right, atoms)
+        masses = np.append(masses, np.full(len(self._atoms), 1 / self.size))
+        return _in_blocks(grid, masses.size, lambda x: smoothed_bounds(x, left, right, masses, bandwidth))
 
     def moment(self, power: int) -> float:
         """Mean of ``eigenvalue ** power``: ``n`` times moment 1 is the trace, moment 2 the squared Frobenius norm."""
         return float((self.weights * self.nodes**power).sum(axis=1).mean())
 
 
-def quadrature_bounds(nodes: Floats, weights: Floats, grid: ArrayLike) -> tuple[Floats, Floats]:
-    """Bounds on the mass at or below each grid point of any measure that has this Gauss quadrature.
-
-    The inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41): below a node lies at least the
-    weight of the nodes before it, at or below it at most its own weight more.
-
-    Parameters
-    ----------
-    nodes, weights : ndarray, shape (m,), float64
-        Nodes in ascending order. Those of weight 0 are padding.
-    grid : array_like
-
-    Returns
-    -------
-    lower, upper : ndarray, shape of ``grid``
-        Step functions of the grid, one node's weight below and above the quadrature's own.
-    """
-    nodes, weights = nodes[weights > 0], weights[weights > 0]
-    cumulative = np.concatenate([[0.0], np.cumsum(weights)])
-    reached = np.searchsorted(nodes, grid, side="right")
-    next_one = np.searchsorted(nodes, grid, side="left") + 1
-    return cumulative[np.maximum(reached - 1, 0)], cumulative[np.minimum(next_one, len(nodes))]
+def _in_blocks(
+    grid: ArrayLike, size: int, evaluate: Callable[[Floats], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """Two functions of a grid, evaluated so that no intermediate array of grid by ``size`` is too large."""
+    grid = np.asarray(grid, dtype=np.float64)
+    step = max(1, _BLOCK // max(1, size))
+    parts = [evaluate(grid.ravel()[i : i + step]) for i in range(0, max(1, grid.size), step)]
+    first, second = (np.concatenate(part).reshape(grid.shape) for part in zip(*parts, strict=True))
+    return first, second
 
 
 @dataclass(frozen=True)
