@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
-from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes
+from pyhessian_spectra.curvature.operators import RiskOperator
 from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Spectrum, TraceEstimate, eigh
+from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.eigen import fresh_residuals
 from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.lanczos import fresh_generator

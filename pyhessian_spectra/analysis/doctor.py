@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.analysis.analyze import Recipe, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, autodiff
-from pyhessian_spectra.curvature.operators import free_bytes, timed
+from pyhessian_spectra.curvature.operators import timed
+from pyhessian_spectra.spectra.basis import free_bytes
 
 
 @dataclass(frozen=True)

@@ -110,14 +110,14 @@ def krylov_pass(
     completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
         values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
-    orthogonality, first = first.orthogonality, replace(first, blocks=())
+    orthogonality, first = first.orthogonality, replace(first, vectors=None)
     tridiagonals: list[Tridiagonal] = []
     while len(tridiagonals) < num_probes and atoms.shape[1] < n:
         probe = LanczosProcess(op, random_vector(n, generator), against=atoms)
         probe.extend(num_steps)
         tridiagonal = probe.tridiagonal()
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
-        tridiagonal = replace(tridiagonal, blocks=())  # the basis has served
+        tridiagonal = replace(tridiagonal, vectors=None)  # the basis has served
         if not completed and good.all() and _holds_copy(tridiagonal, values, k, margin):
             completed = True
             values, vectors, atoms, good = _completed(op, values, vectors, k, margin, generator)
