@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,8 +75,9 @@ def test_lanczos_gives_the_same_bits_in_memory_and_on_disk(against):
     assert torch.equal(memory.basis, disk.basis) and memory.orthogonality == disk.orthogonality
     coefficients = memory.eigh()[1][:, [0, 3, -1]]
     assert torch.equal(memory.combine(coefficients), disk.combine(coefficients))
-    gram = memory.basis @ memory.basis.T - torch.eye(42)
-    assert memory.orthogonality == pytest.approx(float(gram.abs().max()), abs=1e-7)
+    gram = memory.basis.double() @ memory.basis.double().T - torch.eye(42)
+    rounding = 10 * torch.finfo(torch.float32).eps  # of inner products of unit vectors in float32
+    assert memory.orthogonality == pytest.approx(float(gram.abs().max()), abs=rounding)
 
 
 def test_a_pass_over_an_operator_gives_the_same_bits_in_memory_and_on_disk_and_says_where():
@@ -95,13 +98,10 @@ def test_a_pass_over_an_operator_gives_the_same_bits_in_memory_and_on_disk_and_s
     assert np.array_equal(memory.largest.eigenvectors, disk.largest.eigenvectors)
     assert memory.trace == disk.trace
     assert memory.spectrum.metadata["basis"].startswith("kept in memory: ")
-    assert disk.spectrum.metadata["basis"].startswith("156 KiB in memory, ")
-    assert disk.spectrum.metadata["basis"].endswith(" on disk")
+    assert re.fullmatch(r"\d+ KiB in memory, \d.\d MiB on disk", disk.spectrum.metadata["basis"])
 
 
 def test_vectors_that_were_dropped_are_missed_in_one_sentence():
-    import dataclasses
-
     found = lanczos(diagonal(), torch.ones(5000), 5)
     with pytest.raises(InputError, match="not kept"):
         dataclasses.replace(found, vectors=None).combine(np.eye(5))
