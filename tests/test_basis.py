@@ -67,9 +67,7 @@ def test_lanczos_gives_the_same_bits_in_memory_and_on_disk(against):
     op = diagonal()
     locked = None if against is None else torch.linalg.qr(torch.randn(5000, against, generator=generator(7)))[0]
     start = torch.randn(5000, generator=generator(1), dtype=torch.float64)
-    memory, disk = (
-        lanczos(op, start, 42, against=locked, memory_budget=budget) for budget in (None, 10 * 5000 * 4)
-    )
+    memory, disk = (lanczos(op, start, 42, against=locked, memory_budget=budget) for budget in (None, 10 * 5000 * 4))
     assert memory.vectors.bytes_on_disk == 0 and disk.vectors.bytes_on_disk == 32 * 5000 * 4
     assert np.array_equal(memory.alphas, disk.alphas) and np.array_equal(memory.betas, disk.betas)
     assert torch.equal(memory.basis, disk.basis) and memory.orthogonality == disk.orthogonality
@@ -120,7 +118,7 @@ class _Full:
 
 def test_a_full_disk_is_said_in_one_sentence_with_the_remedy(monkeypatch):
     monkeypatch.setattr(basis_module.tempfile, "TemporaryFile", lambda **_: _Full())
-    with pytest.raises(OutOfMemoryError, match="No space left on device.*lower max_steps"):
+    with pytest.raises(OutOfMemoryError, match=r"No space left on device.*lower max_steps"):
         lanczos(diagonal(), torch.ones(5000), 20, memory_budget=0)
 
 

@@ -171,7 +171,7 @@ class KrylovBasis:
             self._file = tempfile.TemporaryFile(dir=_folder(), buffering=0)  # noqa: SIM115 - closed by the next line
             weakref.finalize(self, self._file.close)
         source = self._open.cpu()
-        view, sent = memoryview(source.view(torch.uint8).numpy()).cast("B"), 0
+        view, sent = _bytes_of(source), 0
         try:
             self._file.seek(self.bytes_on_disk)
             while sent < len(view):
@@ -192,7 +192,7 @@ class KrylovBasis:
         if index == self._on_disk:
             return self._open[: self._filled]
         assert self._file is not None and self._buffer is not None  # there are blocks on disk
-        view, got = memoryview(self._buffer.view(torch.uint8).numpy()).cast("B"), 0
+        view, got = _bytes_of(self._buffer), 0
         self._file.seek(index * len(view))
         while got < len(view):
             got += self._file.readinto(view[got:])  # type: ignore[attr-defined]
@@ -269,6 +269,11 @@ def _folder() -> str:
     if "TMPDIR" not in os.environ and os.path.isdir("/var/tmp"):
         return "/var/tmp"
     return tempfile.gettempdir()
+
+
+def _bytes_of(block: Tensor) -> memoryview:
+    """The memory of a contiguous block on the CPU, whatever its dtype."""
+    return block.view(torch.uint8).numpy().data.cast("B")
 
 
 def _largest(matrix: Tensor) -> float:

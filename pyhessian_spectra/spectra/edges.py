@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyhessian_spectra.spectra.basis import inner_products
 from pyhessian_spectra.spectra.eigen import ROUNDING, edges_of
 from pyhessian_spectra.spectra.lanczos import LanczosProcess
 from pyhessian_spectra.spectra.operator import LinearOperator
@@ -174,7 +175,7 @@ class _Search:
 
     def edges(self) -> Edges:
         self._note_place()
-        gram = self._kept.T @ self._kept
+        gram = inner_products(self._kept.T, self._kept)
         gram.diagonal().sub_(1)
         orthogonality = self._process.vectors.deviation(self._kept)
         return Edges(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.basis import KrylovBasis
+from pyhessian_spectra.spectra.basis import KrylovBasis, inner_products
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
 
@@ -83,9 +83,9 @@ class LanczosProcess:
 
     After the three-term recurrence each new vector is orthogonalised against all earlier ones (Parlett 1998, section
     6.9), so that no copies of converged eigenvalues ("ghosts") appear, and once more where that took so much of it that
-    rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype, coefficients in float64. The
-    process ends early where the Krylov space is invariant: where the residual is below ``100 eps`` times the largest
-    coefficient so far, rounding is all that is left of it.
+    rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype, coefficients
+    in float64. The process ends early where the Krylov space is invariant: where the residual is below ``100 eps``
+    times the largest coefficient so far, rounding is all that is left of it.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class LanczosProcess:
                 break
             before = norm
             if self._against is not None:
-                w.addmv_(self._against, self._against.T @ w, alpha=-1)
+                w.addmv_(self._against, inner_products(self._against.T, w[:, None])[:, 0].to(w), alpha=-1)
             self.vectors.remove_from(w)
             norm = _norm(w)
         return norm
