@@ -111,6 +111,9 @@ def krylov_pass(
         memory_budget=memory_budget,
     )
     values, vectors, good, scale = edges.values, edges.vectors, edges.good, edges.scale
+    orthogonality = edges.orthogonality
+    facts = {"steps": edges.steps, "restarts": edges.restarts, "basis": edges.place}
+    del edges  # its vectors are dropped where they are completed
     atoms = vectors if good.all() else vectors[:, torch.from_numpy(good).to(op.device)]
 
     rounding = ROUNDING * float(torch.finfo(op.dtype).eps) * scale
@@ -118,7 +121,6 @@ def krylov_pass(
     completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
         values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
-    orthogonality = edges.orthogonality
     tridiagonals: list[Tridiagonal] = []
     while len(tridiagonals) < num_probes and atoms.shape[1] < n:
         start = random_vector(n, generator)
@@ -135,10 +137,7 @@ def krylov_pass(
     pairs = _certified(op, values, vectors, good, tridiagonals, tol, atol, scale)
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
-    facts = {
-        "steps": edges.steps,
-        "restarts": edges.restarts,
-        "basis": edges.place,
+    facts |= {
         "steps_per_probe": num_steps,
         "orthogonality": orthogonality,
         "num_matvecs": op.num_matvecs - before,
