@@ -65,8 +65,8 @@ def network(width: int) -> EmpiricalRisk:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.05, generator=generator())
-    x = torch.randn(500, 300, generator=generator(1))
-    return EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, torch.randint(10, (500,), generator=generator(2))))
+    x = torch.randn(100, 300, generator=generator(1))
+    return EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, torch.randint(10, (100,), generator=generator(2))))
 
 
 @pytest.mark.slow
