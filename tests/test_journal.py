@@ -18,7 +18,7 @@ from pyhessian_spectra import EmpiricalRisk, HessianOperator, SpectralAnalysis, 
 from pyhessian_spectra.analysis import journal as journal_module
 from pyhessian_spectra.analysis.records import digest, read_record, write_record
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.lanczos import LanczosProcess
+from pyhessian_spectra.spectra.basis import KrylovBasis
 
 SMALL = {"num_eigenvalues": 2, "num_steps": 5, "max_steps": 10, "trace_probes": 3, "tol": 1e-2, "layers": ["2"]}
 PATHS = {"matrix-free": {"exact_limit": 0}, "exact": {"exact_limit": 3000}}
@@ -244,12 +244,12 @@ def test_what_was_kept_of_anything_else_is_not_used_and_that_is_said(tmp_path, n
 def test_products_with_other_vectors_than_are_asked_for_are_dropped(tmp_path, monkeypatch, whole):
     """As on another number of threads, where sums of many terms are rounded otherwise."""
     run(tmp_path / "j", 30, **PATHS["matrix-free"])
-    inner = LanczosProcess._orthogonalised
+    inner = KrylovBasis.append
 
-    def rounded_otherwise(self, w):
-        return inner(self, w) * (1 + 2 * torch.finfo(w.dtype).eps * (self.num_steps == 6))
+    def rounded_otherwise(self, v, norm):
+        return inner(self, v, norm).mul_(1 + 2 * torch.finfo(v.dtype).eps * (len(self) == 6))
 
-    monkeypatch.setattr(LanczosProcess, "_orthogonalised", rounded_otherwise)
+    monkeypatch.setattr(KrylovBasis, "append", rounded_otherwise)
     found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
     fresh, total = run(None, **PATHS["matrix-free"])
     assert not same(fresh, whole) and same(found, fresh)

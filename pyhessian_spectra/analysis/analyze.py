@@ -17,9 +17,10 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import eigenvalue_errors, section_traces, trace_error
 from pyhessian_spectra.analysis.watched import Ledger, Progress, Watched
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, ParameterLayout
-from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes
+from pyhessian_spectra.curvature.operators import RiskOperator
 from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Spectrum, TraceEstimate, eigh
+from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.eigen import fresh_residuals
 from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.lanczos import fresh_generator
@@ -151,7 +152,7 @@ def analyze(
             total = len(result.largest) + len(result.smallest)
             notes.append(
                 f"{result.unconverged} of {total} eigenpairs of {what} did not reach the tolerance within {max_steps} "
-                "Lanczos steps; raise max_steps, or ask for fewer."
+                "Lanczos steps and as many of restarts; raise max_steps, or ask for fewer."
             )
         if index == 0:
             notes.append(f"The linearisation at the parameters was {watched.linearisation}.")
@@ -215,10 +216,22 @@ class Recipe:
         return [self._products_to_build(n) if self.is_dense(n) else self._products_of_a_pass() for n in sizes]
 
     def memory(self, size: int, dtype: torch.dtype) -> int:
-        """Bytes for the dense matrix, its copy and its eigenvectors, or for the Krylov basis and the edges."""
+        """Bytes for the dense matrix, its copy and its eigenvectors; or for the edges and the vectors being worked on.
+
+        The linearisation and the Krylov basis, see :meth:`basis`, come on top.
+        """
         if self.builds(size):
             return 24 * size**2
-        return size * dtype.itemsize * (self._first_steps() + 6 * self.k)
+        return size * dtype.itemsize * (6 * self.k + 12)
+
+    def basis(self, size: int, dtype: torch.dtype) -> tuple[int, int, int]:
+        """Bytes of the Krylov basis: at least, as expected, and at most; none where the dense matrix is built."""
+        if self.builds(size):
+            return 0, 0, 0
+        least = max(self.steps, 2 * self.k)
+        most = max(self.max_steps, least, 3 * self.k + 10)
+        fewest, expected, most = (min(size, m) for m in (least, max(least, self._first_steps()), most))
+        return fewest * size * dtype.itemsize, expected * size * dtype.itemsize, most * size * dtype.itemsize
 
     def _first_steps(self) -> int:
         # the tenth eigenvalue at both edges of a trained ResNet20 took 90 steps to a residual of 1e-4

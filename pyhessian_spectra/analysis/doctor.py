@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.analysis.analyze import Recipe, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, autodiff
-from pyhessian_spectra.curvature.operators import free_bytes, timed
+from pyhessian_spectra.curvature.operators import timed
+from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.spectra.basis import forecast, free_bytes, readable
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ def examine(
     InputError
         What would stop the analysis: parameters or products that are not finite, an operation without a second
         derivative, data or a model that change between two evaluations.
+    OutOfMemoryError
+        Neither memory nor disk has room for the fewest Lanczos vectors.
     """
     survey, layout = risk.survey, risk.layout
     findings = [
@@ -79,11 +83,23 @@ def examine(
     findings.append(
         Finding(
             "ok" if need < free else "WARN",
-            f"about {need / 2**30:.2g} GiB for {'the dense matrix' if recipe.builds(risk.n) else 'bases'}, "
-            f"{free / 2**30:.2g} GiB are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
+            f"about {readable(need)} for {'the dense matrix' if recipe.builds(risk.n) else 'eigenvectors'}, "
+            f"{readable(free)} are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
         )
     )
-    return findings
+    return findings + _basis(*recipe.basis(risk.n, op.dtype), op.device)
+
+
+def _basis(least: int, expected: int, most: int, device: torch.device) -> list[Finding]:
+    """Where the Krylov basis will lie."""
+    if most == 0:
+        return []
+    size = f"about {readable(expected)} for the Krylov basis, at most {readable(most)}"
+    try:
+        return [Finding("ok", f"{size}: {forecast(most, device)}")]
+    except OutOfMemoryError:
+        place = forecast(least, device)  # what is needed in any case; else there is no analysis
+        return [Finding("WARN", f"{size}, which does not fit: the process restarts sooner; at least {place}")]
 
 
 def _modules(risk: EmpiricalRisk) -> list[Finding]:

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from pyhessian_spectra.curvature.autodiff import Batch
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.operator import LinearOperator
 
 _T = TypeVar("_T")
@@ -190,13 +190,6 @@ class _LossHessian(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._gradient.derivative(v)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def timed(call: Callable[[], _T], device: torch.device) -> tuple[_T, float]:

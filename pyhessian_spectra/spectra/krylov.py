@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
-from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies, edges_of
+from pyhessian_spectra.spectra.edges import find_edges, threshold
+from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, ProbedFirst
-from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal, random_vector
+from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
 from pyhessian_spectra.spectra.slq import stack_rows
@@ -59,9 +60,11 @@ def krylov_pass(
     tol: float,
     atol: float = 0.0,
     max_steps: int,
+    max_products: int | None = None,
     rtol: float = 0.02,
     trace_probes: int = 30,
     sections: Sequence[int] | None = None,
+    memory_budget: int | None = None,
     generator: torch.Generator,
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
@@ -86,47 +89,53 @@ def krylov_pass(
     atol : float
         Residual, relative to the norm, that is good enough for any of them, however small its value.
     max_steps : int
-        Most steps of the first process. Pairs that have not converged by then are given as they are, and say so.
+        Most vectors of the first process; where they are not enough it is restarted, see :func:`find_edges`.
+    max_products : int, optional
+        Most products spent on the edges, by default ``2 max_steps``. Pairs that have not converged by then are given as
+        they are, and say so.
     rtol : float
         Half-width of the trace's 95 % interval, relative to its value, at which further probes are not worth a product.
     trace_probes : int
         Most samples of the trace, those of the probes included; at least 2.
     sections : sequence of int, optional
         Lengths of the sections of the coordinates that ``forms`` tells apart.
+    memory_budget : int, optional
+        Bytes the Lanczos vectors may take in memory, by default half of what is free; the others go to a temporary
+        file. The results are the same.
     generator : torch.Generator
         Source of the probes.
     """
     n, before = op.shape[0], op.num_matvecs
     k = min(k, n // 2)
-    process = LanczosProcess(op, random_vector(n, generator))
-    process.extend(max(num_steps, 2 * k))
-    while not (
-        process.exhausted or _edges_converged(op, process.tridiagonal(), k, tol, atol) or process.num_steps >= max_steps
-    ):
-        process.extend(min(max(5, process.num_steps // 8), max_steps - process.num_steps))
-    first = process.tridiagonal()
-    theta, coefficients = first.eigh()
-    scale = float(np.abs(theta).max())
-    chosen = edges_of(theta, min(2 * k, len(theta)), "BE")
-    good = first.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, atol, scale)
-    values, vectors = theta[chosen], first.combine(coefficients[:, chosen])
-    atoms = vectors[:, torch.from_numpy(good).to(op.device)]
-    del process
+    edges = find_edges(
+        op,
+        random_vector(n, generator),
+        k=k,
+        tol=tol,
+        atol=atol,
+        min_steps=num_steps,
+        max_steps=max_steps,
+        max_products=2 * max_steps if max_products is None else max_products,
+        memory_budget=memory_budget,
+    )
+    values, vectors, good, scale = edges.values, edges.vectors, edges.good, edges.scale
+    orthogonality = edges.orthogonality
+    facts = {"steps": edges.steps, "restarts": edges.restarts, "basis": edges.place}
+    del edges  # its vectors are dropped where they are completed
+    atoms = vectors if good.all() else vectors[:, torch.from_numpy(good).to(op.device)]
 
     rounding = ROUNDING * float(torch.finfo(op.dtype).eps) * scale
     margin = max(10 * atol * scale, _MISSED * rounding)
     completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
         values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
-    orthogonality, first = first.orthogonality, replace(first, blocks=())
     tridiagonals: list[Tridiagonal] = []
     recorder = FormsRecorder(op, sections)
     while len(tridiagonals) < num_probes and atoms.shape[1] < n:
-        probe = LanczosProcess(ProbedFirst(op, recorder), random_vector(n, generator), against=atoms)
-        probe.extend(num_steps)
-        tridiagonal = probe.tridiagonal()
+        start, first_recorded = random_vector(n, generator), ProbedFirst(op, recorder)
+        tridiagonal = lanczos(first_recorded, start, num_steps, against=atoms, memory_budget=memory_budget)
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
-        tridiagonal = replace(tridiagonal, blocks=())  # the basis has served
+        tridiagonal = replace(tridiagonal, vectors=None)  # the basis has served
         if not completed and good.all() and _holds_copy(tridiagonal, values, k, margin):
             completed = True
             values, vectors, atoms, good = _completed(op, values, vectors, k, margin, generator)
@@ -138,17 +147,16 @@ def krylov_pass(
     pairs = _certified(op, recorder, values, vectors, good, tridiagonals, tol, atol, scale)
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
-    facts = {
-        "steps": len(theta),
+    facts |= {
         "steps_per_probe": num_steps,
         "orthogonality": orthogonality,
         "num_matvecs": op.num_matvecs - before,
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
     trace, second = _moments(op, recorder, spectrum, atom_values, atoms, rtol, trace_probes, generator)
-    high = np.arange(len(values)) >= len(values) // 2
+    low, high = slice(0, len(values) // 2), slice(len(values) // 2, None)  # slices: views of the eigenvectors
     forms = recorder.forms(good)
-    return KrylovPass(pairs.take(high), pairs.take(~high), spectrum, trace, square_root(second), forms)
+    return KrylovPass(pairs.take(high), pairs.take(low), spectrum, trace, square_root(second), forms)
 
 
 def _moments(
@@ -189,20 +197,6 @@ def _moments(
     return trace, second
 
 
-def _threshold(op: LinearOperator, values: Floats, tol: float, atol: float, scale: float) -> Floats:
-    """Largest residual at which a pair counts as converged."""
-    return np.maximum(tol * np.abs(values), max(atol, ROUNDING * float(torch.finfo(op.dtype).eps)) * scale)
-
-
-def _edges_converged(op: LinearOperator, tridiagonal: Tridiagonal, k: int, tol: float, atol: float) -> bool:
-    theta = tridiagonal.eigh()[0]
-    if len(theta) <= 2 * k:
-        return False
-    chosen = edges_of(theta, 2 * k, "BE")
-    scale = float(np.abs(theta).max())
-    return bool((tridiagonal.ritz_residuals[chosen] <= _threshold(op, theta[chosen], tol, atol, scale)).all())
-
-
 def _holds_copy(tridiagonal: Tridiagonal, values: Floats, k: int, margin: float) -> bool:
     """Whether the complement holds an eigenvalue that belongs among the edges."""
     theta = tridiagonal.eigh()[0]
@@ -235,7 +229,7 @@ def _certified(
     """Fresh residuals, and intervals from them where nothing can have been missed."""
     products = zip(values, vectors.unbind(1), recorder.products(vectors), strict=True)
     residuals = np.array([float(torch.linalg.vector_norm(w.double() - theta * v.double())) for theta, v, w in products])
-    converged = good & (residuals <= _threshold(op, values, tol, atol, scale))
+    converged = good & (residuals <= threshold(op, values, tol, atol, scale))
     pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
     rounding = 30 * float(torch.finfo(op.dtype).eps) * scale  # of the products, and so of the values themselves
     bounds = residuals + rounding

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.basis import KrylovBasis, inner_products
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
 
@@ -18,6 +19,9 @@ from pyhessian_spectra.spectra.results import Floats
 # small is harmless: one more vector, of weight eps^2. Too large would cut off a narrow bulk beside large outliers, so
 # it does not grow with n.
 _BREAKDOWN = 100
+
+# Entries converted to float64 at a time: 8 MiB, within the caches of most machines.
+_PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,13 @@ class Tridiagonal:
     betas : ndarray, shape (m,), float64
         Off-diagonal of ``T``, followed by the last residual norm ``beta_m``; that one is 0 when the Krylov space is
         invariant, and ``T`` then holds exact eigenvalues.
-    blocks : tuple of Tensor
-        The Lanczos vectors, one a row, in blocks as they were allocated.
+    vectors : KrylovBasis, optional
+        The Lanczos vectors, wherever they lie; None where they are no longer needed.
     """
 
     alphas: Floats
     betas: Floats
-    blocks: tuple[Tensor, ...]
+    vectors: KrylovBasis | None
 
     @cached_property
     def _eigh(self) -> tuple[Floats, Floats]:
@@ -55,38 +59,33 @@ class Tridiagonal:
 
     def combine(self, coefficients: Floats) -> Tensor:
         """Linear combinations ``V C`` for ``C`` of shape (m, k), in columns (n, k) and the basis' dtype."""
-        c = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self.blocks[0])
-        start, total = 0, c.new_zeros(self.blocks[0].shape[1], c.shape[1])
-        for block in self.blocks:
-            total.addmm_(block.T, c[start : start + len(block)])
-            start += len(block)
-        return total
+        return self._kept.combine(torch.from_numpy(np.ascontiguousarray(coefficients)))
 
     @property
     def basis(self) -> Tensor:
-        """The Lanczos vectors, one a row, shape (m, n)."""
-        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks)
+        """The Lanczos vectors, one a row, shape (m, n), in memory."""
+        return self._kept.rows(len(self.alphas))
 
     @cached_property
     def orthogonality(self) -> float:
         """``max |V^T V - I|``: how far rounding has moved the basis from orthonormal."""
-        worst = 0.0
-        for i, block in enumerate(self.blocks):
-            for j, other in enumerate(self.blocks[: i + 1]):
-                gram = block @ other.T
-                if i == j:
-                    gram.diagonal().sub_(1)
-                worst = max(worst, float(gram.abs().max()))
-        return worst
+        return self._kept.deviation()
+
+    @property
+    def _kept(self) -> KrylovBasis:
+        if self.vectors is None:
+            raise InputError("the Lanczos vectors of this result were not kept; run lanczos for a result that has them")
+        return self.vectors
 
 
 class LanczosProcess:
     """The Lanczos process step by step, to be extended until what is wanted of it has converged.
 
-    Each new vector is orthogonalised twice against all earlier ones (Parlett 1998, section 6.9), so that no copies of
-    converged eigenvalues ("ghosts") appear. Vectors are stored in the operator's dtype, coefficients in float64. The
-    process ends early where the Krylov space is invariant: where the residual is below ``100 eps`` times the largest
-    coefficient so far, rounding is all that is left of it.
+    After the three-term recurrence each new vector is orthogonalised against all earlier ones (Parlett 1998, section
+    6.9), so that no copies of converged eigenvalues ("ghosts") appear, and once more where that took so much of it that
+    rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype, coefficients
+    in float64. The process ends early where the Krylov space is invariant: where the residual is below ``100 eps``
+    times the largest coefficient so far, rounding is all that is left of it.
 
     Parameters
     ----------
@@ -96,6 +95,8 @@ class LanczosProcess:
     against : Tensor, shape (n, k), optional
         Orthonormal columns to stay orthogonal to: the process then runs on the operator compressed to their
         complement, ``(I - U U^T) A (I - U U^T)``.
+    memory_budget : int, optional
+        Bytes the vectors may take in memory, see :class:`KrylovBasis`; results do not depend on it.
 
     Attributes
     ----------
@@ -103,42 +104,49 @@ class LanczosProcess:
         Steps taken.
     exhausted : bool
         No further step can be taken: the Krylov space is invariant.
+    vectors : KrylovBasis
+    residual : Tensor, shape (n,)
+        The next Lanczos vector, not normalised.
 
     Raises
     ------
     InputError
         ``v0`` is zero or not finite, or ``against`` leaves nothing.
+    OutOfMemoryError
+        The vectors fit neither in memory nor on the disk.
     """
 
-    def __init__(self, op: LinearOperator, v0: Tensor, *, against: Tensor | None = None) -> None:
+    def __init__(
+        self, op: LinearOperator, v0: Tensor, *, against: Tensor | None = None, memory_budget: int | None = None
+    ) -> None:
         self._op, self._against = op, against
         self._room = op.shape[0] - (0 if against is None else against.shape[1])
         if self._room < 1:
             raise InputError(f"nothing is left to explore: locked vectors fill all {op.shape[0]} dimensions")
         self.num_steps, self.exhausted = 0, False
-        self._blocks: list[Tensor] = []
+        self.vectors = KrylovBasis(op.shape[0], dtype=op.dtype, device=op.device, memory_budget=memory_budget)
         self._alphas: list[float] = []
         self._betas: list[float] = []
         self._scale = 0.0
-        self._next = self._orthogonalised(v0.to(op.device, op.dtype))
-        self._norm = _norm(self._next)
+        self._row: Tensor | None = None
+        self.residual = v0.to(op.device, op.dtype, copy=True)
+        self._norm = self._orthogonalise(self.residual)
         if not (np.isfinite(self._norm) and self._norm > 0):
             raise InputError(f"the start vector must be finite and not zero, its norm is {self._norm}")
 
     def extend(self, num_steps: int) -> None:
         """Take up to ``num_steps`` further steps, one product each."""
         num_steps = min(num_steps, self._room - self.num_steps)
-        if self.exhausted or num_steps < 1:
+        if self.exhausted:
             return
-        block = torch.empty(num_steps, self._op.shape[0], dtype=self._op.dtype, device=self._op.device)
-        self._blocks.append(block[:0])
-        for row in range(num_steps):
-            torch.div(self._next, self._norm, out=block[row])
-            self._blocks[-1] = block[: row + 1]
-            w = self._op @ block[row]
-            alpha = float(torch.dot(w.double(), block[row].double()))
-            self._next = self._orthogonalised(w)
-            self._norm = _norm(self._next)
+        for _ in range(num_steps):
+            previous, self._row = self._row, self.vectors.append(self.residual, self._norm)
+            w = self._op @ self._row
+            alpha = _dot(w, self._row)
+            w = torch.add(w, self._row, alpha=-alpha, out=self.residual)  # what the operator returned is its own
+            if previous is not None:
+                w.sub_(previous, alpha=self._norm)
+            self._norm = self._orthogonalise(w)
             self._scale = max(self._scale, abs(alpha), self._norm)
             self.num_steps += 1
             threshold = _BREAKDOWN * torch.finfo(self._op.dtype).eps * self._scale
@@ -150,18 +158,30 @@ class LanczosProcess:
 
     def tridiagonal(self) -> Tridiagonal:
         """What the steps so far have given."""
-        return Tridiagonal(np.array(self._alphas), np.array(self._betas), tuple(self._blocks))
+        return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors)
 
-    def _orthogonalised(self, w: Tensor) -> Tensor:
+    def _orthogonalise(self, w: Tensor) -> float:
+        """Remove from ``w``, in place, what lies along the earlier vectors; the norm of what is left."""
+        before, norm = np.inf, _norm(w)
         for _ in range(2):
+            if norm > before / 2**0.5:
+                break
+            before = norm
             if self._against is not None:
-                w = w - self._against @ (self._against.T @ w)
-            for block in self._blocks:
-                w = w - block.T @ (block @ w)
-        return w
+                w.addmv_(self._against, inner_products(self._against.T, w[:, None])[:, 0].to(w), alpha=-1)
+            self.vectors.remove_from(w)
+            norm = _norm(w)
+        return norm
 
 
-def lanczos(op: LinearOperator, v0: Tensor, num_steps: int, *, against: Tensor | None = None) -> Tridiagonal:
+def lanczos(
+    op: LinearOperator,
+    v0: Tensor,
+    num_steps: int,
+    *,
+    against: Tensor | None = None,
+    memory_budget: int | None = None,
+) -> Tridiagonal:
     """Run up to ``num_steps`` Lanczos steps from ``v0``; see :class:`LanczosProcess` for the rest.
 
     Raises
@@ -171,7 +191,7 @@ def lanczos(op: LinearOperator, v0: Tensor, num_steps: int, *, against: Tensor |
     """
     if num_steps < 1:
         raise InputError(f"num_steps must be at least 1, got {num_steps}")
-    process = LanczosProcess(op, v0, against=against)
+    process = LanczosProcess(op, v0, against=against, memory_budget=memory_budget)
     process.extend(num_steps)
     return process.tridiagonal()
 
@@ -189,4 +209,10 @@ def fresh_generator() -> torch.Generator:
 
 
 def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+    return _dot(v, v) ** 0.5
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The inner product in float64, without a copy of more than a part of either."""
+    parts = zip(a.split(_PART), b.split(_PART), strict=True)
+    return float(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum())

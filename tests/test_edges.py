@@ -1,0 +1,119 @@
+"""Edges that one Lanczos process is too short for: restarts find them, in fewer products than ARPACK."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from test_basis import Diagonal, generator, small_blocks  # noqa: F401 - a fixture that applies here too
+
+from pyhessian_spectra.spectra.basis import KrylovBasis
+from pyhessian_spectra.spectra.edges import Edges, find_edges
+from pyhessian_spectra.spectra.krylov import krylov_pass
+from pyhessian_spectra.spectra.lanczos import random_vector
+
+N = 2000
+RNG = np.random.default_rng(0)
+# outliers at the top, and at the lower edge a cluster that goes over into the bulk
+SLOW_BELOW = np.sort(np.r_[np.linspace(-0.1, 0, 40), RNG.uniform(0, 1, N - 50), np.geomspace(2, 30, 10)])
+SLOW_AT_BOTH = np.linspace(-1, 1, N)
+
+
+def operator(values: np.ndarray, dtype: torch.dtype = torch.float64) -> Diagonal:
+    return Diagonal(torch.from_numpy(values).to(dtype))
+
+
+def edges(op: Diagonal, *, k: int, tol: float, max_products: int, memory_budget: int | None = None) -> Edges:
+    start = random_vector(N, generator(1))
+    return find_edges(
+        op,
+        start,
+        k=k,
+        tol=tol,
+        atol=0.0,
+        min_steps=20,
+        max_steps=40,
+        max_products=max_products,
+        memory_budget=memory_budget,
+    )
+
+
+@pytest.mark.parametrize("values", [SLOW_BELOW, SLOW_AT_BOTH], ids=["below", "both"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_restarts_find_what_one_short_process_does_not(values, dtype):
+    k, exact = 6, np.r_[values[:6], values[-6:]]
+    op = operator(values, dtype)
+    short = edges(op, k=k, tol=1e-4, max_products=40)
+    assert short.steps == op.num_matvecs == 40 and short.restarts == 0 and not short.good.all()
+    found = edges(op, k=k, tol=1e-4, max_products=1000)
+    assert found.good.all() and found.restarts > 0
+    eps, scale = torch.finfo(dtype).eps, np.abs(values).max()
+    # residuals within tol of each value, or within the rounding that is allowed for (100 eps of the norm)
+    np.testing.assert_allclose(found.values, exact, rtol=1e-4, atol=100 * eps * scale)
+    vectors = found.vectors.double().numpy()
+    residuals = np.linalg.norm(values[:, None] * vectors - vectors * found.values, axis=0)
+    assert (residuals <= 1e-4 * np.abs(exact) + 200 * eps * scale).all()
+    rounding = 100 * eps * found.restarts  # each restart combines the vectors anew
+    assert found.orthogonality < rounding
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(2 * k), atol=rounding)
+
+
+@pytest.mark.parametrize("values", [SLOW_BELOW, SLOW_AT_BOTH], ids=["below", "both"])
+def test_restarts_take_fewer_products_than_a_cold_eigsh(values):
+    k = 6
+    found = edges(operator(values), k=k, tol=1e-4, max_products=1000)
+    cold = operator(values)
+    start = random_vector(N, generator(1)).numpy()
+    # ARPACK's tolerance is relative to each value, too
+    scipy.sparse.linalg.eigsh(cold.to_scipy(), 2 * k, which="BE", tol=1e-4, v0=start)
+    assert found.good.all() and found.steps < cold.num_matvecs
+
+
+def test_the_products_asked_for_are_not_exceeded_and_what_is_left_is_marked():
+    values = np.sort(np.r_[np.linspace(0, 1e-3, N - 10), np.geomspace(2, 30, 10)])
+    for most in (41, 50, 97):
+        op = operator(values)
+        found = krylov_pass(
+            op, k=5, num_probes=2, num_steps=20, tol=1e-8, max_steps=40, max_products=most, generator=generator()
+        )
+        assert found.spectrum.metadata["steps"] == most
+        assert found.largest.converged.all() and not found.smallest.converged.all()
+        assert found.largest.others is None  # no bound without all of the edges
+        nearest = np.abs(values[:, None] - found.smallest.eigenvalues).min(axis=0)
+        assert (nearest <= found.smallest.residuals + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_copies_come_out_right_beside_an_edge_that_needs_restarts(dtype):
+    values = np.sort(np.r_[-1.0, -1.0, SLOW_BELOW[2:-2], 30.0, 30.0])
+    found = krylov_pass(
+        operator(values, dtype),
+        k=4,
+        num_probes=3,
+        num_steps=40,
+        tol=1e-5,
+        max_steps=40,
+        max_products=1000,
+        generator=generator(3),
+    )
+    assert found.spectrum.metadata["restarts"] > 0
+    for pairs, truth in ((found.smallest, values[:4]), (found.largest, values[-4:])):
+        assert pairs.converged.all()
+        np.testing.assert_allclose(pairs.eigenvalues, truth, rtol=1e-5, atol=100 * torch.finfo(dtype).eps * 30)
+        assert (pairs.lower <= truth).all() and (truth <= pairs.upper).all()
+
+
+def test_restarts_give_the_same_bits_wherever_the_vectors_lie():
+    memory, disk = (
+        edges(operator(SLOW_BELOW), k=6, tol=1e-4, max_products=400, memory_budget=budget) for budget in (None, 0)
+    )
+    assert "on disk" in disk.place and "on disk" not in memory.place and memory.restarts > 0
+    assert np.array_equal(memory.values, disk.values) and torch.equal(memory.vectors, disk.vectors)
+
+
+def test_a_basis_with_nowhere_to_go_is_restarted_sooner(monkeypatch):
+    monkeypatch.setattr(KrylovBasis, "room", property(lambda basis: max(0, 30 - len(basis))))
+    found = edges(operator(SLOW_BELOW), k=6, tol=1e-4, max_products=1000)
+    assert found.good.all() and found.restarts > 0
+    np.testing.assert_allclose(found.values, np.r_[SLOW_BELOW[:6], SLOW_BELOW[-6:]], rtol=1e-4)

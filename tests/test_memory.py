@@ -1,0 +1,125 @@
+"""What an analysis holds in memory: the linearisation, the Krylov basis, the eigenvectors, and little more."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_basis import generator
+
+from pyhessian_spectra import EmpiricalRisk
+from pyhessian_spectra.analysis.analyze import Recipe
+from pyhessian_spectra.analysis.doctor import examine
+from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.spectra import basis as basis_module
+from pyhessian_spectra.spectra.basis import readable
+
+K, STEPS, MOST = 4, 20, 60
+_CONSTANT = 40 * 2**20
+
+_ANALYSES = """
+import json, sys, threading, time
+import psutil, torch
+from test_memory import K, MOST, STEPS, network
+from pyhessian_spectra import HessianOperator, analyze
+
+torch.set_num_threads(1)
+process = psutil.Process()
+analyze(network(8), num_eigenvalues=2, exact_limit=0, layers=False)  # loads libraries, warms the allocator
+risk = network(int(sys.argv[1]))
+risk.gradient()
+op = HessianOperator(risk)
+op @ torch.ones(risk.n)
+op @ torch.ones(risk.n)
+linearisation = op._kept_bytes
+del op
+before, peak, running = process.memory_info().rss, 0, True
+
+def watch():
+    global peak
+    while running:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.002)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+found = analyze(
+    risk, num_eigenvalues=K, num_steps=STEPS, max_steps=MOST, tol=1e-9, exact_limit=0, layers=False,
+    generator=torch.Generator().manual_seed(0),
+)
+running = False
+watcher.join()
+facts = found.full.spectrum.metadata
+print(json.dumps({"grown": peak - before, "linearisation": linearisation, "n": risk.n, **facts}))
+"""
+
+
+def network(width: int) -> EmpiricalRisk:
+    layers = (torch.nn.Linear(300, width), torch.nn.Tanh(), torch.nn.Linear(width, 10))
+    model = torch.nn.Sequential(*layers)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.05, generator=generator())
+    x = torch.randn(100, 300, generator=generator(1))
+    return EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, torch.randint(10, (100,), generator=generator(2))))
+
+
+@pytest.mark.slow
+def test_a_report_takes_the_linearisation_and_the_basis_and_a_fifth_more():
+    """And 40 MiB for the allocator and a block of vectors; the eigenvectors that are the result come on top."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(
+        [sys.executable, "-c", _ANALYSES, "2000"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    found = json.loads(child.stdout)
+    row = found["n"] * 4
+    assert found["basis"].startswith("kept in memory") and found["steps"] >= MOST
+    basis, result = MOST * row, 2 * K * row
+    assert found["grown"] <= 1.2 * (found["linearisation"] + basis) + result + _CONSTANT
+    # and the doctor's forecast holds
+    recipe = Recipe(k=K, steps=STEPS, max_steps=MOST, exact_limit=0)
+    forecast = recipe.memory(found["n"], torch.float32) + recipe.basis(found["n"], torch.float32)[2]
+    assert found["grown"] <= found["linearisation"] + forecast + _CONSTANT
+
+
+def sentences(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(finding.level, finding.sentence) for finding in examine(network(8), recipe, layers=False)]
+
+
+def free(monkeypatch, *, memory: int, disk: int) -> None:
+    monkeypatch.setattr(basis_module, "free_bytes", lambda device: memory)
+    usage = type("Usage", (), {"free": disk})
+    monkeypatch.setattr(basis_module.shutil, "disk_usage", lambda folder: usage)
+
+
+def test_the_doctor_says_what_of_the_basis_will_lie_where(monkeypatch):
+    recipe = Recipe(k=K, steps=STEPS, max_steps=MOST, exact_limit=0)
+    least, expected, most = recipe.basis(network(8).n, torch.float32)
+    row = network(8).n * 4
+    assert (least, expected, most) == (STEPS * row, 9 * K * row, MOST * row)
+    said = f"about {readable(expected)} for the Krylov basis, at most {readable(most)}"
+    free(monkeypatch, memory=10 * most, disk=0)
+    assert ("ok", f"{said}: kept in memory: {readable(most)}") in sentences(recipe)
+    free(monkeypatch, memory=2 * 100 * 1024, disk=10 * most)
+    assert ("ok", f"{said}: 100 KiB in memory, {readable(most - 100 * 1024)} on disk") in sentences(recipe)
+    free(monkeypatch, memory=2 * 100 * 1024, disk=2 * 100 * 1024)
+    levels = {sentence: level for level, sentence in sentences(recipe) if "Krylov basis" in sentence}
+    assert list(levels.values()) == ["WARN"] and "restarts sooner" in next(iter(levels))
+    free(monkeypatch, memory=2 * 100 * 1024, disk=0)
+    with pytest.raises(
+        OutOfMemoryError, match=f"{readable(least)} does not fit: 100 KiB would be kept in memory.*TMPDIR"
+    ):
+        sentences(recipe)
+
+
+def test_a_dense_matrix_needs_no_basis():
+    recipe = Recipe()
+    assert recipe.basis(2000, torch.float32) == (0, 0, 0) and recipe.memory(2000, torch.float32) == 24 * 2000**2
+    assert not any("Krylov" in sentence for _, sentence in sentences(recipe))
