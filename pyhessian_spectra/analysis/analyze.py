@@ -15,7 +15,8 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes
 from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
-from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Spectrum, TraceEstimate, eigh
+from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra.dense import PROBES, DenseMatrix, Folding, edges_bytes
 from pyhessian_spectra.spectra.eigen import fresh_residuals
 from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.lanczos import fresh_generator
@@ -60,7 +61,7 @@ def analyze(
     num_probes, num_steps : int
         Of the quadrature, where it is used; at least 2 probes.
     exact_limit : int
-        Largest ``n`` for the dense path, which takes ``n`` products and ``24 n^2`` bytes.
+        Largest ``n`` for the dense path, which takes ``n`` products at most and ``24 n^2`` bytes.
     layers : bool or sequence of str
         True for each module that owns a weight of two or more dimensions, with its bias; names or globs of modules for
         others; False for none.
@@ -138,7 +139,7 @@ def analyze(
         op = matrix(risk, memory_budget=memory_budget)
         dense, full = recipe.exact(_Watched(op, "the whole matrix", ledger))
         indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
-        return finish({name: recipe.exact(MatrixOperator(dense[i][:, i]))[1] for name, i in indices.items()})
+        return finish({name: recipe.diagonalise(dense.block(i)) for name, i in indices.items()})
     full = block("the whole network", risk, 0)
     finished: dict[str, BlockAnalysis] = {}
     try:
@@ -190,9 +191,12 @@ class Recipe:
         return [self._products_to_build(n) if self.is_dense(n) else self._products_of_a_pass() for n in sizes]
 
     def memory(self, size: int, dtype: torch.dtype) -> int:
-        """Bytes for the dense matrix, its copy and its eigenvectors, or for the Krylov basis and the edges."""
+        """Bytes for the dense matrix and its eigenvalues, or for the Krylov basis and the edges.
+
+        On the dense path ``8 n^2`` are kept for the layers, the largest of which may need as much as the whole.
+        """
         if self.builds(size):
-            return 24 * size**2
+            return 8 * size**2 + edges_bytes(size, self.k)
         return size * dtype.itemsize * (self._first_steps() + 6 * self.k)
 
     def _first_steps(self) -> int:
@@ -200,7 +204,7 @@ class Recipe:
         return min(max(self.steps, 9 * self.k), max(self.max_steps, self.steps))
 
     def _products_to_build(self, size: int) -> int:
-        return size + 2 * min(self.k, size)
+        return size + PROBES + 2 * min(self.k, size)
 
     def _products_of_a_pass(self) -> int:
         return self._first_steps() + self.probes * self.steps + 2 * self.k + self.trace_probes
@@ -225,31 +229,32 @@ class Recipe:
             op.shape[0], found.spectrum, found.largest, found.smallest, found.trace, found.frobenius, op.num_matvecs
         )
 
-    def exact(self, op: LinearOperator) -> tuple[Tensor, BlockAnalysis]:
+    def exact(self, op: LinearOperator) -> tuple[DenseMatrix, BlockAnalysis]:
         """The matrix, float64 on the CPU, and its analysis; residuals by fresh products with the operator."""
-        n = op.shape[0]
-        needed, free = 24 * n * n, free_bytes(torch.device("cpu"))
+        folding = Folding.of(op)
+        needed, free = edges_bytes(folding.size, self.k), free_bytes(torch.device("cpu"))
         if needed > free:
             raise OutOfMemoryError(
-                f"the dense path needs {needed / 2**30:.1f} GiB for n = {n} and {free / 2**30:.1f} GiB are free; lower "
-                "exact_limit, and num_eigenvalues below n / 2, so that the matrix-free path is taken"
+                f"the dense path needs {needed / 2**30:.1f} GiB for n = {op.shape[0]} and {free / 2**30:.1f} GiB are "
+                "free; lower exact_limit, and num_eigenvalues below n / 2, so that the matrix-free path is taken"
             )
-        dense = op.to_dense().double().cpu()
-        dense = (dense + dense.T) / 2
-        pairs = eigh(MatrixOperator(dense))
-        assert pairs.eigenvectors is not None  # eigh gives them
+        dense = DenseMatrix.of(op, folding)
+        return dense, self.diagonalise(dense, op)
+
+    def diagonalise(self, dense: DenseMatrix, op: LinearOperator | None = None) -> BlockAnalysis:
+        """All eigenvalues and both edges; residuals by products with ``op``, by default the matrix itself."""
+        op, n = op or dense, dense.shape[0]
         k = min(self.k, n)
+        eigenvalues, lowest, highest = dense.edges(k)
+        rounding = 100 * torch.finfo(op.dtype).eps * np.abs(eigenvalues).max()
         edges = []
-        for part in (slice(n - k, n), slice(0, k)):
-            some = pairs.take(part)
-            residuals = fresh_residuals(op, some.eigenvalues, pairs.eigenvectors[:, part])
-            rounding = 100 * torch.finfo(op.dtype).eps * np.abs(pairs.eigenvalues).max()
-            lower, upper = some.eigenvalues - residuals - rounding / 10, some.eigenvalues + residuals + rounding / 10
-            edges.append(replace(some, residuals=residuals, converged=residuals <= rounding, lower=lower, upper=upper))
-        spectrum = Spectrum.from_eigenvalues(pairs.eigenvalues)
-        trace = TraceEstimate(float(dense.diagonal().sum()), 0.0, 0)
-        frobenius = TraceEstimate(float(torch.linalg.matrix_norm(dense)), 0.0, 0)
-        return dense, BlockAnalysis(n, spectrum, edges[0], edges[1], trace, frobenius, op.num_matvecs)
+        for values, vectors in ((eigenvalues[n - k :], highest), (eigenvalues[:k], lowest)):
+            residuals = fresh_residuals(op, values, vectors)
+            lower, upper = values - residuals - rounding / 10, values + residuals + rounding / 10
+            edges.append(Eigenpairs(values, residuals, residuals <= rounding, vectors, op.num_matvecs, lower, upper))
+        spectrum = Spectrum.from_eigenvalues(eigenvalues)
+        trace, frobenius = TraceEstimate(dense.trace(), 0.0, 0), TraceEstimate(dense.frobenius(), 0.0, 0)
+        return BlockAnalysis(n, spectrum, edges[0], edges[1], trace, frobenius, op.num_matvecs)
 
 
 class _Ledger:
