@@ -5,7 +5,8 @@ import pytest
 import torch
 from oracle import Oracle
 
-from pyhessian_spectra import EmpiricalRisk, HessianOperator, MatrixOperator, analyze
+from pyhessian_spectra import EmpiricalRisk, MatrixOperator, analyze
+from pyhessian_spectra.spectra import dense as dense_path
 from pyhessian_spectra.spectra.dense import PROBES, DenseMatrix, Folding
 
 EPS = torch.finfo(torch.float64).eps
@@ -63,7 +64,25 @@ def test_edges_have_orthonormal_vectors_with_residuals_at_rounding(name, k):
     np.testing.assert_allclose(eigenvalues, np.sort(SPECTRA[name].double().numpy()), rtol=0, atol=10 * n * EPS * norm)
     for values, vectors in ((eigenvalues[:k], lowest), (eigenvalues[n - k :], highest)):
         assert np.abs(vectors.T @ vectors - np.eye(k)).max() <= 10 * n * EPS
-        assert np.linalg.norm(matrix.numpy() @ vectors - vectors * values, axis=0).max() <= 10 * n * EPS * norm
+        assert (
+            np.linalg.norm(matrix.numpy() @ vectors - vectors * values, axis=0).max() <= max(10 * n * EPS, 1e-14) * norm
+        )
+
+
+def test_blocks_that_add_only_rounding_are_orthonormalised_all_the_same(monkeypatch):
+    matrix = rotated(torch.cat([torch.zeros(380), torch.linspace(0.1, 2, 20)]))
+    bases = []
+
+    def recorded(block, basis, orthonormal=dense_path._orthonormal):
+        bases.append(torch.cat([basis, orthonormal(block, basis)], dim=1))
+        return bases[-1][:, basis.shape[1] :]
+
+    monkeypatch.setattr(dense_path, "_orthonormal", recorded)
+    unfolded(matrix).edges(10, tol=0.0)  # never satisfied, so that steps go on where nothing is left to find
+    assert max(basis.shape[1] for basis in bases) >= 200
+    for basis in bases:
+        identity = torch.eye(basis.shape[1], dtype=torch.float64)
+        torch.testing.assert_close(basis.T @ basis, identity, rtol=0, atol=400 * EPS)
 
 
 def test_parallel_and_zero_rows_cost_no_products_and_their_null_space_counts():

@@ -245,8 +245,9 @@ class Recipe:
         """All eigenvalues and both edges; residuals by products with ``op``, by default the matrix itself."""
         op, n = op or dense, dense.shape[0]
         k = min(self.k, n)
-        eigenvalues, lowest, highest = dense.edges(k)
-        rounding = 100 * torch.finfo(op.dtype).eps * np.abs(eigenvalues).max()
+        eps = torch.finfo(op.dtype).eps
+        eigenvalues, lowest, highest = dense.edges(k, tol=max(1e-14, eps))
+        rounding = 100 * eps * np.abs(eigenvalues).max()
         edges = []
         for values, vectors in ((eigenvalues[n - k :], highest), (eigenvalues[:k], lowest)):
             residuals = fresh_residuals(op, values, vectors)

@@ -1,4 +1,4 @@
-"""The dense path: a symmetric matrix built from its products, all its eigenvalues, and its eigenvectors at the edges."""
+"""The dense path: a matrix built from its products, all its eigenvalues, and its eigenvectors at both edges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBES = 4
 _PARALLEL = 32
 
 # Columns built at a time, and block steps of one pass at an edge before it starts again from what it found.
-_COLUMNS, _STEPS, _PASSES = 64, 8, 20
+_COLUMNS, _STEPS, _PASSES = 64, 12, 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,15 @@ class Folding:
 
 
 class DenseMatrix(LinearOperator):
-    """A symmetric matrix ``Q C Q^T`` in float64 on the CPU: ``C``, shape (m, m), dense, and ``Q`` a :class:`Folding`."""
+    """A symmetric matrix ``Q C Q^T`` in float64 on the CPU.
+
+    Attributes
+    ----------
+    core : Tensor, shape (m, m), float64
+        ``C``.
+    folding : Folding
+        ``Q``.
+    """
 
     def __init__(self, core: Tensor, folding: Folding) -> None:
         super().__init__(len(folding.labels), dtype=torch.float64)
@@ -150,11 +158,18 @@ class DenseMatrix(LinearOperator):
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]
 
-    def edges(self, k: int) -> tuple[Floats, Floats, Floats]:
+    def edges(self, k: int, *, tol: float = 1e-14) -> tuple[Floats, Floats, Floats]:
         """All eigenvalues, and the eigenvectors of the ``k`` smallest and of the ``k`` largest.
 
         The eigenvalues are those of ``C`` and zeros. Block Lanczos with ``(s - C)^-1``, ``s`` next to the edge, gives
         the vectors: a Cholesky factorisation for each edge, a small part of what all eigenvectors would take.
+
+        Parameters
+        ----------
+        k : int
+            At most ``n``.
+        tol : float
+            Residual asked of the vectors, relative to the largest eigenvalue in magnitude.
 
         Returns
         -------
@@ -169,7 +184,7 @@ class DenseMatrix(LinearOperator):
         for chosen, upper in ((order[:k], False), (order[n - k :], True)):
             in_core = int((chosen < m).sum())
             found = torch.empty(n, k, dtype=torch.float64)
-            found[:, chosen < m] = self.folding.unfold(_edge_vectors(self.core, of_core, in_core, upper=upper))
+            found[:, chosen < m] = self.folding.unfold(_edge_vectors(self.core, of_core, in_core, upper=upper, tol=tol))
             found[:, chosen >= m] = self._null_vectors(k - in_core)
             vectors.append(found.numpy())
         return eigenvalues[order].numpy(), vectors[0], vectors[1]
@@ -189,7 +204,7 @@ def edges_bytes(m: int, k: int) -> int:
     return 16 * m * m + 24 * basis * (m + basis)  # the core, its factor; basis, images, temporaries
 
 
-def _edge_vectors(matrix: Tensor, eigenvalues: Tensor, k: int, *, upper: bool) -> Tensor:
+def _edge_vectors(matrix: Tensor, eigenvalues: Tensor, k: int, *, upper: bool, tol: float) -> Tensor:
     """Eigenvectors of the ``k`` largest (``upper``) or smallest eigenvalues, all of which are known; shape (m, k).
 
     Blocks are twice as wide as the edge, so that copies of multiple eigenvalues are seen.
@@ -201,27 +216,25 @@ def _edge_vectors(matrix: Tensor, eigenvalues: Tensor, k: int, *, upper: bool) -
     inwards = eigenvalues.flip(0) if upper else eigenvalues
     norm, spread = float(eigenvalues.abs().max()), float((inwards[0] - inwards[width - 1]).abs())
     # next to the edge as its own eigenvalues measure it, and far enough that rounding leaves the difference definite
-    shift = float(inwards[0]) + sign * (max(1e-2 * spread, 1e-9 * norm) or 1.0)
-    solve = _Solver(matrix, shift, sign)
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(m, width, generator=generator, dtype=torch.float64)
-    vectors = block[:, :k]
+    margin = max(1e-2 * spread, 10 * m * torch.finfo(torch.float64).eps * norm) or 1.0
+    solve = _Solver(matrix, float(inwards[0]) + sign * margin, sign)
+    block = torch.randn(m, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = slice(width - k, None) if upper else slice(k)
     for _ in range(_PASSES):
-        basis = torch.empty(m, 0, dtype=torch.float64)
+        basis = images = torch.empty(m, 0, dtype=torch.float64)
         while basis.shape[1] < min(m, _STEPS * width):
             block = _orthonormal(solve(block), basis)[:, : m - basis.shape[1]]
-            basis = torch.cat([basis, block], dim=1)
-        images = matrix @ basis
-        theta, coefficients = torch.linalg.eigh(basis.T @ images)
-        kept = slice(-width, None) if upper else slice(width)
-        theta, coefficients = theta[kept], coefficients[:, kept]
-        block = basis @ coefficients
-        wanted = slice(-k, None) if upper else slice(k)
-        vectors = block[:, wanted]
-        residuals = torch.linalg.vector_norm((images @ coefficients - theta * block)[:, wanted], dim=0)
-        if residuals.max() <= 10 * m**0.5 * torch.finfo(torch.float64).eps * norm:
-            break
-    return vectors
+            basis, images = torch.cat([basis, block], dim=1), torch.cat([images, matrix @ block], dim=1)
+            theta, coefficients = torch.linalg.eigh(basis.T @ images)
+            kept = slice(-width, None) if upper else slice(width)
+            ritz = basis @ coefficients[:, kept]
+            residuals = torch.linalg.vector_norm(
+                (images @ coefficients[:, kept] - theta[kept] * ritz)[:, wanted], dim=0
+            )
+            if residuals.max() <= tol * norm:
+                return ritz[:, wanted]
+        block = ritz
+    return ritz[:, wanted]
 
 
 class _Solver:
@@ -238,8 +251,11 @@ class _Solver:
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what a block adds to an orthonormal basis; twice is enough."""
-    for _ in range(2):
+    """An orthonormal basis of what a block adds to an orthonormal basis; any other complement, where it adds nothing.
+
+    Twice is enough for a block that adds something; where it adds rounding alone, it takes three times.
+    """
+    for _ in range(3):
         block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
     return block
 
