@@ -232,7 +232,7 @@ class Recipe:
     def exact(self, op: LinearOperator) -> tuple[DenseMatrix, BlockAnalysis]:
         """The matrix, float64 on the CPU, and its analysis; residuals by fresh products with the operator."""
         folding = Folding.of(op)
-        needed, free = edges_bytes(folding.size, self.k), free_bytes(torch.device("cpu"))
+        needed, free = self.memory(folding.size, op.dtype), free_bytes(torch.device("cpu"))
         if needed > free:
             raise OutOfMemoryError(
                 f"the dense path needs {needed / 2**30:.1f} GiB for n = {op.shape[0]} and {free / 2**30:.1f} GiB are "
