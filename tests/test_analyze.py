@@ -363,6 +363,6 @@ def test_settings_without_meaning_are_refused_before_any_product(arguments, name
 
 
 def test_a_matrix_that_does_not_fit_in_memory_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr("pyhessian_spectra.analysis.analyze.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("pyhessian_spectra.analysis.recipe.free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="lower exact_limit"):
         analyze(network())

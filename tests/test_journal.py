@@ -134,7 +134,7 @@ def test_killed_again_and_again_it_still_ends_with_the_same_numbers(tmp_path, wh
 
 def test_the_exact_path_is_resumed_too(tmp_path):
     plain, total = run(None, **PATHS["exact"])
-    for done in (35, total - 1):
+    for done in (4 + 35, total - 1):  # what looks for parallel rows, and the matrix at once
         assert run(tmp_path / "j", done, **PATHS["exact"]) == (None, done)
         found, taken = run(tmp_path / "j", **PATHS["exact"])
         assert same(found, plain) and taken == total - done
@@ -150,17 +150,17 @@ def test_products_to_come_are_taken_as_many_at_a_time_as_those_that_are_kept(tmp
                 raise Killed
             return super()._products(rows)
 
-    big = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3))  # 323 columns are two requests
+    big = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3))  # 323 columns are several requests
     x, y = risk().data[0]
     other = EmpiricalRisk(big, nn.CrossEntropyLoss(), (x, y))
     arguments = {"matrix": Measured, "generator": torch.Generator(), "num_eigenvalues": 1, "layers": False}
     monkeypatch.setattr(HessianOperator, "_measured_columns", lambda self, rows: 32)
-    with pytest.raises(Killed):  # 323 = 256 + 2 * 32 + 3
+    with pytest.raises(Killed):  # 323 = 5 * 64 + 3, after four products that look for parallel rows
         analyze(other, journal=tmp_path / "j", **arguments)
     monkeypatch.setattr(HessianOperator, "_measured_columns", lambda self, rows: pytest.fail("measured again"))
     monkeypatch.setattr(Measured, "_products", HessianOperator._products)
     arguments["generator"] = torch.Generator()
-    assert "256 of its 325" in analyze(other, journal=tmp_path / "j", **arguments).notes[-1]
+    assert "324 of its 329" in analyze(other, journal=tmp_path / "j", **arguments).notes[-1]
 
 
 # What the file holds

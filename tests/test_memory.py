@@ -13,8 +13,8 @@ import torch
 from test_basis import generator
 
 from pyhessian_spectra import EmpiricalRisk
-from pyhessian_spectra.analysis.analyze import Recipe
 from pyhessian_spectra.analysis.doctor import examine
+from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.errors import OutOfMemoryError
 from pyhessian_spectra.spectra import basis as basis_module
 from pyhessian_spectra.spectra.basis import readable
@@ -121,5 +121,8 @@ def test_the_doctor_says_what_of_the_basis_will_lie_where(monkeypatch):
 
 def test_a_dense_matrix_needs_no_basis():
     recipe = Recipe()
-    assert recipe.basis(2000, torch.float32) == (0, 0, 0) and recipe.memory(2000, torch.float32) == 24 * 2000**2
+    assert (
+        recipe.basis(2000, torch.float32) == (0, 0, 0)
+        and 16 * 2000**2 < recipe.memory(2000, torch.float32) < 32 * 2000**2
+    )
     assert not any("Krylov" in sentence for _, sentence in sentences(recipe))

@@ -212,3 +212,32 @@ def test_batches_drawn_anew_for_each_product_give_no_sampling_error():
         shuffled, exact_limit=10, layers=False, memory_budget=0, generator=torch.Generator().manual_seed(0)
     ).full
     assert full.largest.data_stderr is None and full.trace.data_stderr is None
+
+
+def test_an_exact_analysis_has_the_same_sampling_errors_as_one_without_the_matrix():
+    risk, generator = classification(240, 20), torch.Generator()
+    exact, free = (
+        analyze(risk, num_eigenvalues=3, exact_limit=limit, trace_probes=60, generator=generator.manual_seed(0)).full
+        for limit in (3000, 10)
+    )
+    assert exact.spectrum.exact and not free.spectrum.exact
+    np.testing.assert_allclose(exact.largest.data_stderr, free.largest.data_stderr, rtol=1e-2)
+    np.testing.assert_allclose(exact.smallest.data_stderr, free.smallest.data_stderr, rtol=1e-2)
+    diagonal = HessianOperator(risk).to_dense().diagonal()
+    for name, trace in exact.layer_traces.items():
+        part = risk.layout.indices(risk.layout.layers()[name])
+        assert trace.stderr == 0 and trace.value == pytest.approx(float(diagonal[part].sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+def test_a_network_with_fewer_parameters_than_pairs_asked_for_has_sampling_errors(examples):
+    x, y = torch.randn(6 * examples, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(6 * examples, 2)
+    risk = EmpiricalRisk(nn.Linear(3, 2), nn.MSELoss(), list(zip(x.split(examples), y.split(examples), strict=True)))
+    full = analyze(risk, num_eigenvalues=10, layers=False, generator=torch.Generator().manual_seed(0)).full
+    assert len(full.largest) == len(full.largest.data_stderr) == 8
+    np.testing.assert_allclose(full.largest.data_stderr, full.smallest.data_stderr)
+    # all eigenvectors are known: the trace's error is that of the batches' traces
+    traces = [
+        float(HessianOperator(EmpiricalRisk(risk.model, risk.loss_fn, [b])).to_dense().trace()) for b in risk.data
+    ]
+    assert full.trace.data_stderr == pytest.approx(np.std(traces, ddof=1) / np.sqrt(6), rel=1e-4)

@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pyhessian_spectra.analysis.journal import open_journal
+from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.analysis.sampling import eigenvalue_errors, section_traces, trace_error
 from pyhessian_spectra.analysis.watched import Ledger, Progress, Watched
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, ParameterLayout
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.curvature.operators import RiskOperator
-from pyhessian_spectra.errors import InputError, Interrupted, OutOfMemoryError
-from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Spectrum, TraceEstimate, eigh
-from pyhessian_spectra.spectra.basis import free_bytes
-from pyhessian_spectra.spectra.eigen import fresh_residuals
-from pyhessian_spectra.spectra.krylov import krylov_pass
+from pyhessian_spectra.errors import InputError, Interrupted
 from pyhessian_spectra.spectra.lanczos import fresh_generator
 
 # A layer's lower edge is a cluster at zero, on which most products would be spent for digits of nothing: residuals of
@@ -64,7 +58,7 @@ def analyze(
     num_probes, num_steps : int
         Of the quadrature, where it is used; at least 2 probes.
     exact_limit : int
-        Largest ``n`` for the dense path, which takes ``n`` products and ``24 n^2`` bytes.
+        Largest ``n`` for the dense path, which takes ``n`` products at most and ``24 n^2`` bytes.
     layers : bool or sequence of str
         True for each module that owns a weight of two or more dimensions, with its bias; names or globs of modules for
         others; False for none.
@@ -161,9 +155,14 @@ def analyze(
 
     if risk.n <= exact_limit:
         op = matrix(risk, memory_budget=memory_budget)
-        dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept))
+        dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept), risk.layout, seed)
+        ledger.close_block("the whole matrix", 0)
         indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
-        blocks = {name: recipe.exact(MatrixOperator(dense[i][:, i]))[1] for name, i in indices.items()}
+        blocks = {name: recipe.diagonalise(dense.block(i)) for name, i in indices.items()}
+        # the products of the whole matrix tell the sampling error of a layer's trace, where all of the layer was chosen
+        for name in set(full.layer_traces) & {name for name, p in names.items() if p in risk.layout.layers().values()}:
+            trace = replace(blocks[name].trace, data_stderr=full.layer_traces[name].data_stderr)
+            blocks[name] = replace(blocks[name], trace=trace)
         return kept.finish(finish(blocks))
     full = block("the whole network", risk, 0)
     finished: dict[str, BlockAnalysis] = {}
@@ -174,136 +173,6 @@ def analyze(
         notes.append(f"Interrupted: {len(finished)} of {len(names)} layers were finished.")
         raise Interrupted(f"{len(finished)} of {len(names)} layers were finished", finish(finished)) from None
     return kept.finish(finish(finished))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings of ``analyze``, and what is done with one operator under them."""
-
-    k: int = 10
-    probes: int = 2
-    steps: int = 40
-    exact_limit: int = 3000
-    tol: float = 1e-4
-    max_steps: int = 300
-    rtol: float = 0.02
-    trace_probes: int = 30
-    atol: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"num_eigenvalues must be at least 1, got {self.k}")
-        if self.probes < 2:
-            raise InputError(f"num_probes must be at least 2, for error bars to exist; got {self.probes}")
-        if self.steps < 1:
-            raise InputError(f"num_steps must be at least 1, got {self.steps}")
-        if not self.tol >= 0:
-            raise InputError(f"tol must not be negative, got {self.tol}")
-
-    def is_dense(self, size: int) -> bool:
-        """Whether a layer is cheaper to build than to estimate, or every eigenvalue of it is asked for."""
-        return size <= max(2 * self.k, min(self.exact_limit, self._products_of_a_pass()))
-
-    def builds(self, size: int) -> bool:
-        """Whether the whole matrix is built where it has this size."""
-        return size <= self.exact_limit or self.is_dense(size)
-
-    def forecast(self, sizes: Sequence[int]) -> list[int]:
-        """Products expected for the whole matrix and for each layer, whose sizes these are."""
-        whole, *layers = sizes
-        if whole <= self.exact_limit:
-            return [self._products_to_build(whole), *(0 for _ in layers)]
-        return [self._products_to_build(n) if self.is_dense(n) else self._products_of_a_pass() for n in sizes]
-
-    def memory(self, size: int, dtype: torch.dtype) -> int:
-        """Bytes for the dense matrix, its copy and its eigenvectors; or for the edges and the vectors being worked on.
-
-        The linearisation and the Krylov basis, see :meth:`basis`, come on top.
-        """
-        if self.builds(size):
-            return 24 * size**2
-        return size * dtype.itemsize * (6 * self.k + 12)
-
-    def basis(self, size: int, dtype: torch.dtype) -> tuple[int, int, int]:
-        """Bytes of the Krylov basis: at least, as expected, and at most; none where the dense matrix is built."""
-        if self.builds(size):
-            return 0, 0, 0
-        least = max(self.steps, 2 * self.k)
-        most = max(self.max_steps, least, 3 * self.k + 10)
-        fewest, expected, most = (min(size, m) for m in (least, max(least, self._first_steps()), most))
-        return fewest * size * dtype.itemsize, expected * size * dtype.itemsize, most * size * dtype.itemsize
-
-    def _first_steps(self) -> int:
-        # the tenth eigenvalue at both edges of a trained ResNet20 took 90 steps to a residual of 1e-4
-        return min(max(self.steps, 9 * self.k), max(self.max_steps, self.steps))
-
-    def _products_to_build(self, size: int) -> int:
-        return size + 2 * min(self.k, size)
-
-    def _products_of_a_pass(self) -> int:
-        return self._first_steps() + self.probes * self.steps + 2 * self.k + self.trace_probes
-
-    def run(self, op: LinearOperator, layout: ParameterLayout, seed: int) -> BlockAnalysis:
-        """One layer, or the whole where it is too large for the dense path."""
-        if self.is_dense(op.shape[0]):
-            return self.exact(op)[1]
-        found = krylov_pass(
-            op,
-            k=self.k,
-            num_probes=self.probes,
-            num_steps=self.steps,
-            tol=self.tol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            rtol=self.rtol,
-            trace_probes=self.trace_probes,
-            sections=[shape.numel() for shape in layout.shapes.values()],
-            generator=torch.Generator().manual_seed(seed),
-        )
-        errors = eigenvalue_errors(found.forms)
-        low, high = (None, None) if errors is None else np.split(errors, [len(found.smallest)])
-        return BlockAnalysis(
-            op.shape[0],
-            found.spectrum,
-            replace(found.largest, data_stderr=high),
-            replace(found.smallest, data_stderr=low),
-            replace(found.trace, data_stderr=trace_error(found.forms)),
-            found.frobenius,
-            op.num_matvecs,
-            section_traces(found.forms, _sections_by_layer(layout)),
-        )
-
-    def exact(self, op: LinearOperator) -> tuple[Tensor, BlockAnalysis]:
-        """The matrix, float64 on the CPU, and its analysis; residuals by fresh products with the operator."""
-        n = op.shape[0]
-        needed, free = 24 * n * n, free_bytes(torch.device("cpu"))
-        if needed > free:
-            raise OutOfMemoryError(
-                f"the dense path needs {needed / 2**30:.1f} GiB for n = {n} and {free / 2**30:.1f} GiB are free; lower "
-                "exact_limit, and num_eigenvalues below n / 2, so that the matrix-free path is taken"
-            )
-        dense = op.to_dense().double().cpu()
-        dense = (dense + dense.T) / 2
-        pairs = eigh(MatrixOperator(dense))
-        assert pairs.eigenvectors is not None  # eigh gives them
-        k = min(self.k, n)
-        edges = []
-        for part in (slice(n - k, n), slice(0, k)):
-            some = pairs.take(part)
-            residuals = fresh_residuals(op, some.eigenvalues, pairs.eigenvectors[:, part])
-            rounding = 100 * torch.finfo(op.dtype).eps * np.abs(pairs.eigenvalues).max()
-            lower, upper = some.eigenvalues - residuals - rounding / 10, some.eigenvalues + residuals + rounding / 10
-            edges.append(replace(some, residuals=residuals, converged=residuals <= rounding, lower=lower, upper=upper))
-        spectrum = Spectrum.from_eigenvalues(pairs.eigenvalues)
-        trace = TraceEstimate(float(dense.diagonal().sum()), 0.0, 0)
-        frobenius = TraceEstimate(float(torch.linalg.matrix_norm(dense)), 0.0, 0)
-        return dense, BlockAnalysis(n, spectrum, edges[0], edges[1], trace, frobenius, op.num_matvecs)
-
-
-def _sections_by_layer(layout: ParameterLayout) -> dict[str, list[int]]:
-    """Positions, among the parameters, of those of each layer."""
-    position = {name: index for index, name in enumerate(layout.names)}
-    return {layer or "(root)": [position[name] for name in names] for layer, names in layout.layers().items()}
 
 
 def chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:

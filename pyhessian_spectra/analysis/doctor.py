@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyhessian_spectra.analysis.analyze import Recipe, chosen_layers, repeatable_gradient
+from pyhessian_spectra.analysis.analyze import chosen_layers, repeatable_gradient
+from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, autodiff
 from pyhessian_spectra.curvature.operators import timed
 from pyhessian_spectra.errors import OutOfMemoryError

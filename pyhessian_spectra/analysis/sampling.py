@@ -96,7 +96,7 @@ def section_traces(forms: Forms, groups: Mapping[str, Sequence[int]]) -> dict[st
     Returns
     -------
     dict of str to TraceEstimate
-        With their sampling errors, where there are batches.
+        With their sampling errors, where there are batches; empty where fewer than two probes were taken.
     """
     samples = {name: forms.trace_samples[:, :, list(group)].sum(axis=2) for name, group in groups.items()}
     found = {}

@@ -13,9 +13,10 @@ import click
 import torch
 from tqdm import tqdm
 
-from pyhessian_spectra.analysis.analyze import Recipe, analyze
+from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.doctor import examine
 from pyhessian_spectra.analysis.journal import AFRESH, RESUMED
+from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,7 +63,7 @@ class FormsRecorder:
     """
 
     def __init__(self, op: LinearOperator, sections: Sequence[int] | None = None) -> None:
-        self._op, self._sections = op, list(sections or [op.shape[0]])
+        self.op, self._sections = op, list(sections or [op.shape[0]])
         self._weights: Floats = np.empty(0)
         self._compressed: list[Floats] = []
         self._vectors: list[Floats] = []
@@ -92,11 +93,11 @@ class FormsRecorder:
             np.stack(self._vectors, axis=1) if self._vectors else empty,
             np.stack(self._probes, axis=1) if self._probes else empty,
             deflated,
-            self._op.shape[0] - int(deflated.sum()),
+            self.op.shape[0] - int(deflated.sum()),
         )
 
     def _multiply(self, v: Tensor, vectors: Tensor) -> tuple[Tensor, Floats, Floats]:
-        product, *numbers = self._op.with_forms(v, vectors, self._sections)
+        product, *numbers = self.op.with_forms(v, vectors, self._sections)
         weights, own, crossed = (some.cpu().numpy() for some in numbers)
         self._weights = weights
         return product, own, crossed
@@ -111,3 +112,13 @@ class ProbedFirst(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._op @ v if self.num_matvecs > 1 else self._recorder.probe(v)
+
+
+def residuals_of(values: Floats, vectors: Tensor, products: Iterable[Tensor]) -> Floats:
+    """``||A v - theta v||`` of unit columns (n, p) and their products, reduced in float64."""
+    return np.array(
+        [
+            float(torch.linalg.vector_norm(w.double() - theta * v.double()))
+            for theta, v, w in zip(values, vectors.unbind(1), products, strict=True)
+        ]
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
 from pyhessian_spectra.spectra.edges import find_edges, threshold
 from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
-from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, ProbedFirst
+from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, ProbedFirst, residuals_of
 from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos, random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
@@ -227,8 +227,7 @@ def _certified(
     scale: float,
 ) -> Eigenpairs:
     """Fresh residuals, and intervals from them where nothing can have been missed."""
-    products = zip(values, vectors.unbind(1), recorder.products(vectors), strict=True)
-    residuals = np.array([float(torch.linalg.vector_norm(w.double() - theta * v.double())) for theta, v, w in products])
+    residuals = residuals_of(values, vectors, recorder.products(vectors))
     converged = good & (residuals <= threshold(op, values, tol, atol, scale))
     pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
     rounding = 30 * float(torch.finfo(op.dtype).eps) * scale  # of the products, and so of the values themselves
