@@ -8,6 +8,7 @@ import scipy.sparse.linalg
 import torch
 from test_basis import Diagonal, generator, small_blocks  # noqa: F401 - a fixture that applies here too
 
+from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.edges import Edges, find_edges
 from pyhessian_spectra.spectra.krylov import krylov_pass
@@ -29,7 +30,8 @@ def edges(op: Diagonal, *, k: int, tol: float, max_products: int, memory_budget:
     return find_edges(
         op,
         start,
-        k=k,
+        low=k,
+        high=k,
         tol=tol,
         atol=0.0,
         min_steps=20,
@@ -117,3 +119,43 @@ def test_a_basis_with_nowhere_to_go_is_restarted_sooner(monkeypatch):
     found = edges(operator(SLOW_BELOW), k=6, tol=1e-4, max_products=1000)
     assert found.good.all() and found.restarts > 0
     np.testing.assert_allclose(found.values, np.r_[SLOW_BELOW[:6], SLOW_BELOW[-6:]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA"])
+def test_one_edge_alone_costs_fewer_products_and_is_certified_as_well(which):
+    values = np.sort(np.r_[-np.geomspace(0.5, 4, 6), RNG.uniform(0, 0.1, N - 12), np.geomspace(1, 30, 6)])
+    settings = dict(k=5, num_probes=2, num_steps=20, tol=1e-6, max_steps=100, rtol=1.0, trace_probes=2)
+    op = operator(values)
+    both = krylov_pass(op, generator=generator(2), **settings)
+    spent = op.num_matvecs
+    one = krylov_pass(op, which=which, generator=generator(2), **settings)
+    assert op.num_matvecs - spent < spent
+    asked, other = (one.largest, one.smallest) if which == "LA" else (one.smallest, one.largest)
+    exact = values[-5:] if which == "LA" else values[:5]
+    assert len(other) == 0 and asked.converged.all()
+    assert np.all((asked.lower <= exact) & (exact <= asked.upper))
+    beyond = asked.others[1] < asked.lower if which == "LA" else asked.upper < asked.others[0]
+    assert beyond.all()
+    low, high = one.trace.interval(0.999)
+    assert low <= values.sum() <= high and both.trace.value == pytest.approx(values.sum(), rel=0.2)
+
+
+def test_copies_at_one_edge_are_found_where_it_is_the_only_one_wanted():
+    values = np.sort(np.r_[RNG.uniform(0, 1, N - 4), [7.0, 7.0, 7.0, 9.0]])
+    settings = dict(k=4, num_probes=2, num_steps=20, tol=1e-8, max_steps=100, rtol=1.0, trace_probes=2)
+    found = krylov_pass(operator(values), which="LA", generator=generator(3), **settings).largest
+    np.testing.assert_allclose(found.eigenvalues, [7.0, 7.0, 7.0, 9.0], rtol=1e-10)
+
+
+def test_an_edge_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="which must be one of BE, LA, SA"):
+        krylov_pass(
+            operator(SLOW_BELOW),
+            k=2,
+            which="LM",
+            num_probes=2,
+            num_steps=5,
+            tol=0.1,
+            max_steps=9,
+            generator=generator(0),
+        )

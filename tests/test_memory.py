@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_basis import generator
 
-from pyhessian_spectra import EmpiricalRisk
+from pyhessian_spectra import EmpiricalRisk, analyze
 from pyhessian_spectra.analysis.doctor import examine
 from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.errors import OutOfMemoryError
@@ -126,3 +127,17 @@ def test_a_dense_matrix_needs_no_basis():
         and 16 * 2000**2 < recipe.memory(2000, torch.float32) < 32 * 2000**2
     )
     assert not any("Krylov" in sentence for _, sentence in sentences(recipe))
+
+
+def test_a_budget_sends_the_lanczos_vectors_to_disk_and_changes_no_number():
+    x, y = torch.randn(200, 20, generator=generator(0)), torch.randn(200, 20, generator=generator(1))
+    layers = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.Tanh(), torch.nn.Linear(60, 20))
+    risk = EmpiricalRisk(layers, torch.nn.MSELoss(), (x, y))
+    settings = dict(num_eigenvalues=2, exact_limit=10, layers=False, num_steps=100, max_steps=100)
+    kept, spilled = (
+        analyze(risk, memory_budget=budget, generator=torch.Generator().manual_seed(0), **settings).full
+        for budget in (None, 2**10)
+    )
+    assert "disk" in spilled.spectrum.metadata["basis"] and "disk" not in kept.spectrum.metadata["basis"]
+    np.testing.assert_array_equal(spilled.largest.eigenvalues, kept.largest.eigenvalues)
+    np.testing.assert_array_equal(spilled.spectrum.nodes, kept.spectrum.nodes)

@@ -9,7 +9,7 @@ from test_spectra import generator, with_spectrum
 
 from pyhessian_spectra import MatrixOperator, frobenius_norm, trace
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.trace import METHODS, _xtrace
+from pyhessian_spectra.spectra.trace import METHODS, _xtrace, mean_of, samples_for
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -82,3 +82,17 @@ def test_too_few_probes_are_refused(method):
 def test_unknown_methods_are_refused_naming_the_known_ones():
     with pytest.raises(InputError, match="hutchinson, hutch\\+\\+, xtrace"):
         trace(with_spectrum(np.arange(8.0)), method="hutch")
+
+
+def test_two_stage_intervals_cover_at_their_rate_where_stopping_early_does_not():
+    rng, hits, naive = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        draws = rng.normal(10.0, 1.0, 60)
+        wanted = min(60, samples_for(draws[:10], 0.05))
+        low, high = mean_of(draws[:wanted], 0, "", first_stage=10).interval()
+        hits += low <= 10.0 <= high
+        count = next(c for c in range(3, 61) if c == 60 or np.diff(mean_of(draws[:c], 0, "").interval())[0] <= 1.0)
+        low, high = mean_of(draws[:count], 0, "").interval()
+        naive += low <= 10.0 <= high
+    # the standard deviation of 2,000 draws at a rate of 0.95 is 10
+    assert abs(hits - 1900) < 40 and naive < 1860

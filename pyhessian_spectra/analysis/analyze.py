@@ -68,10 +68,11 @@ def analyze(
     max_steps : int
         Most Lanczos steps of one process. Eigenpairs that have not converged by then are given, marked.
     rtol, trace_probes : float, int
-        Samples of the trace are added until the half-width of its 95 % interval is ``rtol`` of its value, or until
-        there are ``trace_probes`` of them; the result says which.
+        As many samples of the trace are taken as the spread of the first ten says that its 95 % interval needs to have
+        a half-width of ``rtol`` of its value, and at most ``trace_probes``; the result says which.
     memory_budget : int, optional
-        Bytes that kept linearisations may take; default half of what is free.
+        Bytes that kept linearisations may take, and as many that the Lanczos vectors may, which go to disk beyond it;
+        default half of what is free, each.
     matrix : callable
         ``risk -> operator``; ``GGNOperator`` and ``EmpiricalFisherOperator`` analyse those instead.
     problem : mapping, optional
@@ -97,7 +98,17 @@ def analyze(
     Interrupted
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
-    recipe = Recipe(num_eigenvalues, num_probes, num_steps, exact_limit, tol, max_steps, rtol, trace_probes)
+    recipe = Recipe(
+        num_eigenvalues,
+        num_probes,
+        num_steps,
+        exact_limit,
+        tol,
+        max_steps,
+        rtol,
+        trace_probes,
+        memory_budget=memory_budget,
+    )
     for_layers = replace(recipe, atol=_LAYER_ATOL)
     names = chosen_layers(risk, layers)
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))

@@ -88,18 +88,18 @@ def examine(
             f"{readable(free)} are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
         )
     )
-    return findings + _basis(*recipe.basis(risk.n, op.dtype), op.device)
+    return findings + _basis(*recipe.basis(risk.n, op.dtype), op.device, memory_budget)
 
 
-def _basis(least: int, expected: int, most: int, device: torch.device) -> list[Finding]:
+def _basis(least: int, expected: int, most: int, device: torch.device, memory_budget: int | None) -> list[Finding]:
     """Where the Krylov basis will lie."""
     if most == 0:
         return []
     size = f"about {readable(expected)} for the Krylov basis, at most {readable(most)}"
     try:
-        return [Finding("ok", f"{size}: {forecast(most, device)}")]
+        return [Finding("ok", f"{size}: {forecast(most, device, memory_budget)}")]
     except OutOfMemoryError:
-        place = forecast(least, device)  # what is needed in any case; else there is no analysis
+        place = forecast(least, device, memory_budget)  # what is needed in any case; else there is no analysis
         return [Finding("WARN", f"{size}, which does not fit: the process restarts sooner; at least {place}")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class Recipe:
     rtol: float = 0.02
     trace_probes: int = 30
     atol: float = 0.0
+    # no number depends on it, so that an analysis may go on with another one: it is not part of what identifies it
+    memory_budget: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -107,6 +109,7 @@ class Recipe:
             rtol=self.rtol,
             trace_probes=self.trace_probes,
             sections=_sections(layout),
+            memory_budget=self.memory_budget,
             generator=torch.Generator().manual_seed(seed),
         )
         traces = section_traces(found.forms, _sections_by_layer(layout))

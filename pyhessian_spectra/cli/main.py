@@ -129,7 +129,7 @@ _analysis_options = _options(
         "--memory",
         type=click.FloatRange(min=0),
         metavar="GIB",
-        help="For kept linearisations; default half of what is free.",
+        help="For kept linearisations, and as much for Lanczos vectors; default half of what is free.",
     ),
     click.option("--seed", default=0, show_default=True, type=int, help="Of the probes."),
 )

@@ -217,8 +217,8 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def forecast(count: int, device: torch.device) -> str:
-    """Where a basis of so many bytes would lie now, for people.
+def forecast(count: int, device: torch.device, memory_budget: int | None = None) -> str:
+    """Where a basis of so many bytes would lie now, for people; the budget is that of :class:`KrylovBasis`.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def forecast(count: int, device: torch.device) -> str:
     """
     taken, left = [], count
     for place in _places(device):
-        taken.append(min(left, free_bytes(place) // 2))
+        taken.append(min(left, free_bytes(place) // 2 if memory_budget is None else memory_budget))
         left -= taken[-1]
     disk = shutil.disk_usage(_folder()).free // 2
     if left > disk:

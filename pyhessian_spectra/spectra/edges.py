@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyhessian_spectra.spectra.basis import inner_products
-from pyhessian_spectra.spectra.eigen import ROUNDING, edges_of
+from pyhessian_spectra.spectra.eigen import ROUNDING
 from pyhessian_spectra.spectra.lanczos import LanczosProcess
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
@@ -26,11 +26,11 @@ class Edges:
 
     Parameters
     ----------
-    values : ndarray, shape (2k,), float64, ascending
-        Fewer where the Krylov space is invariant before.
-    vectors : Tensor, shape (n, 2k)
+    values : ndarray, shape (k,), float64, ascending
+        Those wanted of the lower edge before those of the upper. Fewer where the Krylov space is invariant before.
+    vectors : Tensor, shape (n, k)
         Orthonormal columns.
-    good : ndarray, shape (2k,), bool
+    good : ndarray, shape (k,), bool
         Residual, by the recurrence, within what was asked.
     scale : float
         Largest magnitude of a Ritz value.
@@ -56,7 +56,8 @@ def find_edges(
     op: LinearOperator,
     start: Tensor,
     *,
-    k: int,
+    low: int,
+    high: int,
     tol: float,
     atol: float,
     min_steps: int,
@@ -66,7 +67,7 @@ def find_edges(
 ) -> Edges:
     """Extend a Lanczos process until both edges have converged; restart it where that takes too many steps.
 
-    At a restart the ``k`` Ritz vectors at each edge stay, and half as many again at an edge that has not converged; the
+    At a restart the Ritz vectors wanted of each edge stay, and half as many again at one that has not converged; the
     process goes on from the vector at which it stopped, orthogonal to them. This is the thick-restart Lanczos method
     (Wu and Simon 2000): nothing that has been found is lost, and no product is repeated.
 
@@ -74,8 +75,8 @@ def find_edges(
     ----------
     op : LinearOperator, shape (n, n)
     start : Tensor, shape (n,)
-    k : int
-        Pairs at each edge, at most ``n / 2``.
+    low, high : int
+        Pairs wanted of the lower and of the upper edge, together at most ``n``.
     tol, atol : float
         See :func:`threshold`.
     min_steps, max_steps : int
@@ -86,8 +87,8 @@ def find_edges(
     memory_budget : int, optional
         Bytes the Lanczos vectors may take in memory, see :class:`KrylovBasis`.
     """
-    search = _Search(op, start, k, tol, atol, memory_budget)
-    search.extend(max(min_steps, 2 * k))
+    search = _Search(op, start, low, high, tol, atol, memory_budget)
+    search.extend(max(min_steps, low + high))
     while not search.done and search.size < max_steps and search.has_room:
         search.extend(min(max(5, search.size // 8), max_steps - search.size))
     size = search.size
@@ -115,9 +116,17 @@ class _Search:
     """
 
     def __init__(
-        self, op: LinearOperator, start: Tensor, k: int, tol: float, atol: float, memory_budget: int | None
+        self,
+        op: LinearOperator,
+        start: Tensor,
+        low: int,
+        high: int,
+        tol: float,
+        atol: float,
+        memory_budget: int | None,
     ) -> None:
-        self._op, self._k, self._tol, self._atol, self._budget = op, k, tol, atol, memory_budget
+        self._op, self._low, self._high = op, low, high
+        self._tol, self._atol, self._budget = tol, atol, memory_budget
         self._process = LanczosProcess(op, start, memory_budget=memory_budget)
         self._kept = torch.empty(op.shape[0], 0, dtype=op.dtype, device=op.device)
         self._kept_values, self._couplings = np.empty(0), np.empty(0)
@@ -135,8 +144,8 @@ class _Search:
 
     @property
     def done(self) -> bool:
-        # with 2k values or fewer there may be others between them
-        return self._process.exhausted or (len(self._theta) > 2 * self._k and bool(self._good.all()))
+        # with as many values as are wanted, or fewer, there may be others between them
+        return self._process.exhausted or (len(self._theta) > self._low + self._high and bool(self._good.all()))
 
     def extend(self, steps: int) -> None:
         """Take up to ``steps`` products, and solve the projected problem."""
@@ -154,15 +163,19 @@ class _Search:
             self._theta, self._coefficients = scipy.linalg.eigh(projected)
         self._scale = float(np.abs(self._theta).max())
         self._last = tridiagonal.betas[-1] * self._coefficients[-1]
-        self._chosen = edges_of(self._theta, min(2 * self._k, len(self._theta)), "BE")
+        count = len(self._theta)
+        split = max(self._low, count - self._high) if count > self._low + self._high else self._low
+        self._chosen = np.r_[: min(self._low, count), split:count]
         goal = threshold(self._op, self._theta[self._chosen], self._tol, self._atol, self._scale)
         self._good = np.abs(self._last[self._chosen]) <= goal
 
     def restart(self) -> None:
         """Begin again from the Ritz vectors at the edges; the others are forgotten."""
         self._note_place()
-        spare = min((self._k + 1) // 2, (self.size - 2 * self._k) // 4)
-        low, high = (self._k + (0 if good.all() else spare) for good in (self._good[: self._k], self._good[self._k :]))
+        wanted = (self._low, self._high)
+        spare = min((max(wanted) + 1) // 2, (self.size - sum(wanted)) // 4)
+        converged = (self._good[: self._low].all(), self._good[self._low :].all())
+        low, high = (count + (0 if done else spare) for count, done in zip(wanted, converged, strict=True))
         index = np.r_[:low, len(self._theta) - high : len(self._theta)]
         self._kept = self._combined(index)
         self._kept_values, self._couplings = self._theta[index], self._last[index]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
 from pyhessian_spectra.spectra.edges import find_edges, threshold
 from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
@@ -17,14 +18,17 @@ from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos, random_vecto
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
 from pyhessian_spectra.spectra.slq import stack_rows
-from pyhessian_spectra.spectra.trace import mean_of, square_root
+from pyhessian_spectra.spectra.trace import mean_of, samples_for, square_root
 
 # A missed eigenvalue is looked for where it exceeds the rounding of a residual by this factor: the lower edge of a
 # semidefinite block is nearer to zero than that, and its order is not worth products.
 _MISSED = 10
 
-# Fewer samples estimate their own spread too poorly to stop on it.
-_FEWEST_SAMPLES = 8
+# Whether the lower and the upper edge are wanted.
+_EDGES = {"BE": (1, 1), "LA": (0, 1), "SA": (1, 0)}
+
+# Samples whose spread decides how many are taken in all: fewer estimate it too poorly.
+_FIRST_STAGE = 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def krylov_pass(
     op: LinearOperator,
     *,
     k: int,
+    which: str = "BE",
     num_probes: int,
     num_steps: int,
     tol: float,
@@ -80,6 +85,8 @@ def krylov_pass(
     op : LinearOperator, shape (n, n)
     k : int
         Pairs at each edge; capped at ``n // 2``.
+    which : {"BE", "LA", "SA"}
+        Both edges, or only the largest or the smallest eigenvalues, which takes fewer products.
     num_probes : int
         Probes of the quadrature, at least 1.
     num_steps : int
@@ -94,7 +101,7 @@ def krylov_pass(
         Most products spent on the edges, by default ``2 max_steps``. Pairs that have not converged by then are given as
         they are, and say so.
     rtol : float
-        Half-width of the trace's 95 % interval, relative to its value, at which further probes are not worth a product.
+        Half-width asked of the trace's 95 % interval, relative to its value.
     trace_probes : int
         Most samples of the trace, those of the probes included; at least 2.
     sections : sequence of int, optional
@@ -106,11 +113,15 @@ def krylov_pass(
         Source of the probes.
     """
     n, before = op.shape[0], op.num_matvecs
+    if which not in _EDGES:
+        raise InputError(f"which must be one of {', '.join(_EDGES)}, got {which!r}")
     k = min(k, n // 2)
+    low, high = (k * wanted for wanted in _EDGES[which])
     edges = find_edges(
         op,
         random_vector(n, generator),
-        k=k,
+        low=low,
+        high=high,
         tol=tol,
         atol=atol,
         min_steps=num_steps,
@@ -126,9 +137,9 @@ def krylov_pass(
 
     rounding = ROUNDING * float(torch.finfo(op.dtype).eps) * scale
     margin = max(10 * atol * scale, _MISSED * rounding)
-    completed = len(values) < 2 * k  # the process ran out of distinct eigenvalues: the rest are copies
+    completed = len(values) < low + high  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
-        values, vectors, atoms, good = _completed(op, values, vectors, k, rounding, generator)
+        values, vectors, atoms, good = _completed(op, values, vectors, low + high, which, rounding, generator)
     tridiagonals: list[Tridiagonal] = []
     recorder = FormsRecorder(op, sections)
     while len(tridiagonals) < num_probes and atoms.shape[1] < n:
@@ -136,9 +147,9 @@ def krylov_pass(
         tridiagonal = lanczos(first_recorded, start, num_steps, against=atoms, memory_budget=memory_budget)
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
         tridiagonal = replace(tridiagonal, vectors=None)  # the basis has served
-        if not completed and good.all() and _holds_copy(tridiagonal, values, k, margin):
+        if not completed and good.all() and _holds_copy(tridiagonal, values, low, high, margin):
             completed = True
-            values, vectors, atoms, good = _completed(op, values, vectors, k, margin, generator)
+            values, vectors, atoms, good = _completed(op, values, vectors, low + high, which, margin, generator)
             # these probes saw the copies in their complement: begin again without them
             tridiagonals, recorder = [], FormsRecorder(op, sections)
             continue
@@ -154,9 +165,9 @@ def krylov_pass(
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
     trace, second = _moments(op, recorder, spectrum, atom_values, atoms, rtol, trace_probes, generator)
-    low, high = slice(0, len(values) // 2), slice(len(values) // 2, None)  # slices: views of the eigenvectors
-    forms = recorder.forms(good)
-    return KrylovPass(pairs.take(high), pairs.take(low), spectrum, trace, square_root(second), forms)
+    below = len(values) * low // (low + high) if low else 0
+    smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # views of the eigenvectors
+    return KrylovPass(largest, smallest, spectrum, trace, square_root(second), recorder.forms(good))
 
 
 def _moments(
@@ -179,37 +190,47 @@ def _moments(
         return tuple(TraceEstimate(float((atom_values**power).sum()), 0.0, 0) for power in (1, 2))  # type: ignore[return-value]
     firsts, seconds = (list(n * (spectrum.weights * spectrum.nodes**power).sum(axis=1)) for power in (1, 2))
     exact, rest = [(atom_values**power).sum() for power in (1, 2)], n - len(atom_values)
-    reason = f"stopped at {trace_probes} probes"
-    while len(firsts) < max(2, trace_probes):
-        u = random_vector(n, generator).to(op.device, op.dtype)
-        u = u - atoms @ (atoms.T @ u)
-        u = u / torch.linalg.vector_norm(u)
-        w = recorder.probe(u)
-        inside = w - atoms @ (atoms.T @ w)
-        firsts.append(exact[0] + rest * float(u.double() @ w.double()))
-        seconds.append(exact[1] + rest * float(inside.double().square().sum()))
-        estimate = mean_of(np.array(firsts), 0, "")
-        if len(firsts) >= _FEWEST_SAMPLES and estimate.interval()[1] - estimate.value <= rtol * abs(estimate.value):
-            reason = f"relative error {rtol:g} reached"
-            break
-    spent = op.num_matvecs - before
-    trace, second = (mean_of(np.array(samples), spent, f"Krylov pass, {reason}") for samples in (firsts, seconds))
+
+    def sample(count: int) -> None:
+        while len(firsts) < count:
+            u = random_vector(n, generator).to(op.device, op.dtype)
+            u = u - atoms @ (atoms.T @ u)
+            u = u / torch.linalg.vector_norm(u)
+            w = recorder.probe(u)
+            inside = w - atoms @ (atoms.T @ w)
+            firsts.append(exact[0] + rest * float(u.double() @ w.double()))
+            seconds.append(exact[1] + rest * float(inside.double().square().sum()))
+
+    most = max(2, trace_probes)
+    sample(min(most, _FIRST_STAGE))
+    wanted = samples_for(np.array(firsts), rtol)
+    sample(min(most, wanted))
+    reason = f"relative error {rtol:g} reached" if wanted <= most else f"stopped at {most} probes"
+    spent, method = op.num_matvecs - before, f"Krylov pass, {reason}"
+    trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
     return trace, second
 
 
-def _holds_copy(tridiagonal: Tridiagonal, values: Floats, k: int, margin: float) -> bool:
+def _holds_copy(tridiagonal: Tridiagonal, values: Floats, low: int, high: int, margin: float) -> bool:
     """Whether the complement holds an eigenvalue that belongs among the edges."""
     theta = tridiagonal.eigh()[0]
-    return bool(theta[-1] > values[len(values) - k] + margin or theta[0] < values[len(values) // 2 - 1] - margin)
+    above = high > 0 and theta[-1] > values[low] + margin
+    return bool(above or (low > 0 and theta[0] < values[low - 1] - margin))
 
 
 def _completed(
-    op: LinearOperator, values: Floats, vectors: Tensor, k: int, margin: float, generator: torch.Generator
+    op: LinearOperator,
+    values: Floats,
+    vectors: Tensor,
+    k: int,
+    which: str,
+    margin: float,
+    generator: torch.Generator,
 ) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
-    """The edges with the copies a single Krylov space cannot see; all of them converged."""
-    budget = op.num_matvecs + 100 * k + 1000
+    """The edges, ``k`` pairs in all, with the copies one Krylov space cannot see; all of them converged."""
+    budget = op.num_matvecs + 50 * k + 1000
     values, found = add_missing_copies(
-        op, values, vectors.double().cpu().numpy(), 2 * k, "BE", margin / ROUNDING, budget, generator
+        op, values, vectors.double().cpu().numpy(), k, which, margin / ROUNDING, budget, generator
     )
     vectors = torch.from_numpy(found).to(op.device, op.dtype)
     return values, vectors, vectors, np.ones(len(values), dtype=bool)

