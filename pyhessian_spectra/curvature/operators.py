@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.autodiff import Batch
+from pyhessian_spectra.curvature.calling import Batch
+from pyhessian_spectra.curvature.inspection import measured_bytes
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
@@ -106,7 +107,7 @@ class RiskOperator(LinearOperator):
             return
         count, kept = self.risk.survey.num_batches, []
         for weight, batch in self.risk.batches():
-            with autodiff.measured_bytes() as size:
+            with measured_bytes() as size:
                 kept.append((weight, self._linearise(batch)))
             self._kept_bytes += size[0]
             forecast = self._kept_bytes * count / len(kept)
