@@ -4,11 +4,13 @@ from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
 from pyhessian_spectra.curvature import (
+    Decomposition,
     EmpiricalFisherOperator,
     EmpiricalRisk,
     GGNOperator,
     HessianOperator,
     ParameterLayout,
+    ResidualOperator,
 )
 from pyhessian_spectra.spectra import (
     Eigenpairs,
@@ -27,6 +29,7 @@ from pyhessian_spectra.spectra import (
 
 __all__ = [
     "BlockAnalysis",
+    "Decomposition",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
@@ -35,6 +38,7 @@ __all__ = [
     "LinearOperator",
     "MatrixOperator",
     "ParameterLayout",
+    "ResidualOperator",
     "SpectralAnalysis",
     "Spectrum",
     "TraceEstimate",

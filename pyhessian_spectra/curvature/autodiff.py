@@ -1,15 +1,15 @@
 """Derivatives of one batch's loss; with ``inspection``, the only callers of torch.autograd on a user's model.
 
 A *linearisation* is the derivative of something at a point, built once and applied to many vectors: the graph
-of the gradient for the Hessian, of the outputs for the Gauss-Newton matrix. Building it costs one or two gradients,
-applying it less than building; its owner decides whether to keep it.
+of a gradient for the Hessian, the Gauss-Newton matrix and what remains between them. Building it costs one or two
+gradients, applying it less than building; its owner decides whether to keep it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ from pyhessian_spectra.curvature.parameters import ParameterLayout
 
 if TYPE_CHECKING:
     from pyhessian_spectra.curvature.risk import EmpiricalRisk
+
+
+class _Product(Protocol):
+    """A product with (n,), or with the rows of (k, n) where ``batched``; ``last`` frees the graph on the way."""
+
+    def __call__(self, v: Tensor, *, batched: bool, last: bool) -> Tensor: ...
 
 
 def loss(risk: EmpiricalRisk, point: Point, batch: Batch) -> Tensor:
@@ -35,21 +41,11 @@ def gradient(risk: EmpiricalRisk, point: Point, batch: Batch) -> Tensor:
         return risk.layout.flatten(_grad(value, point.coordinates))
 
 
-class Linearisation(ABC):
+class Linearisation:
     """A symmetric matrix of one batch, ready to be applied to many vectors."""
 
-    def __init__(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
-        self.index, self._risk, self._point, self._batch = batch.index, risk, point, batch
-        with called(risk, batch), torch.enable_grad():
-            self._build(risk, point, batch)
-
-    @abstractmethod
-    def _build(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
-        """Run the model and set up the graphs."""
-
-    @abstractmethod
-    def _product(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
-        """The product with (n,), or with the rows of (k, n) where ``batched``."""
+    def __init__(self, risk: EmpiricalRisk, batch: Batch, product: _Product) -> None:
+        self.index, self._risk, self._batch, self._product = batch.index, risk, batch, product
 
     def matvec(self, v: Tensor, *, last: bool = False) -> Tensor:
         """The product with ``v`` of shape (n,); ``last`` frees the graph on the way."""
@@ -62,15 +58,39 @@ class Linearisation(ABC):
             return self._product(rows, batched=True, last=False)
 
 
-class HessianLinearisation(Linearisation):
+def hessian(risk: EmpiricalRisk, point: Point, batch: Batch) -> Linearisation:
     """The Hessian of one batch's loss, by double backward (Pearlmutter 1994) through the graph of its gradient."""
-
-    def _build(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
+    with torch.enable_grad(), called(risk, batch):
         value = loss_of(risk, outputs_of(risk, point, batch), batch)
-        self._gradient = GradientGraph(risk.layout, value, point.coordinates)
+        return Linearisation(risk, batch, GradientGraph(risk.layout, value, point.coordinates).derivative)
 
-    def _product(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
-        return self._gradient.derivative(v, batched=batched, last=last)
+
+class Split(Linearisation):
+    """The Hessian, its Gauss-Newton matrix and what remains, of one batch; products are of shape (3, n)."""
+
+    def __init__(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
+        with torch.enable_grad(), called(risk, batch):
+            outputs = one_tensor(outputs_of(risk, point, batch))
+            graph = SplitGraph(risk.layout, outputs, loss_of(risk, outputs, batch), point.coordinates)
+        super().__init__(risk, batch, graph.together)
+        self.hessian = Linearisation(risk, batch, graph.hessian)
+        self.ggn = Linearisation(risk, batch, graph.ggn)
+        self.residual = Linearisation(risk, batch, graph.residual)
+
+
+def fisher(risk: EmpiricalRisk, point: Point, batch: Batch) -> Linearisation:
+    """``sum_i c_i g_i g_i^T / sum_i c_i`` of one batch, ``g_i`` the gradient of example i's loss, ``c_i`` its terms.
+
+    The Gauss-Newton matrix of ``sum_i c_i l_i^2 / 2 sum_i c_i``, with the examples' losses for outputs.
+    """
+    with torch.enable_grad(), called(risk, batch):
+        outputs = one_tensor(outputs_of(risk, point, batch))
+        terms = torch.tensor([risk.number_of_terms(target[None]) for target in batch.targets], dtype=torch.float64)
+        counted = terms > 0
+        losses = torch.func.vmap(lambda z, y: risk.loss_fn(z[None], y[None]))(outputs[counted], batch.targets[counted])
+        shares = (terms[counted] / terms.sum()).to(risk.device, risk.dtype)
+        graph = SplitGraph(risk.layout, losses, (shares * losses**2).sum() / 2, point.coordinates)
+        return Linearisation(risk, batch, graph.ggn)
 
 
 class GradientGraph:
@@ -89,55 +109,72 @@ class GradientGraph:
         return _join(parts, v.shape[:-1])
 
 
-class _Jacobian:
-    """``J`` and ``J^T`` of a tensor-valued function of the coordinates.
+class SplitGraph:
+    """The gradient ``J^T s`` of a scalar of outputs with its graph; ``s`` are the slopes of the scalar in the outputs.
 
-    ``J v`` comes from differentiating ``u -> J^T u``, which is linear, so that its graph serves every ``v``.
+    Along ``v`` its derivative is ``H v``, and ``R v`` where ``s`` is held fixed. With respect to ``s`` it is ``J v``,
+    which the graph of ``s`` takes on to ``G v = J^T (second derivative of the scalar in the outputs) J v``. A product
+    with G takes two thirds of the arithmetic of one with H or R, and all three at once four thirds.
     """
 
-    def __init__(self, layout: ParameterLayout, outputs: Tensor, coordinates: Sequence[Tensor]) -> None:
-        self._layout, self._coordinates, self._outputs = layout, coordinates, outputs
-        self._cotangent = torch.zeros_like(outputs, requires_grad=True)
-        self._pulled = _grad(outputs, coordinates, (self._cotangent,), create_graph=True)
+    def __init__(self, layout: ParameterLayout, outputs: Tensor, value: Tensor, coordinates: Sequence[Tensor]) -> None:
+        self._layout, self._coordinates = layout, coordinates
+        refuse_once_differentiable(value)
+        self._slopes = _grad(value, (outputs,), create_graph=True)[0]
+        if not self._slopes.requires_grad:  # the scalar is linear in the outputs
+            self._slopes.requires_grad_()
+        self._gate = _Gate()
+        self._slopes.register_hook(self._gate)
+        self._cotangent = self._slopes.view_as(self._slopes)
+        self._gradient = _grad(outputs, coordinates, (self._cotangent,), create_graph=True)
 
-    def jvp(self, v: Tensor, *, batched: bool) -> Tensor:
-        parts = self._layout.unflatten(v)
-        return _grad(self._pulled, (self._cotangent,), parts, batched=batched, retain_graph=True)[0]
+    def hessian(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+        """The products with H."""
+        return _join(self._along(v, self._coordinates, batched=batched, last=last), v.shape[:-1])
 
-    def vjp(self, u: Tensor, *, batched: bool, last: bool) -> Tensor:
-        parts = _grad(self._outputs, self._coordinates, (u,), batched=batched, retain_graph=not last)
-        return _join(parts, u.shape[:1] if batched else ())
+    def residual(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+        """The products with R, by themselves: nothing cancels as in a difference of H and G."""
+        with self._gate.closed():
+            return self.hessian(v, batched=batched, last=last)
+
+    def ggn(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+        """The products with G."""
+        (pushed,) = self._along(v, (self._cotangent,), batched=batched, last=False)
+        return self._pull_back(pushed, v, batched=batched, last=last)
+
+    def together(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+        """The products with H, G and R; shape (3, n), or (3, k, n) where ``batched``."""
+        with self._gate.closed():
+            pushed, *rest = self._along(v, (self._cotangent, *self._coordinates), batched=batched, last=False)
+        ggn, residual = self._pull_back(pushed, v, batched=batched, last=last), _join(rest, v.shape[:-1])
+        return torch.stack([ggn + residual, ggn, residual])
+
+    def _along(self, v: Tensor, inputs: Sequence[Tensor], *, batched: bool, last: bool) -> tuple[Tensor, ...]:
+        """The derivative of the gradient times ``v`` with respect to inputs."""
+        return _grad(self._gradient, inputs, self._layout.unflatten(v), batched=batched, retain_graph=not last)
+
+    def _pull_back(self, pushed: Tensor, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+        parts = _grad(self._slopes, self._coordinates, (pushed,), batched=batched, retain_graph=not last)
+        return _join(parts, v.shape[:-1])
 
 
-class GGNLinearisation(Linearisation):
-    """The generalised Gauss-Newton matrix ``J^T (Hessian of the loss in the outputs) J`` of one batch."""
+class _Gate:
+    """Lets what arrives at the slopes pass on to the graph they come from, or stops it there."""
 
-    def _build(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
-        outputs = one_tensor(outputs_of(risk, point, batch))
-        self._jacobian = _Jacobian(risk.layout, outputs, point.coordinates)
-        self._leaf = outputs.detach().requires_grad_()
-        self._loss_gradient = _grad(loss_of(risk, self._leaf, batch), (self._leaf,), create_graph=True)
+    def __init__(self) -> None:
+        self._stopped = False
 
-    def _product(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
-        pushed = self._jacobian.jvp(v, batched=batched)
-        curved = _grad(self._loss_gradient, (self._leaf,), (pushed,), batched=batched, retain_graph=True)[0]
-        return self._jacobian.vjp(curved, batched=batched, last=last)
+    def __call__(self, arriving: Tensor) -> Tensor | None:
+        return torch.zeros_like(arriving) if self._stopped else None
 
-
-class FisherLinearisation(Linearisation):
-    """``sum_i c_i g_i g_i^T / sum_i c_i`` of one batch, ``g_i`` the gradient of example i's loss, ``c_i`` its terms."""
-
-    def _build(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
-        outputs = one_tensor(outputs_of(risk, point, batch))
-        terms = torch.tensor([risk.number_of_terms(target[None]) for target in batch.targets], dtype=torch.float64)
-        counted = terms > 0
-        losses = torch.func.vmap(lambda z, y: risk.loss_fn(z[None], y[None]))(outputs[counted], batch.targets[counted])
-        self._shares = (terms[counted] / terms.sum()).to(risk.device, risk.dtype)
-        self._jacobian = _Jacobian(risk.layout, losses, point.coordinates)
-
-    def _product(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
-        slopes = self._jacobian.jvp(v, batched=batched)
-        return self._jacobian.vjp(self._shares * slopes, batched=batched, last=last)
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Within it nothing passes."""
+        self._stopped = True
+        try:
+            yield
+        finally:
+            self._stopped = False
 
 
 def _grad(

@@ -135,8 +135,8 @@ class HessianOperator(RiskOperator):
     tensor([10.])
     """
 
-    def _linearise(self, batch: Batch) -> autodiff.HessianLinearisation:
-        return autodiff.HessianLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.hessian(self.risk, self._point, batch)
 
     @staticmethod
     def from_loss(loss: Tensor, params: Iterable[Tensor]) -> LinearOperator:
@@ -150,8 +150,19 @@ class HessianOperator(RiskOperator):
 class GGNOperator(RiskOperator):
     """The generalised Gauss-Newton matrix ``J^T H_out J`` (Schraudolph 2002); semidefinite for convex losses."""
 
-    def _linearise(self, batch: Batch) -> autodiff.GGNLinearisation:
-        return autodiff.GGNLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.Split(self.risk, self._point, batch).ggn
+
+
+class ResidualOperator(RiskOperator):
+    """``H - G``, the Hessian less the generalised Gauss-Newton matrix: the second derivatives of the outputs.
+
+    ``sum_c (d loss / d z_c) (d^2 z_c / d theta^2)``, a mean over examples (Sagun, Bottou and LeCun 2016; Papyan 2019).
+    A product costs what one with the Hessian does and is taken directly, not as a difference of two.
+    """
+
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.Split(self.risk, self._point, batch).residual
 
 
 class EmpiricalFisherOperator(RiskOperator):
@@ -161,8 +172,8 @@ class EmpiricalFisherOperator(RiskOperator):
     batches of one example give; for classifiers ``c_i = 1``.
     """
 
-    def _linearise(self, batch: Batch) -> autodiff.FisherLinearisation:
-        return autodiff.FisherLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.fisher(self.risk, self._point, batch)
 
 
 class _LossHessian(LinearOperator):
