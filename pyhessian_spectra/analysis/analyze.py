@@ -75,7 +75,7 @@ def analyze(
     memory_budget : int, optional
         Bytes that kept linearisations may take; default half of what is free.
     matrix : callable
-        ``risk -> operator``; ``GGNOperator`` and ``EmpiricalFisherOperator`` analyse those instead.
+        ``risk -> operator``; ``GGNOperator``, ``ResidualOperator`` and ``EmpiricalFisherOperator`` analyse those.
     problem : mapping, optional
         JSON scalars to record beside what is known of the risk itself, such as the checkpoint's name.
     generator : torch.Generator, optional

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyhessian_spectra.analysis.analyze import Recipe, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, inspection
 from pyhessian_spectra.curvature.calling import Batch, tensors_in
-from pyhessian_spectra.curvature.operators import free_bytes, timed
+from pyhessian_spectra.curvature.operators import RiskOperator, free_bytes, timed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class Finding:
 
 
 def examine(
-    risk: EmpiricalRisk, recipe: Recipe, *, layers: bool | Sequence[str] = True, memory_budget: int | None = None
+    risk: EmpiricalRisk,
+    recipe: Recipe,
+    *,
+    layers: bool | Sequence[str] = True,
+    memory_budget: int | None = None,
+    matrix: Callable[..., RiskOperator] = HessianOperator,
 ) -> list[Finding]:
     """Check model and data, take two products, and forecast what ``analyze`` would cost.
 
@@ -58,7 +63,7 @@ def examine(
     if "scaled_dot_product_attention" in inspection.called_functions(risk, point, batch):
         findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
 
-    op = HessianOperator(risk, memory_budget=memory_budget)
+    op = matrix(risk, memory_budget=memory_budget)
     u, v = (torch.randn(risk.n, generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
     hu = op @ u
     hv, product_seconds = timed(lambda: op @ v, op.device)
