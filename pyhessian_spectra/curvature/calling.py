@@ -86,8 +86,9 @@ def called(risk: EmpiricalRisk, batch: Batch) -> Iterator[None]:
     modes = [(module, module.training) for module in risk.model.modules()]
     recurrent = risk.device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module, _ in modes)
     try:
-        for module, _ in modes:
-            module.training = risk.mode == "train"
+        for module, training in modes:
+            if training != (risk.mode == "train"):  # setting costs more than looking
+                module.training = not training
         # fused attention and cuDNN's recurrent layers have no double backward
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=not recurrent):
             yield
@@ -97,7 +98,8 @@ def called(risk: EmpiricalRisk, batch: Batch) -> Iterator[None]:
         raise _explained(error, batch) from error
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def _explained(error: Exception, batch: Batch) -> SpectraError:

@@ -204,7 +204,7 @@ class EmpiricalRisk:
         total, first, weights, count = None, 0.0, 0.0, 0
         for weight, item in self.batches() if over is None else over:
             value = fn(item)
-            if not torch.isfinite(value.sum()):
+            if not math.isfinite(float(value.sum())):
                 raise NonFiniteError(
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"
