@@ -6,11 +6,13 @@ from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
 from pyhessian_spectra.curvature import (
+    Decomposition,
     EmpiricalFisherOperator,
     EmpiricalRisk,
     GGNOperator,
     HessianOperator,
     ParameterLayout,
+    ResidualOperator,
 )
 from pyhessian_spectra.spectra import (
     Eigenpairs,
@@ -31,6 +33,7 @@ __all__ = [
     "BlockAnalysis",
     "BulkEdge",
     "BulkFit",
+    "Decomposition",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
@@ -39,6 +42,7 @@ __all__ = [
     "LinearOperator",
     "MatrixOperator",
     "ParameterLayout",
+    "ResidualOperator",
     "SpectralAnalysis",
     "Spectrum",
     "TraceEstimate",

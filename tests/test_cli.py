@@ -92,6 +92,21 @@ def test_options_reach_the_analysis(folder, cli):
     assert problem["loss"] == "mse"
 
 
+def test_the_matrix_is_chosen_and_the_traces_of_hessian_and_parts_add_up(folder, cli):
+    traces, tops = {}, set()
+    for matrix in ("hessian", "ggn", "residual", "fisher"):
+        shown = cli("report", "a.pt", "--matrix", matrix, "--dtype", "float64", "--layers", "none", "--out", matrix)
+        assert shown.status == 0, shown.err
+        found = results(matrix)
+        traces[found["problem"]["matrix"]] = found["full"]["trace"]["value"]
+        tops.add(found["full"]["largest"][0]["eigenvalue"])
+        assert cli("doctor", "a.pt", "--matrix", matrix).status == 0
+    assert list(traces) == ["Hessian", "GGN", "Residual", "EmpiricalFisher"]
+    assert traces["Hessian"] == pytest.approx(traces["GGN"] + traces["Residual"], rel=1e-10)
+    assert len(tops) == 4
+    assert "Gauss-Newton residual H − G" in (folder / "residual/report.html").read_text()
+
+
 def test_a_problem_of_ones_own_is_analysed(folder, cli):
     write_problem(folder)
     assert cli("report", "a.pt", "--problem", "own:risk", "--out", "o", *FAST).status == 0

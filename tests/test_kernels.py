@@ -1,4 +1,4 @@
-"""Convolutions and BatchNorm as rewritten equal torch's own, in value and in derivatives up to the third."""
+"""Operations as rewritten equal torch's own, in value and in derivatives up to the third."""
 
 from __future__ import annotations
 
@@ -23,16 +23,30 @@ CASES = {
     "batch norm without parameters, eval": (nn.BatchNorm2d(3, affine=False).eval(), (4, 3, 2, 2)),
     "batch norm without running statistics": (nn.BatchNorm2d(3, track_running_stats=False).eval(), (4, 3, 2, 2)),
     "batch norm, train": (nn.BatchNorm2d(3), (4, 3, 2, 2)),
+    "layer norm": (nn.LayerNorm(5), (4, 3, 5)),
+    "layer norm of two dimensions": (nn.LayerNorm((3, 2)), (4, 3, 2)),
+    "layer norm without bias": (nn.LayerNorm(4, bias=False), (3, 4)),
+    "layer norm without parameters": (nn.LayerNorm(4, elementwise_affine=False), (3, 4)),
+    "layer norm of nearly constant rows": (nn.LayerNorm(4, eps=100.0), (3, 4)),
+    "layer norm of all dimensions": (nn.LayerNorm((3, 4)), (3, 4)),
+    "relu": (nn.ReLU(), (4, 3)),
+    "relu in place": (nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True)), (4, 3)),
+    "gelu": (nn.GELU(), (4, 3)),
+    "gelu by tanh": (nn.GELU(approximate="tanh"), (4, 3)),
 }
 
 
 def derivatives(module: nn.Module, x: torch.Tensor, which: str) -> list[torch.Tensor]:
-    """The value and derivatives along fixed directions up to third order, in the input, the parameters, or both."""
+    """The value and derivatives along fixed directions up to third order, in the input, the parameters, or both.
+
+    Each of them with its graph, and once more without one, which is another way through the code.
+    """
     leaves = [*([x] if which != "parameters" else []), *(module.parameters() if which != "input" else [])]
     generator = torch.Generator().manual_seed(2)
     value = torch.sin(module(x)).sum()
     found = [value]
     for _ in range(3):
+        found += torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
         grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         found += grads
         directions = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in leaves]
@@ -59,3 +73,74 @@ def test_rewritten_operations_have_the_derivatives_of_torchs_own(case, which):
         found = derivatives(module, x, which)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("trained", [("weight",), ("bias",), ("weight", "bias"), ()])
+@pytest.mark.parametrize("which", ["input", "parameters", "both"])
+def test_layer_norm_with_frozen_parameters_has_the_derivatives_of_torchs_own(trained, which):
+    generator = torch.Generator().manual_seed(3)
+    module = nn.LayerNorm(5).double()
+    x = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=which != "parameters")
+    for name, p in module.named_parameters():
+        p.requires_grad_(name in trained and which != "input")
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    if not leaves:
+        pytest.skip("nothing to differentiate in")
+
+    def third(value: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for _ in range(3):
+            grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+            found += grads
+            value = sum((g * g * 0.3).sum() for g in grads)
+        return found
+
+    expected = third(torch.sin(module(x)).sum())
+    with CheapSecondDerivatives():
+        found = third(torch.sin(module(x)).sum())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_directions_in_one_backward_pass_equal_them_one_by_one(case):
+    module, shape = CASES[case]
+    if case == "batch norm, train":
+        pytest.skip("torch's own")
+    generator = torch.Generator().manual_seed(4)
+    module = module.double()
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *module.parameters()]
+    with CheapSecondDerivatives():
+        grads = torch.autograd.grad(torch.sin(module(x)).sum(), leaves, create_graph=True)
+    rows = [torch.randn(3, *leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
+    together = torch.autograd.grad(grads, leaves, rows, retain_graph=True, is_grads_batched=True)
+    for i in range(3):
+        apart = torch.autograd.grad(grads, leaves, [row[i] for row in rows], retain_graph=True)
+        for a, b in zip(together, apart, strict=True):
+            torch.testing.assert_close(a[i], b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_that_uses_torch_func_itself_runs_on_torchs_own_operations():
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(1, 2, 2), nn.LayerNorm(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.func.vmap(lambda row: nn.functional.gelu(self.norm(self.conv(row[None]))))(x)
+
+    module = Mapped().double()
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4).requires_grad_()
+    expected = derivatives(module, x, "both")
+    with CheapSecondDerivatives():
+        found = derivatives(module, x, "both")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_operations_in_place_change_their_input_as_ever():
+    x = torch.tensor([-1.0, 2.0])
+    with CheapSecondDerivatives():
+        y = nn.ReLU(inplace=True)(x)
+    assert y is x and x.tolist() == [0.0, 2.0]

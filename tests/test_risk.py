@@ -293,5 +293,9 @@ class _OnceDifferentiable(nn.Module):
 
 def test_a_model_without_second_derivatives_is_refused_naming_the_operation():
     refused("_Once.* has no second derivative", model=_OnceDifferentiable(), error=SecondDerivativeError)
+    risk = EmpiricalRisk(_OnceDifferentiable(), LOSS, batch())
+    for operator in (GGNOperator, EmpiricalFisherOperator):
+        with pytest.raises(SecondDerivativeError, match=r"_Once.* has no second derivative"):
+            operator(risk) @ torch.ones(risk.n, dtype=risk.dtype)
     grid = nn.Sequential(nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 4, 1), nn.PixelShuffle(2), nn.Flatten()).double()
     assert HessianOperator(EmpiricalRisk(grid, LOSS, batch(4, 3, 12))) @ torch.ones(8, dtype=torch.float64) is not None

@@ -74,7 +74,7 @@ def analyze(
         Bytes that kept linearisations may take, and as many that the Lanczos vectors may, which go to disk beyond it;
         default half of what is free, each.
     matrix : callable
-        ``risk -> operator``; ``GGNOperator`` and ``EmpiricalFisherOperator`` analyse those instead.
+        ``risk -> operator``; ``GGNOperator``, ``ResidualOperator`` and ``EmpiricalFisherOperator`` analyse those.
     problem : mapping, optional
         JSON scalars to record beside what is known of the risk itself, such as the checkpoint's name.
     generator : torch.Generator, optional

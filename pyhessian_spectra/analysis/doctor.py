@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.analysis.analyze import chosen_layers, repeatable_gradient
 from pyhessian_spectra.analysis.recipe import Recipe
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, autodiff
-from pyhessian_spectra.curvature.operators import timed
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, inspection
+from pyhessian_spectra.curvature.calling import Batch, tensors_in
+from pyhessian_spectra.curvature.operators import RiskOperator, timed
 from pyhessian_spectra.errors import OutOfMemoryError
 from pyhessian_spectra.spectra.basis import forecast, free_bytes, readable
 
@@ -31,7 +32,12 @@ class Finding:
 
 
 def examine(
-    risk: EmpiricalRisk, recipe: Recipe, *, layers: bool | Sequence[str] = True, memory_budget: int | None = None
+    risk: EmpiricalRisk,
+    recipe: Recipe,
+    *,
+    layers: bool | Sequence[str] = True,
+    memory_budget: int | None = None,
+    matrix: Callable[..., RiskOperator] = HessianOperator,
 ) -> list[Finding]:
     """Check model and data, take two products, and forecast what ``analyze`` would cost.
 
@@ -55,14 +61,14 @@ def examine(
     findings.append(Finding("ok", f"two gradients agree; one takes {gradient_seconds:.3g} s"))
     _, batch = next(risk.batches())
     point = risk.point()
-    unused = autodiff.unused(risk, point, batch)
+    unused = inspection.unused(risk, point, batch)
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         findings.append(Finding("WARN", f"{len(unused)} parameters do not enter the loss and have zero rows: {names}"))
-    if "scaled_dot_product_attention" in autodiff.called_functions(risk, point, batch):
+    if "scaled_dot_product_attention" in inspection.called_functions(risk, point, batch):
         findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
 
-    op = HessianOperator(risk, memory_budget=memory_budget)
+    op = matrix(risk, memory_budget=memory_budget)
     u, v = (torch.randn(risk.n, generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
     hu = op @ u
     hv, product_seconds = timed(lambda: op @ v, op.device)
@@ -107,7 +113,7 @@ def _modules(risk: EmpiricalRisk) -> list[Finding]:
     """Dropout, BatchNorm and frozen parameters."""
     modules = list(risk.model.modules())
     findings = []
-    dropout = autodiff.dropout_modules(risk.model)
+    dropout = inspection.dropout_modules(risk.model)
     if dropout:
         findings.append(
             Finding("note", f"{len(dropout)} modules with dropout ({dropout[0]}, ...) are off in eval mode")
@@ -132,8 +138,8 @@ def _order(risk: EmpiricalRisk) -> list[Finding]:
     return [Finding("WARN", f"the loader draws another order each time, {harm}; use shuffle=False to be sure")]
 
 
-def _tensors(batch: autodiff.Batch) -> list[Tensor]:
-    return autodiff.tensors_in((batch.inputs, batch.targets))
+def _tensors(batch: Batch) -> list[Tensor]:
+    return tensors_in((batch.inputs, batch.targets))
 
 
 def _seeded(seed: int) -> torch.Generator:

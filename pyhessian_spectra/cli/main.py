@@ -96,6 +96,13 @@ _problem_options = _options(
 
 _analysis_options = _options(
     click.option(
+        "--matrix",
+        default="hessian",
+        show_default=True,
+        type=click.Choice(["hessian", "ggn", "residual", "fisher"]),
+        help="The Hessian H, its Gauss-Newton matrix G, the residual H - G, or the empirical Fisher matrix.",
+    ),
+    click.option(
         "--eigenvalues", default=10, show_default=True, type=click.IntRange(min=1), help="Pairs at each edge."
     ),
     click.option("--probes", default=2, show_default=True, type=click.IntRange(min=2), help="Of the quadrature."),

@@ -19,10 +19,18 @@ from pyhessian_spectra.analysis.journal import AFRESH, RESUMED
 from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import Stage, check_free, staged
+from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.problems.factory import load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
+
+_MATRICES = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "residual": ResidualOperator,
+    "fisher": EmpiricalFisherOperator,
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Settings:
     def of(
         cls,
         *,
+        matrix: str,
         eigenvalues: int,
         probes: int,
         steps: int,
@@ -64,6 +73,7 @@ class Settings:
             "trace_probes": trace_probes,
             "layers": {(): True, ("all",): ("*",), ("none",): False}.get(layers, layers),
             "memory_budget": None if memory is None else int(memory * 2**30),
+            "matrix": _MATRICES[matrix],
         }
         given = {"model_args": _key_values(model_args) or None, "params": params or None}
         return cls({**problem, **given}, analysis, seed)
@@ -103,7 +113,7 @@ def doctor(checkpoints: Sequence[Path], settings: Settings) -> int:
     """Print what was found about each checkpoint; the exit status is not 0 where one cannot be analysed."""
     status = 0
     options = dict(settings.analysis)
-    elsewhere = {key: options.pop(key) for key in ("layers", "memory_budget")}
+    elsewhere = {key: options.pop(key) for key in ("layers", "memory_budget", "matrix")}
     recipe = Recipe(*options.values())
     for path in checkpoints:
         click.echo(f"{path}")

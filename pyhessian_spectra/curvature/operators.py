@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.autodiff import Batch
+from pyhessian_spectra.curvature.calling import Batch
+from pyhessian_spectra.curvature.inspection import measured_bytes
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
@@ -120,7 +121,7 @@ class RiskOperator(LinearOperator):
             return
         count, kept = self.risk.survey.num_batches, []
         for weight, batch in self.risk.batches():
-            with autodiff.measured_bytes() as size:
+            with measured_bytes() as size:
                 kept.append((weight, self._linearise(batch)))
             self._kept_bytes += size[0]
             forecast = self._kept_bytes * count / len(kept)
@@ -148,8 +149,8 @@ class HessianOperator(RiskOperator):
     tensor([10.])
     """
 
-    def _linearise(self, batch: Batch) -> autodiff.HessianLinearisation:
-        return autodiff.HessianLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.hessian(self.risk, self._point, batch)
 
     @staticmethod
     def from_loss(loss: Tensor, params: Iterable[Tensor]) -> LinearOperator:
@@ -163,8 +164,19 @@ class HessianOperator(RiskOperator):
 class GGNOperator(RiskOperator):
     """The generalised Gauss-Newton matrix ``J^T H_out J`` (Schraudolph 2002); semidefinite for convex losses."""
 
-    def _linearise(self, batch: Batch) -> autodiff.GGNLinearisation:
-        return autodiff.GGNLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.Split(self.risk, self._point, batch).ggn
+
+
+class ResidualOperator(RiskOperator):
+    """``H - G``, the Hessian less the generalised Gauss-Newton matrix: the second derivatives of the outputs.
+
+    ``sum_c (d loss / d z_c) (d^2 z_c / d theta^2)``, a mean over examples (Sagun, Bottou and LeCun 2016; Papyan 2019).
+    A product costs what one with the Hessian does and is taken directly, not as a difference of two.
+    """
+
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.Split(self.risk, self._point, batch).residual
 
 
 class EmpiricalFisherOperator(RiskOperator):
@@ -174,8 +186,8 @@ class EmpiricalFisherOperator(RiskOperator):
     batches of one example give; for classifiers ``c_i = 1``.
     """
 
-    def _linearise(self, batch: Batch) -> autodiff.FisherLinearisation:
-        return autodiff.FisherLinearisation(self.risk, self._point, batch)
+    def _linearise(self, batch: Batch) -> autodiff.Linearisation:
+        return autodiff.fisher(self.risk, self._point, batch)
 
 
 class _LossHessian(LinearOperator):

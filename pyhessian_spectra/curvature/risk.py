@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.autodiff import Batch, Point
+from pyhessian_spectra.curvature.calling import Batch, Point
 from pyhessian_spectra.curvature.distributed import all_reduce_sum
+from pyhessian_spectra.curvature.inspection import dropout_modules
 from pyhessian_spectra.curvature.parameters import ParameterLayout, select_names, trainable_parameters
 from pyhessian_spectra.errors import InputError, NonFiniteError
 
@@ -100,7 +101,7 @@ class EmpiricalRisk:
         names = tuple(parameters) if params is None else select_names(params, tuple(parameters), self._aliases)
         self.layout = ParameterLayout({name: parameters[name].shape for name in names})
         self.dtype, self.device = parameters[names[0]].dtype, parameters[names[0]].device
-        if mode == "train" and (dropout := autodiff.dropout_modules(model)):
+        if mode == "train" and (dropout := dropout_modules(model)):
             raise InputError(
                 f"{dropout[0]} draws another Hessian each product in train mode; set its rate to 0 or use mode='eval'"
             )
@@ -210,7 +211,7 @@ class EmpiricalRisk:
         weights, count = 0.0, 0
         for weight, item in self.batches() if over is None else over:
             value = fn(item)
-            if not torch.isfinite(value.sum()):
+            if not math.isfinite(float(value.sum())):
                 raise NonFiniteError(
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"

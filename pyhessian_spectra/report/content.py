@@ -45,7 +45,11 @@ _FACTS = {
     "step": "Optimisation step",
 }
 # ``problem["matrix"]`` in words.
-_MATRICES = {"GGN": "generalised Gauss-Newton matrix", "EmpiricalFisher": "empirical Fisher matrix"}
+_MATRICES = {
+    "GGN": "generalised Gauss-Newton matrix",
+    "Residual": "Gauss-Newton residual H − G",
+    "EmpiricalFisher": "empirical Fisher matrix",
+}
 _TIMINGS = {
     "seconds": "Time in all",
     "products": "Matrix-vector products",

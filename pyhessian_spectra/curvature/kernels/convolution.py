@@ -1,9 +1,6 @@
-"""Operations rewritten so that their second derivative costs no more than it must.
+"""Convolutions: the derivative of their gradient is convolutions again, six in a Hessian-vector product.
 
-The derivative of a convolution's gradient is again convolutions: six in all for a Hessian-vector product, against three
-for a gradient. torch's own double backward takes some of them by way of transposed copies, and that of BatchNorm keeps
-to formulas for batch statistics where running ones make it an affine map. Within :class:`CheapSecondDerivatives` both
-are replaced; values and derivatives of all orders are the same up to rounding.
+torch's own double backward takes some of them by way of transposed copies.
 """
 
 from __future__ import annotations
@@ -12,23 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-
-
-class CheapSecondDerivatives(TorchFunctionMode):
-    """Within it, convolutions and BatchNorm with running statistics run as written here."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _CONVOLUTIONS:
-            return _convolution(func, *args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 class _Settings(NamedTuple):
@@ -61,7 +44,7 @@ class _Settings(NamedTuple):
         )[:2]
 
 
-def _convolution(
+def convolution(
     native: Any,
     input: Tensor,
     weight: Tensor,
@@ -71,34 +54,13 @@ def _convolution(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    dimensions = _CONVOLUTIONS[native]
+    """As ``native``, one of ``CONVOLUTIONS``."""
+    dimensions = CONVOLUTIONS[native]
     if isinstance(padding, str) or input.dim() != dimensions + 2:  # rare forms that torch spells out itself
         return native(input, weight, bias, stride, padding, dilation, groups)
     sizes = [[v] * dimensions if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
     out = _Convolution.apply(input, weight, _Settings(sizes[0], sizes[1], sizes[2], groups))
     return out if bias is None else out + bias.view(-1, *(1,) * dimensions)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training or running_mean is None or running_var is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = torch.rsqrt(running_var + eps)
-    if weight is not None:
-        scale = scale * weight
-    shift = -running_mean * scale
-    if bias is not None:
-        shift = shift + bias
-    shape = (-1, *(1,) * (input.dim() - 2))
-    return input * scale.view(shape) + shift.view(shape)
 
 
 class _Convolution(torch.autograd.Function):
