@@ -21,6 +21,7 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.problems.factory import load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
@@ -223,12 +224,17 @@ def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _summary(finished: Sequence[SpectralAnalysis]) -> str:
-    last = finished[-1].full
-    top = last.largest
-    return (
-        f"largest eigenvalue {top.eigenvalues[-1]:.6g} (residual {top.residuals[-1]:.1e}), "
-        f"trace {last.trace.value:.6g} (standard error {last.trace.stderr:.2g})"
-    )
+    """The last checkpoint's numbers, each with its error and the data's; in ASCII, as terminals differ."""
+    full = finished[-1].full
+    top, trace = full.largest, full.trace
+    data = None if top.data_stderr is None else float(top.data_stderr[-1])
+    value = _number(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data)
+    return f"largest eigenvalue {value}, trace {_number(trace.value, trace_error(trace), trace.data_stderr)}"
+
+
+def _number(value: float, error: float, data: float | None) -> str:
+    shown = f"{value:.6g} " + (f"+- {error:.1e}" if error else "(exact)")
+    return shown if data is None else f"{shown} (data: +- {data:.2g})"
 
 
 @contextmanager
