@@ -14,6 +14,8 @@ from test_spectra import generator, with_spectrum
 from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, SpectralAnalysis, analyze
+from pyhessian_spectra.analysis.doctor import examine
+from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.errors import InputError, Interrupted
 from pyhessian_spectra.spectra.krylov import krylov_pass
 
@@ -366,3 +368,16 @@ def test_a_matrix_that_does_not_fit_in_memory_is_refused_with_the_remedy(monkeyp
     monkeypatch.setattr("pyhessian_spectra.analysis.recipe.free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="lower exact_limit"):
         analyze(network())
+
+
+def test_the_doctor_forecasts_the_products_that_are_taken_of_the_whole_and_of_the_layers():
+    risk = network()
+    recipe = Recipe(k=2, steps=10, exact_limit=10, max_steps=20)
+    sentences = [finding.sentence for finding in examine(risk, recipe)]
+    (whole,) = [s for s in sentences if s.startswith("the whole matrix: about ")]
+    (layers,) = [s for s in sentences if s.startswith("3 layers: about ")]
+    found = analyze(risk, num_eigenvalues=2, num_steps=10, exact_limit=10, max_steps=20, generator=generator())
+    for sentence, taken in ((whole, found.full.products), (layers, sum(b.products for b in found.layers.values()))):
+        forecast = int(sentence.split("about ")[1].split()[0].replace(",", ""))
+        assert taken / 2 < forecast < 2 * taken
+    assert not any(s.startswith("3 layers") for s in [f.sentence for f in examine(risk, Recipe(), layers=True)])

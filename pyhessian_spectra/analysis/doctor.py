@@ -39,7 +39,7 @@ def examine(
     memory_budget: int | None = None,
     matrix: Callable[..., RiskOperator] = HessianOperator,
 ) -> list[Finding]:
-    """Check model and data, take two products, and forecast what ``analyze`` would cost.
+    """Check model and data, take two products with the whole and each layer, and forecast what ``analyze`` would cost.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def examine(
     OutOfMemoryError
         Neither memory nor disk has room for the fewest Lanczos vectors.
     """
-    survey, layout = risk.survey, risk.layout
+    survey = risk.survey
     findings = [
         Finding(
             "ok", f"n = {risk.n:,} parameters, N = {survey.num_examples:,} examples in {survey.num_batches} batches"
@@ -68,25 +68,16 @@ def examine(
     if "scaled_dot_product_attention" in inspection.called_functions(risk, point, batch):
         findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
 
-    op = matrix(risk, memory_budget=memory_budget)
-    u, v = (torch.randn(risk.n, generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
-    hu = op @ u
-    hv, product_seconds = timed(lambda: op @ v, op.device)
-    scale = float(torch.linalg.vector_norm(hu) * torch.linalg.vector_norm(v)) or 1.0
-    asymmetry = abs(float(hu.double() @ v.double() - u.double() @ hv.double())) / scale
-    trusted = asymmetry < 1e3 * torch.finfo(op.dtype).eps
-    findings.append(Finding("ok" if trusted else "WARN", f"products are symmetric to {asymmetry:.1e}, relative"))
-    findings.append(Finding("ok", f"the linearisation was {op.linearisation}"))
-
-    sizes = [risk.n, *(sum(layout.shapes[p].numel() for p in group) for group in chosen_layers(risk, layers).values())]
-    products = sum(recipe.forecast(sizes))
-    need, free = recipe.memory(risk.n, op.dtype), free_bytes(torch.device("cpu"))
-    findings.append(
-        Finding(
-            "ok",
-            f"about {products:,} products of {product_seconds:.3g} s: at most {_duration(products * product_seconds)}",
-        )
-    )
+    told, product_seconds = _products(matrix(risk, memory_budget=memory_budget))
+    findings += told
+    parts = [risk.restrict(group) for group in chosen_layers(risk, layers).values()]
+    whole, *of_layers = recipe.forecast([risk.n, *(part.n for part in parts)])
+    findings.append(_time("the whole matrix", whole, whole * product_seconds))
+    if any(of_layers):
+        each = [_product_seconds(matrix(part, memory_budget=memory_budget)) for part in parts]
+        spent = sum(count * seconds for count, seconds in zip(of_layers, each, strict=True))
+        findings.append(_time(f"{len(parts)} layers", sum(of_layers), spent))
+    need, free = recipe.memory(risk.n, risk.dtype), free_bytes(torch.device("cpu"))
     findings.append(
         Finding(
             "ok" if need < free else "WARN",
@@ -94,7 +85,31 @@ def examine(
             f"{readable(free)} are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
         )
     )
-    return findings + _basis(*recipe.basis(risk.n, op.dtype), op.device, memory_budget)
+    return findings + _basis(*recipe.basis(risk.n, risk.dtype), risk.device, memory_budget)
+
+
+def _products(op: RiskOperator) -> tuple[list[Finding], float]:
+    """Whether two products are symmetric, how the linearisation is held, and the seconds of one."""
+    u, v = (torch.randn(op.shape[0], generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
+    hu = op @ u
+    hv, seconds = timed(lambda: op @ v, op.device)
+    scale = float(torch.linalg.vector_norm(hu) * torch.linalg.vector_norm(v)) or 1.0
+    asymmetry = abs(float(hu.double() @ v.double() - u.double() @ hv.double())) / scale
+    trusted = asymmetry < 1e3 * torch.finfo(op.dtype).eps
+    symmetry = Finding("ok" if trusted else "WARN", f"products are symmetric to {asymmetry:.1e}, relative")
+    return [symmetry, Finding("ok", f"the linearisation was {op.linearisation}")], seconds
+
+
+def _product_seconds(op: RiskOperator) -> float:
+    """Seconds of a product once the linearisation is there."""
+    v = torch.ones(op.shape[0], dtype=op.dtype, device=op.device)
+    op @ v
+    return timed(lambda: op @ v, op.device)[1]
+
+
+def _time(what: str, products: int, seconds: float) -> Finding:
+    each = f" of {seconds / products:.3g} s" if products else ""
+    return Finding("ok", f"{what}: about {products:,} products{each}, {_duration(seconds)}")
 
 
 def _basis(least: int, expected: int, most: int, device: torch.device, memory_budget: int | None) -> list[Finding]:
