@@ -142,7 +142,7 @@ def test_the_masses_of_an_estimate_are_bounds_that_hold_the_exact_ones():
     exact = split_bulk(values)
     assert exact.zero_bounds == pytest.approx((0.5, 0.5)) and exact.negative_bounds == pytest.approx((0.25, 0.25))
     for found, true in ((estimate.zero_bounds, 0.5), (estimate.negative_bounds, 0.25)):
-        assert found[0] - 0.02 <= true <= found[1] + 0.02  # sampling error of 20 probes is below 0.02
+        assert found[0] <= true <= found[1]
         assert found[1] - found[0] > 0.01
     assert "to" in str(estimate).split(";")[-1]
 

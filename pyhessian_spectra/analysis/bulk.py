@@ -84,8 +84,8 @@ class BulkEdge:
     negative_mass : float
         Fraction of eigenvalues below ``-zero_threshold``.
     zero_bounds, negative_bounds : tuple of float
-        What the quadrature allows for these two fractions. A quadrature sees what lies near zero as a few nodes, so
-        the bounds of an estimate are wide; those of an exact spectrum coincide.
+        Bounds on these two fractions, which hold with 99 % confidence each. A quadrature sees what lies near zero as a
+        few nodes, so the bounds of an estimate are wide; those of an exact spectrum coincide.
     exact : bool
         True when all eigenvalues are known; otherwise masses are estimates.
     reason : str
@@ -196,8 +196,8 @@ def split_bulk(
     gaps, refusals = _boundaries(measured, resolution, factor)
     low = gaps["below"].upper if "below" not in refusals else values[0]
     high = gaps["above"].lower if "above" not in refusals else values[-1]
-    negative = measured.mass_below(-resolution)
-    upto_zero = measured.mass_below(float(np.nextafter(resolution, np.inf)))
+    negative = measured.mass_upto(float(np.nextafter(-resolution, -np.inf)))
+    upto_zero = measured.mass_upto(resolution)
     reasons = [refusals[side] for side in _SIDES if side in refusals]
     return BulkEdge(
         size=measured.size,

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.quadrature import quadrature_bounds
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
 
 # Quadrature nodes whose weight is below this part of an eigenvalue's mean weight 1/n are Ritz values on their way, not
@@ -29,8 +29,17 @@ class MergedNodes:
     weights: Floats
     residuals: Floats  # NaN where none is known
     probes: NDArray[np.intp]  # the row a node came from, -1 for an exact eigenvalue
-    size: int
-    exact: bool
+    spectrum: Spectrum
+
+    @property
+    def size(self) -> int:
+        """Number of eigenvalues."""
+        return self.spectrum.size
+
+    @property
+    def exact(self) -> bool:
+        """Whether the values are all eigenvalues."""
+        return self.spectrum.exact
 
     def distinct(self, part: NDArray[np.bool_]) -> Floats:
         """The exact eigenvalues of a part, and the Ritz values of the probe that has most of them there."""
@@ -39,20 +48,10 @@ class MergedNodes:
         fullest = np.bincount(seen).argmax() if len(seen) else -1
         return values[(probes == -1) | (probes == fullest)]
 
-    def mass_below(self, x: float) -> tuple[float, float]:
-        """Bounds on the fraction of eigenvalues below ``x``, equal to each other when the eigenvalues are known.
-
-        Those of :func:`~pyhessian_spectra.spectra.quadrature.quadrature_bounds`; the error from having few probes comes
-        on top.
-        """
-        if self.exact:
-            return (float(self.weights[self.values < x].sum()),) * 2
-        lower = upper = float(self.weights[(self.probes == -1) & (self.values < x)].sum())
-        for probe in np.unique(self.probes[self.probes >= 0]):
-            row = self.probes == probe
-            low, high = quadrature_bounds(self.values[row], self.weights[row], np.nextafter(x, -np.inf))
-            lower, upper = lower + float(low), upper + float(high)
-        return lower, min(upper, 1.0)
+    def mass_upto(self, x: float) -> tuple[float, float]:
+        """Bounds on the fraction of eigenvalues at or below ``x``, with confidence ``1 - FAILURE`` for an estimate."""
+        lower, upper = self.spectrum.cdf_bounds([x], level=None if self.exact else 1 - FAILURE)
+        return float(lower[0]), float(upper[0])
 
 
 def merge_nodes(source: Spectrum | BlockAnalysis | ArrayLike) -> MergedNodes:
@@ -90,7 +89,7 @@ def _ascending(
     values: Floats, weights: Floats, residuals: Floats, probes: NDArray[np.intp], spectrum: Spectrum
 ) -> MergedNodes:
     order = np.argsort(values, kind="stable")
-    return MergedNodes(values[order], weights[order], residuals[order], probes[order], spectrum.size, spectrum.exact)
+    return MergedNodes(values[order], weights[order], residuals[order], probes[order], spectrum)
 
 
 def _converged_pairs(block: BlockAnalysis) -> tuple[Eigenpairs, Eigenpairs]:

@@ -18,28 +18,6 @@ _POINTS = 1200
 _KNOWN = 1e-12
 
 
-def quadrature_bounds(nodes: Floats, weights: Floats, grid: ArrayLike) -> tuple[Floats, Floats]:
-    """Bounds on the mass at or below each grid point of any measure that has this Gauss quadrature.
-
-    The inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41): below a node lies at least the
-    weight of the nodes before it, at or below it at most its own weight more.
-
-    Parameters
-    ----------
-    nodes, weights : ndarray, shape (m,), float64
-        Nodes in ascending order. Those of weight 0 are padding.
-    grid : array_like
-
-    Returns
-    -------
-    lower, upper : ndarray, shape of ``grid``
-        Step functions of the grid, one node's weight below and above the quadrature's own.
-    """
-    nodes, weights = nodes[weights > 0], weights[weights > 0]
-    cumulative = np.concatenate([[0.0], np.cumsum(weights)])
-    return step_bounds(nodes, cumulative[:-1], cumulative[1:], grid)
-
-
 def step_bounds(points: Floats, lower: Floats, upper: Floats, grid: ArrayLike) -> tuple[Floats, Floats]:
     """Bounds on an ascending function at each grid point from those at ``points``, between 0 and the last bound."""
     below = np.searchsorted(points, grid, side="right")
@@ -48,18 +26,20 @@ def step_bounds(points: Floats, lower: Floats, upper: Floats, grid: ArrayLike) -
 
 
 def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """The inequalities of Chebyshev, Markov and Stieltjes at points between the nodes of a Gauss quadrature, too.
+    """Bounds on the mass at or below some points, of any measure that has this Gauss quadrature.
 
-    Adding ``tau`` to the last diagonal entry of the Jacobi matrix leaves the moments up to order ``2 m - 2``, and makes
-    of its eigenvalues the nodes of another quadrature of the measure, to which the inequalities apply as well; for each
-    point there is the ``tau`` that makes it a node, and no bound from these moments is sharper (Krein and Nudelman
-    1977). The last entries of the eigenvectors follow from nodes and weights: up to a factor they are
+    By the inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41), below a node lies at least the
+    weight of the nodes before it, and at or below it at most its own weight more. They hold between nodes, too: adding
+    ``tau`` to the last diagonal entry of the Jacobi matrix leaves the moments up to order ``2 m - 2``, and makes of its
+    eigenvalues the nodes of another quadrature of the measure, to which the inequalities apply as well; for each point
+    there is the ``tau`` that makes it a node, and no bound from these moments is sharper (Krein and Nudelman 1977). The
+    last entries of the eigenvectors follow from nodes and weights: up to a factor they are
     ``1 / (sqrt(w_i) prod_(j != i) (theta_i - theta_j))``. Where rounding hides them, the points are the nodes.
 
     Parameters
     ----------
     nodes, weights : ndarray, shape (m,), float64
-        As for :func:`quadrature_bounds`.
+        Nodes in ascending order. Those of weight 0 are padding.
 
     Returns
     -------
