@@ -8,6 +8,7 @@ import scipy.sparse.linalg
 import torch
 from test_basis import Diagonal, generator, small_blocks  # noqa: F401 - a fixture that applies here too
 
+from pyhessian_spectra import MatrixOperator
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.edges import Edges, find_edges
@@ -159,3 +160,22 @@ def test_an_edge_that_does_not_exist_is_refused():
             max_steps=9,
             generator=generator(0),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("rank", [0, 1, 9])
+def test_a_rank_below_the_number_of_pairs_leaves_no_rounding_taken_for_eigenvalues(rank, scale, dtype):
+    values = np.sort(scale * np.r_[np.linspace(1, 5, rank), np.zeros(300 - rank)])
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((300, 300)))[0]
+    matrix = torch.from_numpy((basis * values) @ basis.T)
+    op = MatrixOperator(((matrix + matrix.T) / 2).to(dtype))
+    found = krylov_pass(op, k=10, num_probes=2, num_steps=40, tol=1e-4, max_steps=300, generator=generator(0))
+    rounding = 100 * torch.finfo(dtype).eps * 5 * scale
+    np.testing.assert_allclose(found.largest.eigenvalues, values[-10:], atol=rounding, rtol=1e-4)
+    np.testing.assert_allclose(found.smallest.eigenvalues, values[:10], atol=rounding, rtol=1e-4)
+    vectors = np.hstack([found.smallest.eigenvectors, found.largest.eigenvectors]).astype(np.float64)
+    assert np.abs(vectors.T @ vectors - np.eye(20)).max() < 1e4 * torch.finfo(dtype).eps
+    assert found.spectrum.metadata["orthogonality"] < 1e4 * torch.finfo(dtype).eps
+    assert found.trace.value == pytest.approx(values.sum(), rel=1e-3, abs=300 * rounding)
+    assert found.frobenius.value == pytest.approx(np.sqrt((values**2).sum()), rel=1e-3, abs=300 * rounding)

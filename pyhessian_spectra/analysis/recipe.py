@@ -21,7 +21,7 @@ from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.lanczos import random_vector
 
 # Products for the sampling error of the trace, where the trace itself is exact.
-DATA_PROBES = 10
+DATA_PROBES = 30
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class Recipe:
             memory_budget=self.memory_budget,
             generator=torch.Generator().manual_seed(seed),
         )
-        traces = section_traces(found.forms, _sections_by_layer(layout))
+        first_stage = found.trace.num_samples or None
+        traces = section_traces(found.forms, _sections_by_layer(layout), first_stage=first_stage)
         block = BlockAnalysis(
             op.shape[0],
             found.spectrum,

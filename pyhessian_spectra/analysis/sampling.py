@@ -84,7 +84,9 @@ def trace_error(forms: Forms) -> float | None:
     return _linear_error(forms, forms.trace_samples.sum(axis=2))
 
 
-def section_traces(forms: Forms, groups: Mapping[str, Sequence[int]]) -> dict[str, TraceEstimate]:
+def section_traces(
+    forms: Forms, groups: Mapping[str, Sequence[int]], *, first_stage: int | None = None
+) -> dict[str, TraceEstimate]:
     """Traces of the diagonal blocks of groups of sections, from the products of the whole matrix.
 
     Parameters
@@ -92,6 +94,8 @@ def section_traces(forms: Forms, groups: Mapping[str, Sequence[int]]) -> dict[st
     forms : Forms
     groups : mapping of str to sequence of int
         Indices of the sections that make up each block.
+    first_stage : int, optional
+        Probes whose spread decided how many were taken, as for :func:`mean_of`.
 
     Returns
     -------
@@ -105,7 +109,8 @@ def section_traces(forms: Forms, groups: Mapping[str, Sequence[int]]) -> dict[st
         if not forms.complement:
             found[name] = TraceEstimate(float(values.mean()), 0.0, 0, data_stderr=error)
         elif len(values) > 1:
-            found[name] = replace(mean_of(values, 0, "Krylov pass of the whole matrix"), data_stderr=error)
+            trace = mean_of(values, 0, "Krylov pass of the whole matrix", first_stage=first_stage)
+            found[name] = replace(trace, data_stderr=error)
     return found
 
 

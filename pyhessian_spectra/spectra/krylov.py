@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.basis import inner_products
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
 from pyhessian_spectra.spectra.edges import find_edges, threshold
 from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
@@ -160,7 +161,7 @@ def krylov_pass(
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
     facts |= {
         "steps_per_probe": num_steps,
-        "orthogonality": orthogonality,
+        "orthogonality": max(orthogonality, _deviation(vectors)),
         "num_matvecs": op.num_matvecs - before,
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
@@ -209,6 +210,13 @@ def _moments(
     spent, method = op.num_matvecs - before, f"Krylov pass, {reason}"
     trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
     return trace, second
+
+
+def _deviation(vectors: Tensor) -> float:
+    """``max |V^T V - I|``."""
+    gram = inner_products(vectors.T, vectors)
+    gram.diagonal().sub_(1)
+    return float(gram.abs().max()) if gram.numel() else 0.0
 
 
 def _holds_copy(tridiagonal: Tridiagonal, values: Floats, low: int, high: int, margin: float) -> bool:

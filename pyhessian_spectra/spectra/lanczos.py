@@ -85,7 +85,7 @@ class LanczosProcess:
     6.9), so that no copies of converged eigenvalues ("ghosts") appear, and once more where that took so much of it that
     rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype, coefficients
     in float64. The process ends early where the Krylov space is invariant: where the residual is below ``100 eps``
-    times the largest coefficient so far, rounding is all that is left of it.
+    times the largest product so far, rounding is all that is left of it.
 
     Parameters
     ----------
@@ -142,12 +142,13 @@ class LanczosProcess:
         for _ in range(num_steps):
             previous, self._row = self._row, self.vectors.append(self.residual, self._norm)
             w = self._op @ self._row
+            # before anything is projected out of it: beyond what is left there is only its rounding
+            self._scale = max(self._scale, _norm(w))
             alpha = _dot(w, self._row)
             w = torch.add(w, self._row, alpha=-alpha, out=self.residual)  # what the operator returned is its own
             if previous is not None:
                 w.sub_(previous, alpha=self._norm)
             self._norm = self._orthogonalise(w)
-            self._scale = max(self._scale, abs(alpha), self._norm)
             self.num_steps += 1
             threshold = _BREAKDOWN * torch.finfo(self._op.dtype).eps * self._scale
             self.exhausted = self._norm <= threshold or self.num_steps == self._room

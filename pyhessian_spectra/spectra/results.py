@@ -250,7 +250,8 @@ class Eigenpairs:
     num_matvecs : int
         Products spent, the residual checks included.
     lower, upper : ndarray, shape (k,), or None
-        Certified interval of each eigenvalue, rounding of the products included; None where none was computed.
+        Certified interval of each eigenvalue, rounding of the products included; None where none was computed. It holds
+        an eigenvalue; the one of that rank where it lies outside ``others``, or where all eigenvalues are known.
     others : (float, float) or None
         An interval that holds all eigenvalues but these, except with probability 0.01: no larger and no smaller one was
         missed. Where it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
