@@ -225,3 +225,16 @@ def test_the_marchenko_pastur_law_is_recovered_beside_outliers(ratio):
 def test_the_wrong_law_is_further_away():
     values = np.linalg.eigvalsh(wishart(300, 400))
     assert fit_semicircle(values).distance > 5 * fit_marchenko_pastur(values).distance
+
+
+def test_a_block_of_an_analysis_knows_its_precision_on_its_own():
+    spectrum = Spectrum.from_eigenvalues([1e-6] * 9 + [1.0])
+    known = Spectrum(spectrum.nodes, spectrum.weights, 10, True, {"dtype": "float32"})
+    assert split_bulk(known).zero_mass == split_bulk(block(known)).zero_mass == pytest.approx(0.9)
+    assert split_bulk(known, dtype="float64").zero_mass == 0.0
+
+
+def test_eigenpairs_are_not_taken_for_a_spectrum():
+    pairs = Eigenpairs(np.ones(2), np.zeros(2), np.ones(2, dtype=bool))
+    with pytest.raises(InputError, match="part of a spectrum"):
+        split_bulk(pairs)

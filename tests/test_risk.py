@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from problems import CASES, relu_mlp
 from torch import nn
 
-from pyhessian_spectra import EmpiricalFisherOperator, EmpiricalRisk, GGNOperator, HessianOperator, eigh
+from pyhessian_spectra import EmpiricalFisherOperator, EmpiricalRisk, GGNOperator, HessianOperator, analyze, eigh
 from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -299,3 +299,12 @@ def test_a_model_without_second_derivatives_is_refused_naming_the_operation():
             operator(risk) @ torch.ones(risk.n, dtype=risk.dtype)
     grid = nn.Sequential(nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 4, 1), nn.PixelShuffle(2), nn.Flatten()).double()
     assert HessianOperator(EmpiricalRisk(grid, LOSS, batch(4, 3, 12))) @ torch.ones(8, dtype=torch.float64) is not None
+
+
+def test_a_class_in_place_of_a_loss_and_a_model_in_place_of_a_risk_are_told_apart():
+    model, data = nn.Linear(2, 2), (torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(InputError, match=r"pass an instance, CrossEntropyLoss\(\)"):
+        EmpiricalRisk(model, nn.CrossEntropyLoss, data)
+    for call in (HessianOperator, analyze):
+        with pytest.raises(InputError, match=r"EmpiricalRisk\(model, loss_fn, data\)"):
+            call(model)

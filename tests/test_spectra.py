@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import CASES
 
-from pyhessian_spectra import HessianOperator, MatrixOperator, Spectrum, eigh, eigsh, lanczos, slq
+from pyhessian_spectra import HessianOperator, MatrixOperator, Spectrum, eigh, eigsh, lanczos, slq, trace
 from pyhessian_spectra.errors import ConvergenceError, InputError
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -267,3 +267,9 @@ def test_operator_algebra_counts_products_and_refuses_what_does_not_fit():
         a + with_spectrum(np.arange(5.0))
     with pytest.raises(InputError, match="not symmetric"):
         MatrixOperator(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("call", [lambda a: eigh(a), lambda a: eigsh(a, 2), lambda a: slq(a), lambda a: trace(a)])
+def test_what_is_no_operator_is_refused_with_the_remedy(call):
+    with pytest.raises(InputError, match=r"MatrixOperator\(matrix\)"):
+        call(torch.eye(5))

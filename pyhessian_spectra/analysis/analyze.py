@@ -98,6 +98,10 @@ def analyze(
     Interrupted
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
+    if not isinstance(risk, EmpiricalRisk):
+        raise InputError(
+            f"analyze takes an EmpiricalRisk, got {type(risk).__name__}; pass EmpiricalRisk(model, loss_fn, data)"
+        )
     recipe = Recipe(
         num_eigenvalues,
         num_probes,
@@ -129,12 +133,13 @@ def analyze(
         return replace(kept.finished, problem={**kept.finished.problem, **(problem or {})})
     seed = kept.seed
     notes: list[str] = []
+    whole_seconds = [0.0]  # of a product with the whole matrix, once it is known
 
     def finish(layers: Mapping[str, BlockAnalysis]) -> SpectralAnalysis:
         timing = {
             "seconds": time.perf_counter() - start + kept.seconds,
             "products": ledger.products,
-            "seconds_per_product": ledger.seconds / max(1, ledger.products),
+            "seconds_per_product": whole_seconds[0],
             "seconds_per_gradient": seconds_per_gradient,
         }
         known = {
@@ -168,14 +173,16 @@ def analyze(
         op = matrix(risk, memory_budget=memory_budget)
         dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept), risk.layout, seed)
         ledger.close_block("the whole matrix", 0)
+        whole_seconds[0] = ledger.seconds / max(1, ledger.products)
         indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
-        blocks = {name: recipe.diagonalise(dense.block(i)) for name, i in indices.items()}
+        blocks = {name: recipe.diagonalise(dense.block(i), risk.dtype) for name, i in indices.items()}
         # the products of the whole matrix tell the sampling error of a layer's trace, where all of the layer was chosen
         for name in set(full.layer_traces) & {name for name, p in names.items() if p in risk.layout.layers().values()}:
             trace = replace(blocks[name].trace, data_stderr=full.layer_traces[name].data_stderr)
             blocks[name] = replace(blocks[name], trace=trace)
         return kept.finish(finish(blocks))
     full = block("the whole network", risk, 0)
+    whole_seconds[0] = ledger.seconds / max(1, ledger.products)
     finished: dict[str, BlockAnalysis] = {}
     try:
         for index, (name, parameters) in enumerate(names.items(), start=1):

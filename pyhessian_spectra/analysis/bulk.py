@@ -153,7 +153,7 @@ class BulkEdge:
 def split_bulk(
     source: Spectrum | BlockAnalysis | SpectralAnalysis | ArrayLike,
     *,
-    dtype: str | torch.dtype = "float64",
+    dtype: str | torch.dtype | None = None,
     factor: float = _FACTOR,
 ) -> BulkEdge:
     """Divide a spectrum into bulk and edges at its largest relative gaps.
@@ -168,9 +168,9 @@ def split_bulk(
     source : Spectrum, BlockAnalysis, SpectralAnalysis or array_like
         Exact or estimated; eigenvalues in any order. Of an analysis that is not exact, converged eigenpairs from each
         end inwards replace the quadrature there; of a SpectralAnalysis the full Hessian is taken.
-    dtype : str or torch.dtype
-        Precision the operator was evaluated in, whose ``eps`` sets ``zero_threshold``. A SpectralAnalysis knows its
-        own.
+    dtype : str or torch.dtype, optional
+        Precision the operator was evaluated in, whose ``eps`` sets ``zero_threshold``; by default what the spectrum of
+        an analysis says of itself (``metadata["dtype"]``), else float64.
     factor : float
         How many times the boundary must exceed the largest gap inside the bulk.
 
@@ -188,9 +188,9 @@ def split_bulk(
     if not factor > 1:
         raise InputError(f"factor must be above 1, got {factor}: a gap must exceed those inside the bulk")
     if isinstance(source, SpectralAnalysis):
-        dtype = source.problem.get("dtype", dtype)
-        source = source.full
+        dtype, source = dtype or source.problem.get("dtype"), source.full
     measured = merge_nodes(source)
+    dtype = dtype or measured.spectrum.metadata.get("dtype", "float64")
     values, weights = measured.values, measured.weights
     resolution = measured.size * _eps(dtype) * float(np.abs(values).max())
     gaps, refusals = _boundaries(measured, resolution, factor)

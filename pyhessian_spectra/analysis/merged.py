@@ -67,6 +67,8 @@ def merge_nodes(source: Spectrum | BlockAnalysis | ArrayLike) -> MergedNodes:
     elif isinstance(source, Spectrum):
         spectrum = source
     else:
+        if isinstance(source, Eigenpairs):
+            raise InputError("Eigenpairs are a part of a spectrum; pass their eigenvalues, if these are all there are")
         values = np.asarray(source, dtype=np.float64)
         if not np.isfinite(values).all():
             raise InputError(f"{int((~np.isfinite(values)).sum())} eigenvalues are not finite; leave that run out")

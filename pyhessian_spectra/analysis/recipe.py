@@ -137,7 +137,7 @@ class Recipe:
             )
         dense = DenseMatrix.of(op, folding)
         recorder = FormsRecorder(op, _sections(layout))
-        block, vectors = self._diagonalised(dense, recorder)
+        block, vectors = self._diagonalised(dense, recorder, op.dtype)
         forms = _with_probes(recorder, vectors, seed)
         diagonal, sampled = dense.diagonal(), section_traces(forms, _sections_by_layer(layout))
         traces = {}
@@ -147,11 +147,13 @@ class Recipe:
             traces[name or "(root)"] = TraceEstimate(value, 0.0, 0, data_stderr=data)
         return dense, with_data_errors(replace(block, layer_traces=traces, products=op.num_matvecs), forms)
 
-    def diagonalise(self, dense: DenseMatrix) -> BlockAnalysis:
-        """All eigenvalues and both edges of a block of a matrix that was built."""
-        return self._diagonalised(dense, FormsRecorder(dense))[0]
+    def diagonalise(self, dense: DenseMatrix, dtype: torch.dtype) -> BlockAnalysis:
+        """All eigenvalues and both edges of a block of a matrix that was built from products in ``dtype``."""
+        return self._diagonalised(dense, FormsRecorder(dense), dtype)[0]
 
-    def _diagonalised(self, dense: DenseMatrix, recorder: FormsRecorder) -> tuple[BlockAnalysis, Tensor]:
+    def _diagonalised(
+        self, dense: DenseMatrix, recorder: FormsRecorder, dtype: torch.dtype
+    ) -> tuple[BlockAnalysis, Tensor]:
         """The analysis, with residuals by recorded products with the vectors at the edges, and these, ascending."""
         op, n = recorder.op, dense.shape[0]
         k = min(self.k, n)
@@ -166,7 +168,7 @@ class Recipe:
         pairs = Eigenpairs(values, residuals, residuals <= rounding, both, op.num_matvecs, lower, upper)
         block = BlockAnalysis(
             n,
-            Spectrum.from_eigenvalues(eigenvalues),
+            replace(Spectrum.from_eigenvalues(eigenvalues), metadata={"dtype": str(dtype).removeprefix("torch.")}),
             pairs.take(slice(len(values) - k, None)),
             pairs.take(slice(0, k)),
             TraceEstimate(dense.trace(), 0.0, 0),

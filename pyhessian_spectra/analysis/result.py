@@ -132,6 +132,8 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
         raise InputError(
             f"{json_path} has schema_version {document.get('schema_version')!r}; this release reads {SCHEMA_VERSION}"
         )
+    if not all(f"{index}/full/nodes" in arrays for index, _ in enumerate(document.get("checkpoints", [document]))):
+        raise InputError(f"{npz_path} does not belong to {json_path}: it lacks the spectra of some checkpoint")
     return [
         SpectralAnalysis(
             problem=entry["problem"],

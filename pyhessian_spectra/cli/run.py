@@ -21,7 +21,7 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
 from pyhessian_spectra.problems.factory import load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
@@ -223,6 +223,10 @@ def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+# What numbers are printed with that a terminal may not know.
+_ASCII = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789") | {ord("±"): "+-"}
+
+
 def _summary(finished: Sequence[SpectralAnalysis]) -> str:
     """The last checkpoint's numbers, each with its error and the data's; in ASCII, as terminals differ."""
     full = finished[-1].full
@@ -233,8 +237,8 @@ def _summary(finished: Sequence[SpectralAnalysis]) -> str:
 
 
 def _number(value: float, error: float, data: float | None) -> str:
-    shown = f"{value:.6g} " + (f"+- {error:.1e}" if error else "(exact)")
-    return shown if data is None else f"{shown} (data: +- {data:.2g})"
+    shown = format_with_error(value, error) + ("" if data is None else f" (data: ± {format_number(data, digits=2)})")
+    return shown.replace("×10", "e").translate(_ASCII)
 
 
 @contextmanager

@@ -46,6 +46,10 @@ class RiskOperator(LinearOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk, *, memory_budget: int | None = None) -> None:
+        if not isinstance(risk, EmpiricalRisk):
+            raise InputError(
+                f"an EmpiricalRisk is needed, got {type(risk).__name__}; pass EmpiricalRisk(model, loss_fn, data)"
+            )
         super().__init__(risk.n, dtype=risk.dtype, device=risk.device)
         self.risk = risk
         self.linearisation = "undecided: no product has been taken yet"

@@ -78,6 +78,8 @@ class EmpiricalRisk:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(loss_fn, type):
+            raise InputError(f"loss_fn is the class {loss_fn.__name__}; pass an instance, {loss_fn.__name__}()")
         if mode not in MODES:
             raise InputError(f"mode must be 'eval' or 'train', got {mode!r}")
         if getattr(loss_fn, "reduction", "mean") != "mean" and weight is None:

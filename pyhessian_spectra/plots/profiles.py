@@ -58,6 +58,9 @@ def plot_profiles(spectra: Mapping[str, ArrayLike], *, axes: tuple[Axes, Axes] |
             counts = np.maximum(np.histogram(values, bins)[0], 0.5)
             counted.stairs(counts, bins, color=color, linewidth=1.2, baseline=0.5)
         ranked.set_yscale("symlog", linthresh=_LINEAR * top, linscale=1.2)
+        crowded = [t for t in ranked.get_yticks() if t and abs(t) < 3 * _LINEAR * top]
+        limits = ranked.get_ylim()
+        ranked.set_yticks([t for t in ranked.get_yticks() if t not in crowded and limits[0] <= t <= limits[1]])
         ranked.set(xlabel="Rank / n", ylabel=f"Eigenvalue {UNITS}", title="Sorted eigenvalues")
         ranked.legend(fontsize=7, loc="upper left")
         counted.set_yscale("log")

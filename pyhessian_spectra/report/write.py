@@ -86,7 +86,7 @@ def write_report(
 
 def _bulks(analysis: SpectralAnalysis) -> dict[str | None, BulkEdge]:
     """Bulk and edges of the whole network, under None, and of each layer."""
-    dtype = str(analysis.problem.get("dtype", "float64"))
+    dtype = analysis.problem.get("dtype")
     bulks: dict[str | None, BulkEdge] = {None: split_bulk(analysis.full, dtype=dtype)}
     bulks.update((name, split_bulk(block, dtype=dtype)) for name, block in analysis.layers.items())
     return bulks

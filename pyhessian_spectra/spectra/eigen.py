@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackNoConvergence
 
 from pyhessian_spectra.errors import ConvergenceError, InputError
 from pyhessian_spectra.spectra.lanczos import Tridiagonal, fresh_generator, lanczos, random_vector
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
 WHICH = ("LA", "SA", "BE", "LM")
@@ -27,6 +27,7 @@ def eigh(op: LinearOperator) -> Eigenpairs:
     Residuals are those of the dense matrix, so they hold the error of the eigensolver and of the matrix's
     asymmetry; ``n`` products and ``8 n^2`` bytes for each of the matrix and the eigenvectors.
     """
+    require_operator(op)
     matrix = op.to_dense().double().cpu().numpy()
     eigenvalues, eigenvectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evr")
     residuals = np.linalg.norm(matrix @ eigenvectors - eigenvectors * eigenvalues, axis=0)
@@ -78,6 +79,7 @@ def eigsh(
     ConvergenceError
         Fewer than ``k`` pairs converged; ``partial`` carries those that did.
     """
+    require_operator(op)
     n = op.shape[0]
     if which not in WHICH:
         raise InputError(f"which must be one of {', '.join(WHICH)}, got {which!r}")

@@ -160,6 +160,7 @@ def krylov_pass(
     atom_values = values[good]
     rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
     facts |= {
+        "dtype": str(op.dtype).removeprefix("torch."),
         "steps_per_probe": num_steps,
         "orthogonality": max(orthogonality, _deviation(vectors)),
         "num_matvecs": op.num_matvecs - before,
@@ -206,7 +207,11 @@ def _moments(
     sample(min(most, _FIRST_STAGE))
     wanted = samples_for(np.array(firsts), rtol)
     sample(min(most, wanted))
-    reason = f"relative error {rtol:g} reached" if wanted <= most else f"stopped at {most} probes"
+    reason = (
+        f"relative error {rtol:g} reached"
+        if wanted <= most
+        else f"stopped at {most} probes, before a relative error of {rtol:g}"
+    )
     spent, method = op.num_matvecs - before, f"Krylov pass, {reason}"
     trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
     return trace, second

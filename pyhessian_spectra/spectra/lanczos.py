@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis, inner_products
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 
 # A residual below this many eps of the scale is rounding: 10 to 80 were measured where the space is invariant. Too
@@ -190,6 +190,7 @@ def lanczos(
     InputError
         ``num_steps`` is below 1, ``v0`` zero or not finite, or ``against`` leaves nothing.
     """
+    require_operator(op)
     if num_steps < 1:
         raise InputError(f"num_steps must be at least 1, got {num_steps}")
     process = LanczosProcess(op, v0, against=against, memory_budget=memory_budget)

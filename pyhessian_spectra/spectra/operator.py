@@ -163,6 +163,15 @@ class LinearOperator(ABC):
         return -1.0 * self
 
 
+def require_operator(op: object) -> None:
+    """Raise where ``op`` is not an operator."""
+    if not isinstance(op, LinearOperator):
+        raise InputError(
+            f"a LinearOperator is needed, got {type(op).__name__}; a matrix becomes one with MatrixOperator(matrix), a "
+            "risk with HessianOperator(risk)"
+        )
+
+
 class _Combination(LinearOperator):
     """``sum_i c_i A_i``."""
 

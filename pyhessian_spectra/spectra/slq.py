@@ -9,7 +9,7 @@ import torch
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.lanczos import fresh_generator, lanczos, random_vector
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
 
 
@@ -43,6 +43,7 @@ def slq(
     Spectrum
         ``num_probes`` rows of atoms followed by quadrature nodes.
     """
+    require_operator(op)
     n = op.shape[0]
     if num_probes < 1:
         raise InputError(f"num_probes must be at least 1, got {num_probes}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.lanczos import fresh_generator
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -44,6 +44,7 @@ def trace(
     TraceEstimate
         With the standard error estimated from the spread over probes.
     """
+    require_operator(op)
     minimum = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
     if method not in minimum:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -59,6 +60,7 @@ def frobenius_norm(
     op: LinearOperator, *, num_probes: int = 30, generator: torch.Generator | None = None
 ) -> TraceEstimate:
     """Estimate ``||A||_F`` from ``E ||A w||^2 = ||A||_F^2`` over Rademacher probes ``w``."""
+    require_operator(op)
     if num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     generator, before = generator or fresh_generator(), op.num_matvecs
