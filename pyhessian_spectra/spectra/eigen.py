@@ -124,7 +124,7 @@ def _arpack(
     ncv = min(n, max(2 * k + 1, 20))
     restarts = max(1, (budget - op.num_matvecs) // max(1, ncv - k))
     try:
-        values, vectors = scipy.sparse.linalg.eigsh(  # type: ignore[call-overload]
+        values, vectors = scipy.sparse.linalg.eigsh(
             framed, k, which=which, tol=tol, v0=start.double().cpu().numpy(), ncv=ncv, maxiter=restarts
         )
     except ArpackNoConvergence as error:
