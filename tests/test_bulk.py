@@ -238,3 +238,13 @@ def test_eigenpairs_are_not_taken_for_a_spectrum():
     pairs = Eigenpairs(np.ones(2), np.zeros(2), np.ones(2, dtype=bool))
     with pytest.raises(InputError, match="part of a spectrum"):
         split_bulk(pairs)
+
+
+def test_what_products_round_to_does_not_grow_with_the_number_of_parameters():
+    # n eps would be 4 % of the largest: ten eigenvalues found one by one at -2 % would be called zero
+    size = 300_000
+    nodes, weights = np.array([[-2.0] * 10 + [0.0, 100.0]]), np.array([[1 / size] * 10 + [1 - 11 / size, 1 / size]])
+    spectrum = Spectrum(nodes, weights, size, metadata={"dtype": "float32", "atoms": 10})
+    split = split_bulk(spectrum)
+    assert split.negative_mass == pytest.approx(10 / size)
+    assert split.zero_threshold == pytest.approx(100 * 100 * np.finfo(np.float32).eps)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from pyhessian_spectra.analysis.merged import MergedNodes, merge_nodes
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.eigen import ROUNDING
 from pyhessian_spectra.spectra.results import Floats, Spectrum
 
 # A gap must exceed the largest one inside the bulk by this factor. With nothing planted, at most 0.3 % of Wigner and
@@ -80,7 +81,9 @@ class BulkEdge:
     zero_mass : float
         Fraction of eigenvalues of magnitude at most ``zero_threshold``.
     zero_threshold : float
-        ``n eps max |eigenvalue|``, what the rank of a matrix is decided by (Press et al. 2007, section 2.6.1).
+        ``n eps max |eigenvalue|``, what the rank of a matrix is decided by (Press et al. 2007, section 2.6.1). Of an
+        estimate ``100 eps max |eigenvalue|`` where that is less: what the rounding of products comes to, which does not
+        grow with ``n``.
     negative_mass : float
         Fraction of eigenvalues below ``-zero_threshold``.
     zero_bounds, negative_bounds : tuple of float
@@ -192,7 +195,8 @@ def split_bulk(
     measured = merge_nodes(source)
     dtype = dtype or measured.spectrum.metadata.get("dtype", "float64")
     values, weights = measured.values, measured.weights
-    resolution = measured.size * _eps(dtype) * float(np.abs(values).max())
+    units = measured.size if measured.exact else min(measured.size, ROUNDING)
+    resolution = units * _eps(dtype) * float(np.abs(values).max())
     gaps, refusals = _boundaries(measured, resolution, factor)
     low = gaps["below"].upper if "below" not in refusals else values[0]
     high = gaps["above"].lower if "above" not in refusals else values[-1]
