@@ -133,13 +133,12 @@ def analyze(
         return replace(kept.finished, problem={**kept.finished.problem, **(problem or {})})
     seed = kept.seed
     notes: list[str] = []
-    whole_seconds = [0.0]  # of a product with the whole matrix, once it is known
 
     def finish(layers: Mapping[str, BlockAnalysis]) -> SpectralAnalysis:
         timing = {
             "seconds": time.perf_counter() - start + kept.seconds,
             "products": ledger.products,
-            "seconds_per_product": whole_seconds[0],
+            "seconds_per_product": ledger.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
         known = {
@@ -173,7 +172,6 @@ def analyze(
         op = matrix(risk, memory_budget=memory_budget)
         dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept), risk.layout, seed)
         ledger.close_block("the whole matrix", 0)
-        whole_seconds[0] = ledger.seconds / max(1, ledger.products)
         indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
         blocks = {name: recipe.diagonalise(dense.block(i), risk.dtype) for name, i in indices.items()}
         # the products of the whole matrix tell the sampling error of a layer's trace, where all of the layer was chosen
@@ -182,7 +180,6 @@ def analyze(
             blocks[name] = replace(blocks[name], trace=trace)
         return kept.finish(finish(blocks))
     full = block("the whole network", risk, 0)
-    whole_seconds[0] = ledger.seconds / max(1, ledger.products)
     finished: dict[str, BlockAnalysis] = {}
     try:
         for index, (name, parameters) in enumerate(names.items(), start=1):

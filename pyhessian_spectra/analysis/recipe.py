@@ -18,7 +18,6 @@ from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.dense import PROBES, DenseMatrix, Folding, edges_bytes
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, residuals_of
 from pyhessian_spectra.spectra.krylov import krylov_pass
-from pyhessian_spectra.spectra.lanczos import random_vector
 
 # Products for the sampling error of the trace, where the trace itself is exact.
 DATA_PROBES = 30
@@ -139,12 +138,15 @@ class Recipe:
         recorder = FormsRecorder(op, _sections(layout))
         block, vectors = self._diagonalised(dense, recorder, op.dtype)
         forms = _with_probes(recorder, vectors, seed)
-        diagonal, sampled = dense.diagonal(), section_traces(forms, _sections_by_layer(layout))
-        traces = {}
-        for name, names in layout.layers().items():
-            data = sampled[name or "(root)"].data_stderr if sampled else None
-            value = float(diagonal[layout.indices(names)].sum())
-            traces[name or "(root)"] = TraceEstimate(value, 0.0, 0, data_stderr=data)
+        groups = _sections_by_layer(layout)
+        exact = [float(part.sum()) for part in dense.diagonal().split(_sections(layout))]
+        sampled = section_traces(forms, groups)
+        traces = {
+            name: TraceEstimate(
+                sum(exact[i] for i in group), 0.0, 0, data_stderr=sampled[name].data_stderr if sampled else None
+            )
+            for name, group in groups.items()
+        }
         return dense, with_data_errors(replace(block, layer_traces=traces, products=op.num_matvecs), forms)
 
     def diagonalise(self, dense: DenseMatrix, dtype: torch.dtype) -> BlockAnalysis:
@@ -197,9 +199,7 @@ def _with_probes(recorder: FormsRecorder, vectors: Tensor, seed: int) -> Forms:
     if has_batches(recorder.forms(all_of_them)):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(DATA_PROBES if vectors.shape[1] < len(vectors) else 0):
-            u = random_vector(len(vectors), generator).to(vectors)
-            u = u - vectors @ (vectors.T @ u)
-            recorder.probe(u / torch.linalg.vector_norm(u))
+            recorder.draw(vectors, generator)
     return recorder.forms(all_of_them)
 
 

@@ -20,6 +20,7 @@ class Ledger:
     def __init__(self, progress: Progress | None, forecasts: list[int]) -> None:
         self.progress, self.forecasts, self.closed = progress, forecasts, 0
         self.products, self.seconds = 0, 0.0
+        self.seconds_per_product = 0.0  # with the whole matrix, once that is finished
 
     def count(self, what: str, products: int, seconds: float) -> None:
         self.products, self.seconds = self.products + products, self.seconds + seconds
@@ -28,6 +29,8 @@ class Ledger:
     def close_block(self, what: str, index: int) -> None:
         """A block is finished: what it took replaces what was expected of it."""
         self.closed, self.forecasts[index] = self.products, 0
+        if index == 0:
+            self.seconds_per_product = self.seconds / max(1, self.products)
         self._tell(what)
 
     def _tell(self, what: str) -> None:

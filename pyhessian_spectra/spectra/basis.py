@@ -210,6 +210,13 @@ def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
     return total
 
 
+def deviation(vectors: Tensor) -> float:
+    """``max |V^T V - I|`` of columns (n, k)."""
+    gram = inner_products(vectors.T, vectors)
+    gram.diagonal().sub_(1)
+    return _largest(gram)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device now, in bytes."""
     if device.type == "cuda":

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyhessian_spectra.spectra.basis import inner_products
+from pyhessian_spectra.spectra.basis import deviation
 from pyhessian_spectra.spectra.eigen import ROUNDING
 from pyhessian_spectra.spectra.lanczos import LanczosProcess
 from pyhessian_spectra.spectra.operator import LinearOperator
@@ -188,9 +188,6 @@ class _Search:
 
     def edges(self) -> Edges:
         self._note_place()
-        gram = inner_products(self._kept.T, self._kept)
-        gram.diagonal().sub_(1)
-        orthogonality = self._process.vectors.deviation(self._kept)
         return Edges(
             self._theta[self._chosen],
             self._combined(self._chosen),
@@ -198,7 +195,7 @@ class _Search:
             self._scale,
             self.products,
             self.restarts,
-            max(orthogonality, float(gram.abs().max()) if gram.numel() else 0.0),
+            max(self._process.vectors.deviation(self._kept), deviation(self._kept)),
             self._place,
         )
 

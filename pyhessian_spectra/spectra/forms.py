@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyhessian_spectra.spectra.lanczos import random_vector
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
 
@@ -82,6 +83,13 @@ class FormsRecorder:
         product, forms, _ = self._multiply(u, u[:, None])
         self._probes.append(forms)
         return product
+
+    def draw(self, deflated: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A probe uniform in the complement of orthonormal columns (n, p), and its product, which is recorded."""
+        u = random_vector(len(deflated), generator).to(deflated)
+        u = u - deflated @ (deflated.T @ u)
+        u = u / torch.linalg.vector_norm(u)
+        return u, self.probe(u)
 
     def forms(self, deflated: NDArray[np.bool_]) -> Forms:
         """What was recorded; ``deflated`` tells which of the vectors the probes are orthogonal to."""

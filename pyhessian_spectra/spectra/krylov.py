@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.basis import inner_products
+from pyhessian_spectra.spectra.basis import deviation
 from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
 from pyhessian_spectra.spectra.edges import find_edges, threshold
 from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
@@ -162,7 +162,7 @@ def krylov_pass(
     facts |= {
         "dtype": str(op.dtype).removeprefix("torch."),
         "steps_per_probe": num_steps,
-        "orthogonality": max(orthogonality, _deviation(vectors)),
+        "orthogonality": max(orthogonality, deviation(vectors)),
         "num_matvecs": op.num_matvecs - before,
     }
     spectrum = stack_rows(atom_values, rest, n, facts)
@@ -195,10 +195,7 @@ def _moments(
 
     def sample(count: int) -> None:
         while len(firsts) < count:
-            u = random_vector(n, generator).to(op.device, op.dtype)
-            u = u - atoms @ (atoms.T @ u)
-            u = u / torch.linalg.vector_norm(u)
-            w = recorder.probe(u)
+            u, w = recorder.draw(atoms, generator)
             inside = w - atoms @ (atoms.T @ w)
             firsts.append(exact[0] + rest * float(u.double() @ w.double()))
             seconds.append(exact[1] + rest * float(inside.double().square().sum()))
@@ -215,13 +212,6 @@ def _moments(
     spent, method = op.num_matvecs - before, f"Krylov pass, {reason}"
     trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
     return trace, second
-
-
-def _deviation(vectors: Tensor) -> float:
-    """``max |V^T V - I|``."""
-    gram = inner_products(vectors.T, vectors)
-    gram.diagonal().sub_(1)
-    return float(gram.abs().max()) if gram.numel() else 0.0
 
 
 def _holds_copy(tridiagonal: Tridiagonal, values: Floats, low: int, high: int, margin: float) -> bool:
