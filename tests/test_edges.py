@@ -165,11 +165,15 @@ def test_an_edge_that_does_not_exist_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("rank", [0, 1, 9])
-def test_a_rank_below_the_number_of_pairs_leaves_no_rounding_taken_for_eigenvalues(rank, scale, dtype):
+@pytest.mark.parametrize("rotated", [False, True], ids=["diagonal", "rotated"])
+def test_a_rank_below_the_number_of_pairs_leaves_no_rounding_taken_for_eigenvalues(rotated, rank, scale, dtype):
     values = np.sort(scale * np.r_[np.linspace(1, 5, rank), np.zeros(300 - rank)])
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((300, 300)))[0]
-    matrix = torch.from_numpy((basis * values) @ basis.T)
-    op = MatrixOperator(((matrix + matrix.T) / 2).to(dtype))
+    if rotated:  # whose products are rounded in all directions
+        basis = np.linalg.qr(np.random.default_rng(0).standard_normal((300, 300)))[0]
+        matrix = torch.from_numpy((basis * values) @ basis.T)
+        op = MatrixOperator(((matrix + matrix.T) / 2).to(dtype))
+    else:
+        op = operator(values, dtype)
     found = krylov_pass(op, k=10, num_probes=2, num_steps=40, tol=1e-4, max_steps=300, generator=generator(0))
     rounding = 100 * torch.finfo(dtype).eps * 5 * scale
     np.testing.assert_allclose(found.largest.eigenvalues, values[-10:], atol=rounding, rtol=1e-4)
