@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyhessian_spectra.curvature.ensemble import ensemble_eigenvalues, sphere_starts, train_ensemble
+from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts, train_ensemble
 
 HIDDEN, POINTS, STD = 6, 50, 0.3
 

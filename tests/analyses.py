@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
+from pyhessian_spectra.notes import Note
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 OUTLIERS = np.geomspace(5.0, 100.0, 10)
 
@@ -36,7 +38,7 @@ def lanczos_quadrature(rng: np.random.Generator, eigenvalues: Floats, *, probes:
         nodes[probe], vectors = np.linalg.eigh(basis @ (eigenvalues[:, None] * basis.T))
         weights[probe] = vectors[0] ** 2
     weights /= weights.sum(axis=1, keepdims=True)
-    return Spectrum(nodes, weights, eigenvalues.size, metadata={"steps": steps})
+    return Spectrum(nodes, weights, eigenvalues.size, num_atoms=0, dtype="float32", facts={"steps": steps})
 
 
 def pairs(
@@ -61,13 +63,13 @@ def block(eigenvalues: Floats, spectrum: Spectrum, *, k: int = 8, unconverged: i
     rest = eigenvalues[k:-k]
     others = None if exact or unconverged else (float(rest[0] - 1e-3), float(rest[-1] + 1e-3))
     return BlockAnalysis(
-        size=eigenvalues.size,
+        n=eigenvalues.size,
         spectrum=spectrum,
         largest=pairs(eigenvalues[-k:], relative=relative, unconverged=unconverged, others=others),
         smallest=pairs(eigenvalues[:k], relative=relative, unconverged=unconverged, others=others),
         trace=TraceEstimate(trace, stderr * abs(trace), cost, method, cost),
         frobenius=TraceEstimate(frobenius, stderr * frobenius, cost, method, cost),
-        products=eigenvalues.size if exact else 400,
+        num_products=eigenvalues.size if exact else 400,
     )
 
 
@@ -83,7 +85,7 @@ def problem(checkpoint: str, n: int, **facts: Any) -> dict[str, Any]:
 def timing(products: int) -> dict[str, float]:
     """Plausible timing."""
     return {
-        "seconds": 0.02 * products, "products": products, "seconds_per_product": 0.02, "seconds_per_gradient": 0.009
+        "seconds": 0.02 * products, "num_products": products, "seconds_per_product": 0.02, "seconds_per_gradient": 0.009
     }  # fmt: skip
 
 
@@ -137,12 +139,12 @@ def slq_analysis(
         return block(values, spectrum, unconverged=unconverged)
 
     return SpectralAnalysis(
-        problem=problem(checkpoint, n, tolerance=1e-4, **facts),
+        problem=problem(checkpoint, n, tol=1e-4, **facts),
         full=estimate(n, 1.0, unconverged),
         layers={
             name: estimate(n // 4, 0.5**index, int(unconverged > 0 and index == 1))
             for index, name in enumerate(layer_names)
         },
         timing=timing(2000),
-        notes=("Eigenvectors were not kept.",),
+        notes=(Note("linearisation", "Eigenvectors were not kept."),),
     )

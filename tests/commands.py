@@ -15,7 +15,7 @@ from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.report import results_schema
 
 OWN = {"report.html", "results.json", "spectra.npz", "figures"}
-FAST = ("--layers", "none", "--eigenvalues", 2)
+FAST = ("--layers", "none", "--num-eigenvalues", 2)
 
 
 class Result(NamedTuple):

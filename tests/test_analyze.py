@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 import torch
 from oracle import Oracle
+from passes import run_pass
 from problems import CASES
 from test_spectra import generator, with_spectrum
 from torch import nn
 
-from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, SpectralAnalysis, analyze
-from pyhessian_spectra.analysis.doctor import examine
-from pyhessian_spectra.analysis.recipe import Recipe
+from pyhessian_spectra import (
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    Meter,
+    Partition,
+    Settings,
+    SpectralAnalysis,
+    analyze,
+)
 from pyhessian_spectra.errors import InputError, Interrupted
-from pyhessian_spectra.spectra.krylov import krylov_pass
+from pyhessian_spectra.runs.doctor import examine
 
 EPS = np.finfo(np.float64).eps
 
@@ -53,7 +61,7 @@ def test_the_exact_path_equals_the_oracle(case):
     assert found.full.frobenius.value == pytest.approx(np.linalg.norm(matrix), rel=1e-10)
     assert found.full.trace.stderr == found.full.frobenius.stderr == 0
     for name, block in found.layers.items():
-        own = risk.layout.indices([p for p in risk.layout.names if p.rpartition(".")[0] == name.replace("(root)", "")])
+        own = Partition.by_module(risk.layout)[name].indices
         part = np.linalg.eigvalsh(matrix[np.ix_(own, own)])
         np.testing.assert_allclose(block.spectrum.nodes[0], part, rtol=0, atol=1e-10 * scale)
 
@@ -100,9 +108,7 @@ def test_intervals_cover_at_their_rate():
     op, runs = with_spectrum(values), 240
     covered = dict.fromkeys(("trace", "frobenius", "eigenvalues", "others"), 0)
     for seed in range(runs):
-        found = krylov_pass(
-            op, k=8, num_probes=3, num_steps=20, tol=1e-4, max_steps=100, generator=generator(1000 + seed)
-        )
+        found = run_pass(op, k=8, num_probes=3, num_steps=20, tol=1e-4, max_steps=100, generator=generator(1000 + seed))
         for name, truth in (("trace", values.sum()), ("frobenius", np.linalg.norm(values))):
             low, high = getattr(found, name).interval(0.95)
             covered[name] += low <= truth <= high
@@ -121,7 +127,7 @@ def test_the_trace_is_unbiased_where_outliers_are_left_in_the_complement():
     values = np.r_[np.linspace(-0.01, 0.01, 50), np.geomspace(1, 20, 10)]
     op = with_spectrum(values)
     samples = [
-        krylov_pass(op, k=3, num_probes=2, num_steps=15, tol=1e-3, max_steps=60, generator=generator(s)).trace.value
+        run_pass(op, k=3, num_probes=2, num_steps=15, tol=1e-3, max_steps=60, generator=generator(s)).trace.value
         for s in range(300)
     ]
     assert abs(np.mean(samples) - values.sum()) < 4 * np.std(samples, ddof=1) / np.sqrt(len(samples))
@@ -147,7 +153,7 @@ def test_multiplicities_come_out_right(name, k, dtype):
     values = np.sort(SPECTRA[name])
     k = min(k, len(values) // 2)
     op = with_spectrum(values, dtype=dtype)
-    found = krylov_pass(op, k=k, num_probes=3, num_steps=40, tol=1e-5, max_steps=100, generator=generator())
+    found = run_pass(op, k=k, num_probes=3, num_steps=40, tol=1e-5, max_steps=100, generator=generator())
     error = 100 * torch.finfo(dtype).eps * np.abs(values).max()
     for pairs, truth in ((found.largest, values[len(values) - k :]), (found.smallest, values[:k])):
         assert pairs.converged.all()
@@ -181,7 +187,7 @@ def test_networks_of_a_few_parameters_are_analysed_without_building_a_large_matr
 def test_a_bulk_ten_thousand_times_narrower_than_the_range_is_resolved():
     bulk = np.linspace(-0.005, 0.005, 190)
     values = np.r_[bulk, np.linspace(50, 100, 10)]
-    found = krylov_pass(
+    found = run_pass(
         with_spectrum(values), k=10, num_probes=4, num_steps=40, tol=1e-6, max_steps=100, generator=generator()
     )
     grid = np.linspace(-0.0048, 0.0048, 25)
@@ -194,7 +200,7 @@ def test_what_did_not_converge_says_so():
     found = analyze(network(), exact_limit=0, num_steps=12, max_steps=12, num_eigenvalues=6, tol=1e-12, layers=False)
     pairs = found.full.largest
     assert not pairs.converged.all() and pairs.others is None
-    assert any("did not reach the tolerance" in note and "max_steps" in note for note in found.notes)
+    assert any("did not reach the tolerance" in note.text and "max_steps" in note.text for note in found.notes)
     exact = analyze(network(), layers=False).full.spectrum.nodes[0]
     nearest = np.abs(exact[:, None] - pairs.eigenvalues)
     assert (nearest <= pairs.residuals + 1e-12).any(axis=0).all()  # residuals hold, converged or not
@@ -205,10 +211,10 @@ def test_what_did_not_converge_says_so():
 
 @pytest.mark.parametrize("limit", [3000, 0])
 def test_products_are_counted_and_progress_ends_at_the_total(limit):
-    built: list[HessianOperator] = []
+    built: list[Meter] = []
 
-    def counted(risk: EmpiricalRisk, **options) -> HessianOperator:
-        built.append(HessianOperator(risk, **options))
+    def counted(risk: EmpiricalRisk) -> Meter:
+        built.append(Meter(HessianOperator(risk)))
         return built[-1]
 
     calls: list[tuple[str, int, int]] = []
@@ -220,11 +226,11 @@ def test_products_are_counted_and_progress_ends_at_the_total(limit):
         generator=generator(),
         progress=lambda *call: calls.append(call),
     )
-    taken = sum(op.num_matvecs for op in built)
-    assert found.timing["products"] == taken == calls[-1][1] == calls[-1][2]
+    taken = sum(op.num_products for op in built)
+    assert found.timing["num_products"] == taken == calls[-1][1] == calls[-1][2]
     done = [call[1] for call in calls]
     assert done == sorted(done) and all(call[1] <= call[2] for call in calls)
-    assert found.full.products + sum(b.products for b in found.layers.values() if limit == 0) == taken
+    assert found.full.num_products + sum(b.num_products for b in found.layers.values() if limit == 0) == taken
 
 
 def test_seeds_repeat_and_others_differ():
@@ -281,7 +287,7 @@ def test_layers_are_those_asked_for(layers, names):
     found = analyze(network(), layers=layers, num_eigenvalues=2)
     assert list(found.layers) == names
     if layers == ("*.bias",):
-        assert [block.size for block in found.layers.values()] == [20, 18, 3]
+        assert [block.n for block in found.layers.values()] == [20, 18, 3]
 
 
 def test_a_parameter_of_the_model_itself_is_the_layer_root():
@@ -289,7 +295,7 @@ def test_a_parameter_of_the_model_itself_is_the_layer_root():
     risk = EmpiricalRisk(_Tiny(4), nn.MSELoss(), (x, torch.zeros(9, dtype=torch.float64)))
     assert list(analyze(risk).layers) == []  # a vector is no layer of its own, unless asked for
     found = analyze(risk, layers=["*"])
-    assert list(found.layers) == ["(root)"] and found.layers["(root)"].size == 4
+    assert list(found.layers) == ["(root)"] and found.layers["(root)"].n == 4
 
 
 def test_a_layer_that_is_not_there_is_refused():
@@ -303,15 +309,10 @@ def test_a_layer_that_is_not_there_is_refused():
 class _Interrupting(EmpiricalRisk):
     """Ctrl-C arrives at a product with the layer ``2``."""
 
-    def mean(self, *args, **kwargs):
+    def point(self):
         if self.layout.names[0] == "2.weight":
             os.kill(os.getpid(), signal.SIGINT)
-        return super().mean(*args, **kwargs)
-
-    def restrict(self, params):
-        part = super().restrict(params)
-        part.__class__ = type(self)
-        return part
+        return super().point()
 
 
 def test_ctrl_c_within_a_layer_gives_what_was_finished():
@@ -319,7 +320,7 @@ def test_ctrl_c_within_a_layer_gives_what_was_finished():
         analyze(network(risk=_Interrupting), exact_limit=0, num_eigenvalues=2, generator=generator())
     partial = stop.value.partial
     assert list(partial.layers) == ["0"] and partial.full.largest.converged.all()
-    assert any("1 of 3 layers" in note for note in partial.notes)
+    assert any("1 of 3 layers" in note.text for note in partial.notes)
 
 
 def test_ctrl_c_within_the_whole_network_is_only_that():
@@ -365,19 +366,22 @@ def test_settings_without_meaning_are_refused_before_any_product(arguments, name
 
 
 def test_a_matrix_that_does_not_fit_in_memory_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr("pyhessian_spectra.analysis.recipe.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("pyhessian_spectra.analysis.operators.free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="lower exact_limit"):
         analyze(network())
 
 
 def test_the_doctor_forecasts_the_products_that_are_taken_of_the_whole_and_of_the_layers():
     risk = network()
-    recipe = Recipe(k=2, steps=10, exact_limit=10, max_steps=20)
-    sentences = [finding.sentence for finding in examine(risk, recipe)]
+    settings = Settings(num_eigenvalues=2, num_steps=10, exact_limit=10, max_steps=20)
+    sentences = [finding.sentence for finding in examine(risk, settings)]
     (whole,) = [s for s in sentences if s.startswith("the whole matrix: about ")]
     (layers,) = [s for s in sentences if s.startswith("3 layers: about ")]
     found = analyze(risk, num_eigenvalues=2, num_steps=10, exact_limit=10, max_steps=20, generator=generator())
-    for sentence, taken in ((whole, found.full.products), (layers, sum(b.products for b in found.layers.values()))):
+    for sentence, taken in (
+        (whole, found.full.num_products),
+        (layers, sum(b.num_products for b in found.layers.values())),
+    ):
         forecast = int(sentence.split("about ")[1].split()[0].replace(",", ""))
         assert taken / 2 < forecast < 2 * taken
-    assert not any(s.startswith("3 layers") for s in [f.sentence for f in examine(risk, Recipe(), layers=True)])
+    assert not any(s.startswith("3 layers") for s in [f.sentence for f in examine(risk)])

@@ -10,8 +10,9 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.eigen import eigsh
 from pyhessian_spectra.spectra.operator import MatrixOperator
-from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.slq import slq
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 NO_PAIRS = Eigenpairs(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
 
@@ -35,7 +36,7 @@ def planted(matrix: np.ndarray, outliers: list[float], seed: int = 1) -> np.ndar
 
 
 def block(spectrum: Spectrum, largest: Eigenpairs = NO_PAIRS, smallest: Eigenpairs = NO_PAIRS) -> BlockAnalysis:
-    return BlockAnalysis(spectrum.size, spectrum, largest, smallest, TraceEstimate(0, 0, 0), TraceEstimate(0, 0, 0), 0)
+    return BlockAnalysis(spectrum.n, spectrum, largest, smallest, TraceEstimate(0, 0, 0), TraceEstimate(0, 0, 0), 0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,12 @@ def test_two_clusters_of_like_size_are_not_bulk_and_edge():
 def test_padding_with_weight_zero_changes_nothing():
     exact = Spectrum.from_eigenvalues(np.linalg.eigvalsh(planted(wigner(50), [9.0])))
     padded = Spectrum(
-        np.append(exact.nodes, [[1e9, -1e9]], axis=1), np.append(exact.weights, [[0.0, 0.0]], axis=1), 50, exact=True
+        np.append(exact.nodes, [[1e9, -1e9]], axis=1),
+        np.append(exact.weights, [[0.0, 0.0]], axis=1),
+        50,
+        num_atoms=50,
+        dtype="float64",
+        exact=True,
     )
     assert split_bulk(padded).to_json() == split_bulk(exact).to_json()
 
@@ -229,7 +235,7 @@ def test_the_wrong_law_is_further_away():
 
 def test_a_block_of_an_analysis_knows_its_precision_on_its_own():
     spectrum = Spectrum.from_eigenvalues([1e-6] * 9 + [1.0])
-    known = Spectrum(spectrum.nodes, spectrum.weights, 10, True, {"dtype": "float32"})
+    known = Spectrum(spectrum.nodes, spectrum.weights, 10, num_atoms=10, dtype="float32", exact=True)
     assert split_bulk(known).zero_mass == split_bulk(block(known)).zero_mass == pytest.approx(0.9)
     assert split_bulk(known, dtype="float64").zero_mass == 0.0
 
@@ -244,7 +250,7 @@ def test_what_products_round_to_does_not_grow_with_the_number_of_parameters():
     # n eps would be 4 % of the largest: ten eigenvalues found one by one at -2 % would be called zero
     size = 300_000
     nodes, weights = np.array([[-2.0] * 10 + [0.0, 100.0]]), np.array([[1 / size] * 10 + [1 - 11 / size, 1 / size]])
-    spectrum = Spectrum(nodes, weights, size, metadata={"dtype": "float32", "atoms": 10})
+    spectrum = Spectrum(nodes, weights, size, num_atoms=10, dtype="float32")
     split = split_bulk(spectrum)
     assert split.negative_mass == pytest.approx(10 / size)
     assert split.zero_threshold == pytest.approx(100 * 100 * np.finfo(np.float32).eps)

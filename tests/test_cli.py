@@ -59,17 +59,19 @@ def test_demo_writes_a_report_on_checkpoints_that_describe_themselves(folder, cl
 
 
 def test_the_saved_analysis_reads_back_and_the_report_names_its_command(folder, cli):
-    shown = cli("report", "a.pt", "--out", "o", "--eigenvalues", 3, "--seed", 5)
+    shown = cli("report", "a.pt", "--out", "o", "--num-eigenvalues", 3, "--seed", 5)
     assert shown.status == 0 and shown.err == ""
     assert {p.name for p in (folder / "o").iterdir()} == OWN
     (analysis,) = load_analyses(json_path="o/results.json", npz_path="o/spectra.npz")
-    assert analysis.full.size == 43 and list(analysis.layers) == ["fc1", "fc2"]
+    assert analysis.full.n == 43 and list(analysis.layers) == ["fc1", "fc2"]
     assert analysis.problem["seed"] == 5 and len(analysis.full.largest) == 3
     largest = analysis.full.largest
     top = format_with_error(float(largest.eigenvalues[-1]), float(eigenvalue_errors(largest)[-1]))
     value, _, error = top.partition(" ± ")
     assert shown.out.startswith(f"o/report.html: largest eigenvalue {value} +- {error[:3]}") and shown.out.isascii()
-    assert "pyhessian-spectra report a.pt --out o --eigenvalues 3 --seed 5" in (folder / "o/report.html").read_text()
+    assert (
+        "pyhessian-spectra report a.pt --out o --num-eigenvalues 3 --seed 5" in (folder / "o/report.html").read_text()
+    )
 
 
 def test_several_checkpoints_come_as_a_list_in_the_order_given(folder, cli):
@@ -81,7 +83,9 @@ def test_several_checkpoints_come_as_a_list_in_the_order_given(folder, cli):
 
 def test_more_eigenvalues_than_there_are_gives_all_of_them(folder, cli):
     for limit in (3000, 0):  # built as a matrix, and asked for without one
-        assert cli("report", "a.pt", "--out", f"o{limit}", "--eigenvalues", 5000, "--exact-limit", limit).status == 0
+        assert (
+            cli("report", "a.pt", "--out", f"o{limit}", "--num-eigenvalues", 5000, "--exact-limit", limit).status == 0
+        )
         full = results(f"o{limit}")["full"]
         assert len(full["largest"]) == 43
         assert sum(row["eigenvalue"] for row in full["largest"]) == pytest.approx(full["trace"]["value"], rel=1e-4)
@@ -160,8 +164,8 @@ def test_top_eigenvalue_of_a_data_parallel_resnet20_equals_an_independent_eigsh(
     real = _DATA / "cifar-10-batches-bin"
     data = real if real.exists() else write_cifar(tmp_path, 2)
     model = resnet_checkpoint(tmp_path / "resnet20.pth")
-    arguments = ("--model", "resnet20", "--data", data, "--num-examples", 2, "--probes", 2, "--steps", 10)
-    edges = ("--eigenvalues", 1, "--layers", "none", "--tol", 1e-3)
+    arguments = ("--model", "resnet20", "--data", data, "--num-examples", 2, "--num-probes", 2, "--num-steps", 10)
+    edges = ("--num-eigenvalues", 1, "--layers", "none", "--tol", 1e-3)
     shown = cli("report", tmp_path / "resnet20.pth", *arguments, *edges, "--out", tmp_path / "o")
     assert shown.status == 0, shown.err
     found = results(tmp_path / "o")
@@ -272,7 +276,8 @@ def test_wrong_options_are_told_in_a_sentence(folder, cli, arguments, part):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nosuch",), ("report", "--out", "o"), ("report", "a.pt"), ("report", "a.pt", "--probes", "1")]
+    "arguments",
+    [(), ("nosuch",), ("report", "--out", "o"), ("report", "a.pt"), ("report", "a.pt", "--num-probes", "1")],
 )
 def test_wrong_usage_has_status_two_and_shows_the_usage(folder, cli, arguments):
     result = cli(*arguments)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from passes import run_pass
 
 from pyhessian_spectra import MatrixOperator, Spectrum, slq
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import EigenvalueAxis
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.quadrature import (
     bracket,
     largest_probe_error,
@@ -31,7 +31,7 @@ def operator(eigenvalues):
 
 def one_pass(eigenvalues, seed, *, num_probes=2, num_steps=12, k=8):
     steps = {"num_probes": num_probes, "num_steps": num_steps, "max_steps": 300}
-    return krylov_pass(operator(eigenvalues), k=k, tol=1e-6, generator=torch.Generator().manual_seed(seed), **steps)
+    return run_pass(operator(eigenvalues), k=k, tol=1e-6, generator=torch.Generator().manual_seed(seed), **steps)
 
 
 def fraction(eigenvalues, grid):
@@ -140,7 +140,7 @@ def test_a_bulk_ten_thousand_times_narrower_than_the_range_is_resolved():
     bulk = width * (np.arange(size) + 0.5) / size
     found = one_pass(np.r_[bulk, OUTLIERS], 0, num_probes=4, num_steps=60)
     spectrum, others = found.spectrum, found.largest.others
-    atoms = spectrum.nodes[0, : spectrum.metadata["atoms"]]
+    atoms = spectrum.nodes[0, : spectrum.num_atoms]
     np.testing.assert_allclose(np.sort(atoms)[-len(OUTLIERS) :], OUTLIERS, rtol=1e-6)
     points = np.linspace(0.0, width, 201)
     low, high = spectrum.cdf_bounds(points, level=LEVEL, others=others)

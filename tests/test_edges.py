@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from test_basis import Diagonal, generator, small_blocks  # noqa: F401 - a fixture that applies here too
+from passes import run_pass
+from test_basis import generator, small_blocks  # noqa: F401 - a fixture that applies here too
 
-from pyhessian_spectra import MatrixOperator
+from pyhessian_spectra import DiagonalOperator, LinearOperator, MatrixOperator, Meter
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.edges import Edges, find_edges
-from pyhessian_spectra.spectra.krylov import krylov_pass
-from pyhessian_spectra.spectra.lanczos import random_vector
 
 N = 2000
 RNG = np.random.default_rng(0)
@@ -22,17 +21,16 @@ SLOW_BELOW = np.sort(np.r_[np.linspace(-0.1, 0, 40), RNG.uniform(0, 1, N - 50), 
 SLOW_AT_BOTH = np.linspace(-1, 1, N)
 
 
-def operator(values: np.ndarray, dtype: torch.dtype = torch.float64) -> Diagonal:
-    return Diagonal(torch.from_numpy(values).to(dtype))
+def operator(values: np.ndarray, dtype: torch.dtype = torch.float64) -> DiagonalOperator:
+    return DiagonalOperator(torch.from_numpy(values).to(dtype))
 
 
-def edges(op: Diagonal, *, k: int, tol: float, max_products: int, memory_budget: int | None = None) -> Edges:
-    start = random_vector(N, generator(1))
+def edges(op: LinearOperator, *, k: int, tol: float, max_products: int, memory_budget: int | None = None) -> Edges:
     return find_edges(
         op,
-        start,
-        low=k,
-        high=k,
+        op.space.randn(generator(1)),
+        2 * k,
+        "BE",
         tol=tol,
         atol=0.0,
         min_steps=20,
@@ -46,9 +44,9 @@ def edges(op: Diagonal, *, k: int, tol: float, max_products: int, memory_budget:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_restarts_find_what_one_short_process_does_not(values, dtype):
     k, exact = 6, np.r_[values[:6], values[-6:]]
-    op = operator(values, dtype)
+    op = Meter(operator(values, dtype))
     short = edges(op, k=k, tol=1e-4, max_products=40)
-    assert short.steps == op.num_matvecs == 40 and short.restarts == 0 and not short.good.all()
+    assert short.steps == op.num_products == 40 and short.restarts == 0 and not short.good.all()
     found = edges(op, k=k, tol=1e-4, max_products=1000)
     assert found.good.all() and found.restarts > 0
     eps, scale = torch.finfo(dtype).eps, np.abs(values).max()
@@ -66,21 +64,21 @@ def test_restarts_find_what_one_short_process_does_not(values, dtype):
 def test_restarts_take_fewer_products_than_a_cold_eigsh(values):
     k = 6
     found = edges(operator(values), k=k, tol=1e-4, max_products=1000)
-    cold = operator(values)
-    start = random_vector(N, generator(1)).numpy()
+    cold = Meter(operator(values))
+    start = cold.space.randn(generator(1)).numpy()
     # ARPACK's tolerance is relative to each value, too
     scipy.sparse.linalg.eigsh(cold.to_scipy(), 2 * k, which="BE", tol=1e-4, v0=start)
-    assert found.good.all() and found.steps < cold.num_matvecs
+    assert found.good.all() and found.steps < cold.num_products
 
 
 def test_the_products_asked_for_are_not_exceeded_and_what_is_left_is_marked():
     values = np.sort(np.r_[np.linspace(0, 1e-3, N - 10), np.geomspace(2, 30, 10)])
     for most in (41, 50, 97):
         op = operator(values)
-        found = krylov_pass(
+        found = run_pass(
             op, k=5, num_probes=2, num_steps=20, tol=1e-8, max_steps=40, max_products=most, generator=generator()
         )
-        assert found.spectrum.metadata["steps"] == most
+        assert found.spectrum.facts["steps"] == most
         assert found.largest.converged.all() and not found.smallest.converged.all()
         assert found.largest.others is None  # no bound without all of the edges
         nearest = np.abs(values[:, None] - found.smallest.eigenvalues).min(axis=0)
@@ -90,7 +88,7 @@ def test_the_products_asked_for_are_not_exceeded_and_what_is_left_is_marked():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_copies_come_out_right_beside_an_edge_that_needs_restarts(dtype):
     values = np.sort(np.r_[-1.0, -1.0, SLOW_BELOW[2:-2], 30.0, 30.0])
-    found = krylov_pass(
+    found = run_pass(
         operator(values, dtype),
         k=4,
         num_probes=3,
@@ -100,7 +98,7 @@ def test_copies_come_out_right_beside_an_edge_that_needs_restarts(dtype):
         max_products=1000,
         generator=generator(3),
     )
-    assert found.spectrum.metadata["restarts"] > 0
+    assert found.spectrum.facts["restarts"] > 0
     for pairs, truth in ((found.smallest, values[:4]), (found.largest, values[-4:])):
         assert pairs.converged.all()
         np.testing.assert_allclose(pairs.eigenvalues, truth, rtol=1e-5, atol=100 * torch.finfo(dtype).eps * 30)
@@ -126,11 +124,11 @@ def test_a_basis_with_nowhere_to_go_is_restarted_sooner(monkeypatch):
 def test_one_edge_alone_costs_fewer_products_and_is_certified_as_well(which):
     values = np.sort(np.r_[-np.geomspace(0.5, 4, 6), RNG.uniform(0, 0.1, N - 12), np.geomspace(1, 30, 6)])
     settings = dict(k=5, num_probes=2, num_steps=20, tol=1e-6, max_steps=100, rtol=1.0, trace_probes=2)
-    op = operator(values)
-    both = krylov_pass(op, generator=generator(2), **settings)
-    spent = op.num_matvecs
-    one = krylov_pass(op, which=which, generator=generator(2), **settings)
-    assert op.num_matvecs - spent < spent
+    op = Meter(operator(values))
+    both = run_pass(op, generator=generator(2), **settings)
+    spent = op.num_products
+    one = run_pass(op, which=which, generator=generator(2), **settings)
+    assert op.num_products - spent < spent
     asked, other = (one.largest, one.smallest) if which == "LA" else (one.smallest, one.largest)
     exact = values[-5:] if which == "LA" else values[:5]
     assert len(other) == 0 and asked.converged.all()
@@ -144,16 +142,16 @@ def test_one_edge_alone_costs_fewer_products_and_is_certified_as_well(which):
 def test_copies_at_one_edge_are_found_where_it_is_the_only_one_wanted():
     values = np.sort(np.r_[RNG.uniform(0, 1, N - 4), [7.0, 7.0, 7.0, 9.0]])
     settings = dict(k=4, num_probes=2, num_steps=20, tol=1e-8, max_steps=100, rtol=1.0, trace_probes=2)
-    found = krylov_pass(operator(values), which="LA", generator=generator(3), **settings).largest
+    found = run_pass(operator(values), which="LA", generator=generator(3), **settings).largest
     np.testing.assert_allclose(found.eigenvalues, [7.0, 7.0, 7.0, 9.0], rtol=1e-10)
 
 
 def test_an_edge_that_does_not_exist_is_refused():
-    with pytest.raises(InputError, match="which must be one of BE, LA, SA"):
-        krylov_pass(
+    with pytest.raises(InputError, match="which must be one of LA, SA, BE, LM"):
+        run_pass(
             operator(SLOW_BELOW),
             k=2,
-            which="LM",
+            which="XX",
             num_probes=2,
             num_steps=5,
             tol=0.1,
@@ -174,12 +172,12 @@ def test_a_rank_below_the_number_of_pairs_leaves_no_rounding_taken_for_eigenvalu
         op = MatrixOperator(((matrix + matrix.T) / 2).to(dtype))
     else:
         op = operator(values, dtype)
-    found = krylov_pass(op, k=10, num_probes=2, num_steps=40, tol=1e-4, max_steps=300, generator=generator(0))
+    found = run_pass(op, k=10, num_probes=2, num_steps=40, tol=1e-4, max_steps=300, generator=generator(0))
     rounding = 100 * torch.finfo(dtype).eps * 5 * scale
     np.testing.assert_allclose(found.largest.eigenvalues, values[-10:], atol=rounding, rtol=1e-4)
     np.testing.assert_allclose(found.smallest.eigenvalues, values[:10], atol=rounding, rtol=1e-4)
     vectors = np.hstack([found.smallest.eigenvectors, found.largest.eigenvectors]).astype(np.float64)
     assert np.abs(vectors.T @ vectors - np.eye(20)).max() < 1e4 * torch.finfo(dtype).eps
-    assert found.spectrum.metadata["orthogonality"] < 1e4 * torch.finfo(dtype).eps
+    assert found.spectrum.facts["orthogonality"] < 1e4 * torch.finfo(dtype).eps
     assert found.trace.value == pytest.approx(values.sum(), rel=1e-3, abs=300 * rounding)
     assert found.frobenius.value == pytest.approx(np.sqrt((values**2).sum()), rel=1e-3, abs=300 * rounding)

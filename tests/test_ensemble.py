@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pyhessian_spectra.curvature.ensemble import (
+from pyhessian_spectra.curvature.operators import HessianOperator
+from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.ensembles import (
+    EnsembleSpectra,
     ensemble_eigenvalues,
     ensemble_hessians,
     sphere_starts,
     train_ensemble,
 )
-from pyhessian_spectra.curvature.ensemble_results import EnsembleSpectra
-from pyhessian_spectra.curvature.operators import HessianOperator
-from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError, OutOfMemoryError
 
 torch.set_num_threads(1)  # the problems are tiny; threads only add their start-up
@@ -61,7 +61,7 @@ def descend_alone(row: torch.Tensor, *, step: float, tolerance: float, limit: in
 @pytest.mark.parametrize("memory", [1, 30_000, 2**25], ids=["one place", "few places", "all at once"])
 def test_each_member_ends_where_it_ends_alone(memory):
     starts = sphere_starts(7, 17, radius=1.5, generator=seeded())
-    trained = train_ensemble(network(), LOSS, blobs(), starts, step=0.5, tolerance=2e-2, memory=memory)
+    trained = train_ensemble(network(), LOSS, blobs(), starts, step=0.5, tolerance=2e-2, memory_budget=memory)
     for member, start in enumerate(starts):
         alone, iterations = descend_alone(start, step=0.5, tolerance=2e-2, limit=10_000)
         assert trained.iterations[member] == iterations
@@ -108,8 +108,8 @@ def test_a_diverged_member_is_reported_and_does_not_touch_the_others():
 @pytest.mark.parametrize("memory", [60_000, 2**28], ids=["in pieces", "at once"])
 def test_hessians_equal_those_of_the_operator(memory):
     rows = sphere_starts(3, 17, radius=2.0, generator=seeded(3))
-    hessians = torch.cat(list(ensemble_hessians(network(), LOSS, blobs(), rows, memory=memory)))
-    spectra = ensemble_eigenvalues(network(), LOSS, blobs(), rows, memory=memory)
+    hessians = torch.cat(list(ensemble_hessians(network(), LOSS, blobs(), rows, memory_budget=memory)))
+    spectra = ensemble_eigenvalues(network(), LOSS, blobs(), rows, memory_budget=memory)
     for member, row in enumerate(rows):
         dense = HessianOperator(EmpiricalRisk(set_parameters(network().double(), row), LOSS, blobs())).to_dense()
         torch.testing.assert_close(hessians[member], dense, rtol=1e-10, atol=1e-13)
@@ -172,9 +172,9 @@ def test_starts_are_uniform_on_the_sphere_and_repeat_with_the_seed():
 def test_progress_is_told_and_ends_at_the_number_of_members():
     seen: list[int] = []
     starts = sphere_starts(6, 17, radius=1.5, generator=seeded())
-    train_ensemble(network(), LOSS, blobs(), starts, step=0.5, tolerance=2e-2, memory=1, progress=seen.append)
+    train_ensemble(network(), LOSS, blobs(), starts, step=0.5, tolerance=2e-2, memory_budget=1, progress=seen.append)
     assert seen == sorted(seen) and seen[-1] == 6
-    ensemble_eigenvalues(network(), LOSS, blobs(), starts, memory=60_000, progress=seen.append)
+    ensemble_eigenvalues(network(), LOSS, blobs(), starts, memory_budget=60_000, progress=seen.append)
     assert seen[-1] == 6
 
 
@@ -191,7 +191,7 @@ def test_an_interruption_ends_the_training():
             starts,
             step=0.5,
             tolerance=0.1,
-            memory=1,
+            memory_budget=1,
             max_iterations=10**9,
             progress=interrupt,
         )
@@ -229,7 +229,7 @@ def test_wrong_input_is_refused_in_one_sentence(call, message):
 
 def test_several_workers_give_what_one_gives_and_leave_the_number_of_threads_alone():
     starts = sphere_starts(5, 17, radius=1.5, generator=seeded())
-    settings = {"step": 0.5, "tolerance": 0.1, "memory": 1}
+    settings = {"step": 0.5, "tolerance": 0.1, "memory_budget": 1}
     single = train_ensemble(network(), LOSS, blobs(), starts, **settings)
     try:
         torch.set_num_threads(2)

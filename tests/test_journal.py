@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, HessianOperator, SpectralAnalysis, analyze
-from pyhessian_spectra.analysis import journal as journal_module
-from pyhessian_spectra.analysis.records import digest, read_record, write_record
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.notes import Note
+from pyhessian_spectra.runs import journal as journal_module
+from pyhessian_spectra.runs.records import digest, read_record, write_record
 from pyhessian_spectra.spectra.basis import KrylovBasis
 
 SMALL = {"num_eigenvalues": 2, "num_steps": 5, "max_steps": 10, "trace_probes": 3, "tol": 1e-2, "layers": ["2"]}
@@ -42,9 +43,9 @@ class Operator(HessianOperator):
         self._count(1)
         return super()._matvec(v)
 
-    def _terms(self, v):
+    def _observe(self, v, look):
         self._count(1)
-        return super()._terms(v)
+        return super()._observe(v, look)
 
     def _matmat(self, v):
         self._count(v.shape[1])
@@ -81,7 +82,10 @@ def run(journal: Path | None, allowed: int | None = None, *, of: EmpiricalRisk |
 def same(found: SpectralAnalysis, other: SpectralAnalysis) -> bool:
     """Whether all numbers are, bit for bit, eigenvectors included."""
     one, two = found.to_json(), other.to_json()
-    if any(one[key] != two[key] for key in ("full", "layers")) or found.timing["products"] != other.timing["products"]:
+    if (
+        any(one[key] != two[key] for key in ("full", "layers"))
+        or found.timing["num_products"] != other.timing["num_products"]
+    ):
         return False
     pairs = [(found.full, other.full), *zip(found.layers.values(), other.layers.values(), strict=True)]
     return all(
@@ -94,7 +98,7 @@ def same(found: SpectralAnalysis, other: SpectralAnalysis) -> bool:
 
 
 def of_the_journal(analysis: SpectralAnalysis) -> list[str]:
-    return [note for note in analysis.notes if note.startswith(("Resumed", "Started afresh", "An interruption"))]
+    return [note.text for note in analysis.notes if note.kind in ("resumed", "afresh", "journal")]
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +111,20 @@ def whole() -> SpectralAnalysis:
 def test_a_journal_changes_no_number(tmp_path, path):
     plain, taken = run(None, **PATHS[path])
     kept, as_many = run(tmp_path / "j", **PATHS[path])
-    assert same(kept, plain) and as_many == taken == plain.timing["products"]
+    assert same(kept, plain) and as_many == taken == plain.timing["num_products"]
     assert kept.notes == plain.notes
 
 
 def test_killed_after_any_product_it_goes_on_to_the_same_numbers_with_the_products_that_were_left(tmp_path, whole):
-    total = int(whole.timing["products"])
-    assert total > whole.full.products > 20 and len(whole.layers) == 1
+    total = int(whole.timing["num_products"])
+    assert total > whole.full.num_products > 20 and len(whole.layers) == 1
     for done in range(total):
         assert run(tmp_path / "j", done, **PATHS["matrix-free"]) == (None, done)
         found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
         assert same(found, whole), done
         assert taken == total - done
         resumed = f"Resumed: {done} of its {total} products are of an earlier run, which was interrupted."
-        assert found.notes == (*whole.notes, *([resumed] if done else []))
+        assert found.notes == (*whole.notes, *([Note("resumed", resumed)] if done else []))
         shutil.rmtree(tmp_path / "j")
 
 
@@ -129,7 +133,7 @@ def test_killed_again_and_again_it_still_ends_with_the_same_numbers(tmp_path, wh
     while found is None:
         found, _ = run(tmp_path / "j", 9, **PATHS["matrix-free"])
         runs += 1
-    assert same(found, whole) and runs == -(-whole.timing["products"] // 9)
+    assert same(found, whole) and runs == -(-whole.timing["num_products"] // 9)
 
 
 def test_the_exact_path_is_resumed_too(tmp_path):
@@ -139,28 +143,6 @@ def test_the_exact_path_is_resumed_too(tmp_path):
         found, taken = run(tmp_path / "j", **PATHS["exact"])
         assert same(found, plain) and taken == total - done
         shutil.rmtree(tmp_path / "j")
-
-
-def test_products_to_come_are_taken_as_many_at_a_time_as_those_that_are_kept(tmp_path, monkeypatch):
-    """Which number is fastest is measured, and each rounds its own way."""
-
-    class Measured(HessianOperator):
-        def _products(self, rows):
-            if len(rows) < 32 and self.risk.n > 256:
-                raise Killed
-            return super()._products(rows)
-
-    big = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3))  # 323 columns are several requests
-    x, y = risk().data[0]
-    other = EmpiricalRisk(big, nn.CrossEntropyLoss(), (x, y))
-    arguments = {"matrix": Measured, "generator": torch.Generator(), "num_eigenvalues": 1, "layers": False}
-    monkeypatch.setattr(HessianOperator, "_measured_columns", lambda self, rows: 32)
-    with pytest.raises(Killed):  # 323 = 5 * 64 + 3, after four products that look for parallel rows
-        analyze(other, journal=tmp_path / "j", **arguments)
-    monkeypatch.setattr(HessianOperator, "_measured_columns", lambda self, rows: pytest.fail("measured again"))
-    monkeypatch.setattr(Measured, "_products", HessianOperator._products)
-    arguments["generator"] = torch.Generator()
-    assert "324 of its 329" in analyze(other, journal=tmp_path / "j", **arguments).notes[-1]
 
 
 # What the file holds
@@ -181,8 +163,8 @@ def test_a_torn_record_is_taken_again(tmp_path, whole):
     for cut in (before + 1, (before + end) // 2, end - 1):
         file.write_bytes(content[:cut])
         found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
-        assert same(found, whole) and taken == whole.timing["products"] - 11
-        assert "Resumed: 11 of" in found.notes[-1]
+        assert same(found, whole) and taken == whole.timing["num_products"] - 11
+        assert "Resumed: 11 of" in found.notes[-1].text
 
 
 def test_a_record_that_is_damaged_ends_what_is_given_back(tmp_path, whole):
@@ -192,7 +174,7 @@ def test_a_record_that_is_damaged_ends_what_is_given_back(tmp_path, whole):
     for at in (ends[3] + 5, (ends[3] + ends[4]) // 2, ends[4] - 1):  # head, product and checksum of the fourth
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
-        assert same(found, whole) and taken == whole.timing["products"] - 3
+        assert same(found, whole) and taken == whole.timing["num_products"] - 3
 
 
 def test_records_give_back_what_was_written(tmp_path):
@@ -262,7 +244,7 @@ def test_products_with_other_vectors_than_are_asked_for_are_dropped(tmp_path, mo
 def test_a_seed_that_was_drawn_is_drawn_once(tmp_path):
     assert run(tmp_path / "j", 12, generator=None, **PATHS["matrix-free"])[0] is None
     found, taken = run(tmp_path / "j", generator=None, **PATHS["matrix-free"])
-    assert taken == found.timing["products"] - 12
+    assert taken == found.timing["num_products"] - 12
 
 
 def test_an_analysis_that_is_finished_is_given_back_whole(tmp_path):
@@ -271,11 +253,11 @@ def test_an_analysis_that_is_finished_is_given_back_whole(tmp_path):
     again, taken = run(tmp_path / "j", problem={"checkpoint": "b"}, **PATHS["matrix-free"])
     assert taken == 0 and same(again, first) and again.timing == first.timing
     assert again.problem == {**first.problem, "checkpoint": "b"}
-    assert again.notes == (*first.notes, "Resumed: the analysis was finished by an earlier run.")
+    assert again.notes == (*first.notes, Note("resumed", "Resumed: the analysis was finished by an earlier run."))
     (tmp_path / "j" / "analysis.npz").unlink()
     found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
-    assert same(found, first) and taken == first.timing["products"]
-    assert "can no longer be read" in found.notes[-1]
+    assert same(found, first) and taken == first.timing["num_products"]
+    assert "can no longer be read" in found.notes[-1].text
 
 
 # Where it cannot be written
@@ -321,7 +303,7 @@ def test_a_disk_that_fills_up_stops_the_journal_and_not_the_analysis(tmp_path, m
     assert "No space left on device" in note
     monkeypatch.undo()
     again, taken = run(tmp_path / "j", **PATHS["matrix-free"])  # what was kept until then is of use
-    assert same(again, whole) and taken == whole.timing["products"] - 9
+    assert same(again, whole) and taken == whole.timing["num_products"] - 9
 
 
 def test_a_disk_without_room_is_told_beforehand_and_left_alone(tmp_path, monkeypatch, whole):
@@ -333,7 +315,20 @@ def test_a_disk_without_room_is_told_beforehand_and_left_alone(tmp_path, monkeyp
     assert "more than half of the 0.0 GiB that are free" in note
 
 
-def test_processes_that_share_the_data_keep_no_journal(tmp_path, monkeypatch):
-    monkeypatch.setattr(EmpiricalRisk, "distributed", True)
-    found, _ = run(tmp_path / "j", **PATHS["matrix-free"])
-    assert "processes" in of_the_journal(found)[0] and not (tmp_path / "j").exists()
+def test_a_journal_whose_beginning_is_damaged_is_begun_anew(tmp_path, whole):
+    run(tmp_path / "j", 20, **PATHS["matrix-free"])
+    file = tmp_path / "j" / "products"
+    held = bytearray(file.read_bytes())
+    held[60] ^= 1
+    file.write_bytes(held)
+    found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
+    assert same(found, whole) and taken == whole.timing["num_products"]
+    assert of_the_journal(found) == ["Started afresh: what an interrupted run had kept is damaged."]
+
+
+def test_a_matrix_of_one_parameter_has_a_journal_too(tmp_path):
+    model, x = nn.Linear(1, 1, bias=False), torch.linspace(-1, 1, 6)[:, None]
+    one = EmpiricalRisk(model, nn.MSELoss(), [(x[:2], x[:2]), (x[2:], x[2:])])
+    for limit in (3000, 0):
+        first, again = (analyze(one, exact_limit=limit, journal=tmp_path / str(limit)) for _ in range(2))
+        assert first.full.largest.eigenvalues == pytest.approx(again.full.largest.eigenvalues)

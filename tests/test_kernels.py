@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from pyhessian_spectra.curvature.kernels import CheapSecondDerivatives
+from pyhessian_spectra.curvature.kernels import RightDerivatives
 
 CASES = {
     "conv1d": (nn.Conv1d(2, 3, 3, stride=2, padding=1), (2, 2, 7)),
@@ -23,6 +25,9 @@ CASES = {
     "batch norm without parameters, eval": (nn.BatchNorm2d(3, affine=False).eval(), (4, 3, 2, 2)),
     "batch norm without running statistics": (nn.BatchNorm2d(3, track_running_stats=False).eval(), (4, 3, 2, 2)),
     "batch norm, train": (nn.BatchNorm2d(3), (4, 3, 2, 2)),
+    "batch norm of features, train": (nn.BatchNorm1d(3), (4, 3)),
+    "instance norm": (nn.InstanceNorm2d(2, affine=True), (2, 2, 3, 3)),
+    "instance norm without parameters": (nn.InstanceNorm1d(2), (2, 2, 4)),
     "layer norm": (nn.LayerNorm(5), (4, 3, 5)),
     "layer norm of two dimensions": (nn.LayerNorm((3, 2)), (4, 3, 2)),
     "layer norm without bias": (nn.LayerNorm(4, bias=False), (3, 4)),
@@ -37,21 +42,54 @@ CASES = {
 
 
 def derivatives(module: nn.Module, x: torch.Tensor, which: str) -> list[torch.Tensor]:
-    """The value and derivatives along fixed directions up to third order, in the input, the parameters, or both.
+    """The value and derivatives along fixed directions up to second order, in the input, the parameters, or both.
 
     Each of them with its graph, and once more without one, which is another way through the code.
     """
     leaves = [*([x] if which != "parameters" else []), *(module.parameters() if which != "input" else [])]
+    return directional(torch.sin(module(x)).sum(), leaves)
+
+
+def directional(value: torch.Tensor, leaves: list[torch.Tensor], orders: int = 2) -> list[torch.Tensor]:
+    """A value and its derivatives, each of the one before along fixed directions, with graph and without."""
     generator = torch.Generator().manual_seed(2)
-    value = torch.sin(module(x)).sum()
     found = [value]
-    for _ in range(3):
+    for _ in range(orders):
         found += torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
         grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         found += grads
         directions = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in leaves]
         value = sum((g * d).sum() for g, d in zip(grads, directions, strict=True))
     return found
+
+
+def assert_third_derivatives(evaluate, leaves: list[torch.Tensor]) -> None:
+    """Those of a scalar equal central differences of the second, in which torch is right."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda: [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in leaves]  # noqa: E731
+    first, second, step = draw(), draw(), 1e-4
+
+    def along_both() -> torch.Tensor:
+        grads = torch.autograd.grad(evaluate(), leaves, create_graph=True, materialize_grads=True)
+        slope = sum((g * d).sum() for g, d in zip(grads, first, strict=True))
+        grads = torch.autograd.grad(slope, leaves, create_graph=True, materialize_grads=True)
+        return sum((g * d).sum() for g, d in zip(grads, second, strict=True))
+
+    with RightDerivatives():
+        found = torch.autograd.grad(along_both(), leaves, materialize_grads=True)
+    moved = draw()
+    exact = sum(float((g * d).sum().detach()) for g, d in zip(found, moved, strict=True))
+    values = []
+    for sign in (-2, -1, 1, 2):
+        with torch.no_grad():
+            for leaf, d in zip(leaves, moved, strict=True):
+                leaf.add_(d, alpha=sign * step)
+        values.append(float(along_both().detach()))
+        with torch.no_grad():
+            for leaf, d in zip(leaves, moved, strict=True):
+                leaf.add_(d, alpha=-sign * step)
+    difference = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+    assert exact == pytest.approx(difference, rel=1e-7, abs=1e-7 * sum(abs(v) for v in values))
 
 
 @pytest.mark.parametrize("which", ["input", "parameters", "both"])
@@ -69,10 +107,12 @@ def test_rewritten_operations_have_the_derivatives_of_torchs_own(case, which):
     for p in module.parameters():
         p.requires_grad_(which != "input")
     expected = derivatives(module, x, which)
-    with CheapSecondDerivatives():
+    with RightDerivatives():
         found = derivatives(module, x, which)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    assert_third_derivatives(lambda: torch.sin(module(x)).sum(), leaves)
 
 
 @pytest.mark.parametrize("trained", [("weight",), ("bias",), ("weight", "bias"), ()])
@@ -87,31 +127,22 @@ def test_layer_norm_with_frozen_parameters_has_the_derivatives_of_torchs_own(tra
     if not leaves:
         pytest.skip("nothing to differentiate in")
 
-    def third(value: torch.Tensor) -> list[torch.Tensor]:
-        found = []
-        for _ in range(3):
-            grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
-            found += grads
-            value = sum((g * g * 0.3).sum() for g in grads)
-        return found
-
-    expected = third(torch.sin(module(x)).sum())
-    with CheapSecondDerivatives():
-        found = third(torch.sin(module(x)).sum())
+    expected = directional(torch.sin(module(x)).sum(), leaves)
+    with RightDerivatives():
+        found = directional(torch.sin(module(x)).sum(), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert_third_derivatives(lambda: torch.sin(module(x)).sum(), leaves)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_several_directions_in_one_backward_pass_equal_them_one_by_one(case):
     module, shape = CASES[case]
-    if case == "batch norm, train":
-        pytest.skip("torch's own")
     generator = torch.Generator().manual_seed(4)
     module = module.double()
     x = torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
     leaves = [x, *module.parameters()]
-    with CheapSecondDerivatives():
+    with RightDerivatives():
         grads = torch.autograd.grad(torch.sin(module(x)).sum(), leaves, create_graph=True)
     rows = [torch.randn(3, *leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
     together = torch.autograd.grad(grads, leaves, rows, retain_graph=True, is_grads_batched=True)
@@ -133,7 +164,7 @@ def test_a_model_that_uses_torch_func_itself_runs_on_torchs_own_operations():
     module = Mapped().double()
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4).requires_grad_()
     expected = derivatives(module, x, "both")
-    with CheapSecondDerivatives():
+    with RightDerivatives():
         found = derivatives(module, x, "both")
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -141,6 +172,32 @@ def test_a_model_that_uses_torch_func_itself_runs_on_torchs_own_operations():
 
 def test_operations_in_place_change_their_input_as_ever():
     x = torch.tensor([-1.0, 2.0])
-    with CheapSecondDerivatives():
+    with RightDerivatives():
         y = nn.ReLU(inplace=True)(x)
     assert y is x and x.tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_has_its_own_second_derivative_where_torchs_is_wrong(wrap, dim):
+    """Against the weight spelled out in simpler operations."""
+    generator = torch.Generator().manual_seed(6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the older interface is deprecated
+        module = wrap(nn.Linear(3, 4), dim=dim).double()
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    by_name = dict(module.named_parameters())
+    g, v = (
+        next(p for n, p in by_name.items() if n.endswith(some)) for some in (("_g", "original0"), ("_v", "original1"))
+    )
+    leaves = [g, v, module.bias]
+
+    def spelled_out() -> torch.Tensor:
+        dims = [d for d in range(2) if d != dim]
+        return torch.sin(x @ (g * v / v.square().sum(dims, keepdim=True).sqrt()).T + module.bias).sum()
+
+    expected = directional(spelled_out(), leaves, orders=3)
+    with RightDerivatives():
+        found = directional(torch.sin(module(x)).sum(), leaves, orders=3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

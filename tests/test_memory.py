@@ -13,12 +13,12 @@ import pytest
 import torch
 from test_basis import generator
 
-from pyhessian_spectra import EmpiricalRisk, analyze
-from pyhessian_spectra.analysis.doctor import examine
-from pyhessian_spectra.analysis.recipe import Recipe
+from pyhessian_spectra import EmpiricalRisk, Settings, analyze
 from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.runs.doctor import examine
 from pyhessian_spectra.spectra import basis as basis_module
 from pyhessian_spectra.spectra.basis import readable
+from pyhessian_spectra.spectra.cost import bytes_needed, bytes_of_basis
 
 K, STEPS, MOST = 4, 20, 60
 _CONSTANT = 40 * 2**20
@@ -37,7 +37,7 @@ risk.gradient()
 op = HessianOperator(risk)
 op @ torch.ones(risk.n)
 op @ torch.ones(risk.n)
-linearisation = op._kept_bytes
+linearisation = op.linearised_bytes
 del op
 before, peak, running = process.memory_info().rss, 0, True
 
@@ -55,7 +55,7 @@ found = analyze(
 )
 running = False
 watcher.join()
-facts = found.full.spectrum.metadata
+facts = found.full.spectrum.facts
 print(json.dumps({"grown": peak - before, "linearisation": linearisation, "n": risk.n, **facts}))
 """
 
@@ -85,13 +85,14 @@ def test_a_report_takes_the_linearisation_and_the_basis_and_a_fifth_more():
     basis, result = MOST * row, 2 * K * row
     assert found["grown"] <= 1.2 * (found["linearisation"] + basis) + result + _CONSTANT
     # and the doctor's forecast holds
-    recipe = Recipe(k=K, steps=STEPS, max_steps=MOST, exact_limit=0)
-    forecast = recipe.memory(found["n"], torch.float32) + recipe.basis(found["n"], torch.float32)[2]
+    settings = Settings(num_eigenvalues=K, num_steps=STEPS, max_steps=MOST, exact_limit=0)
+    forecast = bytes_needed(settings, found["n"], torch.float32)
+    forecast += bytes_of_basis(settings, found["n"], torch.float32)[2]
     assert found["grown"] <= found["linearisation"] + forecast + _CONSTANT
 
 
-def sentences(recipe: Recipe) -> list[tuple[str, str]]:
-    return [(finding.level, finding.sentence) for finding in examine(network(8), recipe, layers=False)]
+def sentences(settings: Settings) -> list[tuple[str, str]]:
+    return [(finding.level, finding.sentence) for finding in examine(network(8), settings, layers=False)]
 
 
 def free(monkeypatch, *, memory: int, disk: int) -> None:
@@ -101,32 +102,30 @@ def free(monkeypatch, *, memory: int, disk: int) -> None:
 
 
 def test_the_doctor_says_what_of_the_basis_will_lie_where(monkeypatch):
-    recipe = Recipe(k=K, steps=STEPS, max_steps=MOST, exact_limit=0)
-    least, expected, most = recipe.basis(network(8).n, torch.float32)
+    settings = Settings(num_eigenvalues=K, num_steps=STEPS, max_steps=MOST, exact_limit=0)
+    least, expected, most = bytes_of_basis(settings, network(8).n, torch.float32)
     row = network(8).n * 4
     assert (least, expected, most) == (STEPS * row, 9 * K * row, MOST * row)
     said = f"about {readable(expected)} for the Krylov basis, at most {readable(most)}"
     free(monkeypatch, memory=10 * most, disk=0)
-    assert ("ok", f"{said}: kept in memory: {readable(most)}") in sentences(recipe)
+    assert ("ok", f"{said}: kept in memory: {readable(most)}") in sentences(settings)
     free(monkeypatch, memory=2 * 100 * 1024, disk=10 * most)
-    assert ("ok", f"{said}: 100 KiB in memory, {readable(most - 100 * 1024)} on disk") in sentences(recipe)
+    assert ("ok", f"{said}: 100 KiB in memory, {readable(most - 100 * 1024)} on disk") in sentences(settings)
     free(monkeypatch, memory=2 * 100 * 1024, disk=2 * 100 * 1024)
-    levels = {sentence: level for level, sentence in sentences(recipe) if "Krylov basis" in sentence}
+    levels = {sentence: level for level, sentence in sentences(settings) if "Krylov basis" in sentence}
     assert list(levels.values()) == ["WARN"] and "restarts sooner" in next(iter(levels))
     free(monkeypatch, memory=2 * 100 * 1024, disk=0)
     with pytest.raises(
         OutOfMemoryError, match=f"{readable(least)} does not fit: 100 KiB would be kept in memory.*TMPDIR"
     ):
-        sentences(recipe)
+        sentences(settings)
 
 
 def test_a_dense_matrix_needs_no_basis():
-    recipe = Recipe()
-    assert (
-        recipe.basis(2000, torch.float32) == (0, 0, 0)
-        and 16 * 2000**2 < recipe.memory(2000, torch.float32) < 32 * 2000**2
-    )
-    assert not any("Krylov" in sentence for _, sentence in sentences(recipe))
+    settings = Settings()
+    assert bytes_of_basis(settings, 2000, torch.float32) == (0, 0, 0)
+    assert 16 * 2000**2 < bytes_needed(settings, 2000, torch.float32) < 32 * 2000**2
+    assert not any("Krylov" in sentence for _, sentence in sentences(settings))
 
 
 def test_a_budget_sends_the_lanczos_vectors_to_disk_and_changes_no_number():
@@ -138,6 +137,6 @@ def test_a_budget_sends_the_lanczos_vectors_to_disk_and_changes_no_number():
         analyze(risk, memory_budget=budget, generator=torch.Generator().manual_seed(0), **settings).full
         for budget in (None, 2**10)
     )
-    assert "disk" in spilled.spectrum.metadata["basis"] and "disk" not in kept.spectrum.metadata["basis"]
+    assert "disk" in spilled.spectrum.facts["basis"] and "disk" not in kept.spectrum.facts["basis"]
     np.testing.assert_array_equal(spilled.largest.eigenvalues, kept.largest.eigenvalues)
     np.testing.assert_array_equal(spilled.spectrum.nodes, kept.spectrum.nodes)

@@ -78,7 +78,7 @@ def test_6_a_low_rank_gauss_newton_matrix_ends_lanczos_exactly():
     model = nn.Linear(30, 3).double()
     op = GGNOperator(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, torch.tensor([0, 2]))))
     spectrum = slq(op, num_probes=4, num_steps=50, generator=generator(1))  # rank at most N (C - 1) = 4
-    assert spectrum.metadata["steps"] <= 6
+    assert spectrum.facts["steps"] <= 6
     dense = np.linalg.eigvalsh(op.to_dense().numpy())
     for nodes, weights in zip(spectrum.nodes, spectrum.weights, strict=True):
         np.testing.assert_allclose(nodes[weights > 1e-12][-4:], dense[-4:], rtol=1e-9)

@@ -32,7 +32,7 @@ from pyhessian_spectra.plots import (
 )
 from pyhessian_spectra.plots.density import known_others
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_with_error, trace_error
-from pyhessian_spectra.spectra.results import Spectrum
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def exact():
 
 def sampled(eigenvalues):
     """The same eigenvalues as a spectrum that has to be smoothed."""
-    return dataclasses.replace(Spectrum.from_eigenvalues(eigenvalues), exact=False)
+    return dataclasses.replace(Spectrum.from_eigenvalues(eigenvalues), exact=False, num_atoms=0)
 
 
 def density_line(ax):
@@ -107,13 +107,13 @@ def test_the_density_integrates_to_the_number_of_eigenvalues(slq):
     axis = EigenvalueAxis.fit([slq.full.spectrum])
     profile = axis.profile(slq.full.spectrum)
     total = np.trapezoid(profile.counts, axis.decades(profile.values)) / axis.width
-    assert total == pytest.approx(slq.full.size, rel=1e-3)
+    assert total == pytest.approx(slq.full.n, rel=1e-3)
 
 
 def test_exact_histogram_counts_every_eigenvalue(exact):
     profile = EigenvalueAxis.fit([exact.full.spectrum]).profile(exact.full.spectrum)
     counts = profile.counts[::2]
-    assert counts.sum() == pytest.approx(exact.full.size)
+    assert counts.sum() == pytest.approx(exact.full.n)
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
 
 
@@ -268,10 +268,10 @@ def test_the_light_band_of_a_density_holds_at_its_confidence_what_the_eigenvalue
 
 def test_bounds_rely_on_the_interval_of_the_others_only_where_the_atoms_are_the_marked_pairs():
     values = network_eigenvalues(np.random.default_rng(2), 500)
-    spectrum = Spectrum(values[None, 10:], np.full((1, 490), 1 / 490), 500)
+    spectrum = Spectrum(values[None, 10:], np.full((1, 490), 1 / 490), 500, num_atoms=0, dtype="float64")
     top = pairs(values[-10:], relative=1e-8, others=(-1.0, 1.0))
     assert known_others(spectrum, [top]) is None
-    assert known_others(dataclasses.replace(spectrum, metadata={"atoms": 10}), [top]) == (-1.0, 1.0)
+    assert known_others(dataclasses.replace(spectrum, num_atoms=10), [top]) == (-1.0, 1.0)
 
 
 def test_an_exact_cdf_has_no_band(exact):

@@ -21,10 +21,11 @@ from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.fits import fit_semicircle
 from pyhessian_spectra.analysis.result import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.notes import Note
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, trace_error
 from pyhessian_spectra.report import format_with_error, results_schema, write_report
 from pyhessian_spectra.report.tables import share_text
-from pyhessian_spectra.spectra.results import Spectrum
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 HOSTILE = "<script>alert('x')</script>&\"$\\frac$"
 
@@ -94,7 +95,7 @@ def several(slq, tmp_path_factory):
 def hostile(tmp_path_factory):
     analysis = exact_analysis(f"runs/{HOSTILE}", n=200, note=HOSTILE)
     layers = {HOSTILE: analysis.full, "x" * 300: analysis.full}
-    analysis = dataclasses.replace(analysis, layers=layers, notes=(HOSTILE,))
+    analysis = dataclasses.replace(analysis, layers=layers, notes=(Note("data", HOSTILE),))
     return write_report([analysis, analysis], tmp_path_factory.mktemp("hostile"), reproduce=[HOSTILE])
 
 
@@ -198,11 +199,11 @@ def test_what_did_not_converge_stands_before_the_results(slq, single):
     total = slq.full.unconverged + sum(block.unconverged for block in slq.layers.values())
     assert start < results and f"{total} of 80 eigenpairs" in words
     assert "layer1.0.conv1 2 of 16" in words[start:results]
-    assert slq.notes[0] in words[start:results]
+    assert slq.notes[0].text in words[start:results]
 
 
 def test_full_convergence_is_said_with_the_largest_residual(tmp_path):
-    words = Page(write_report([exact_analysis(layers=False, tolerance=1e-6)], tmp_path)).words()
+    words = Page(write_report([exact_analysis(layers=False, tol=1e-6)], tmp_path)).words()
     assert "Everything converged All 16 eigenpairs met the tolerance (1×10⁻⁶); the largest residual is" in words
     assert "What did not converge" not in words
 
@@ -394,7 +395,7 @@ def test_an_analysis_of_a_network_satisfies_the_schema_and_makes_a_report(tmp_pa
     risk = EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, y))
     analysis = analyze(risk, num_eigenvalues=3, num_steps=20, exact_limit=exact_limit, generator=generator)
     assert analysis.full.spectrum.exact is (exact_limit > 0)
-    required = problem("net.pt", analysis.full.size) | dict(analysis.problem)
+    required = problem("net.pt", analysis.full.n) | dict(analysis.problem)
     doc = document([dataclasses.replace(analysis, problem=required)], tmp_path)
     jsonschema.validate(doc, results_schema())
     assert {"lower", "upper"} <= doc["full"]["largest"][0].keys() and "interval95" in doc["full"]["trace"]
@@ -407,7 +408,7 @@ DAMAGES = {
     "residual missing": lambda doc: doc["full"]["largest"][0].pop("residual"),
     "half an interval": lambda doc: doc["full"]["largest"][0].pop("upper"),
     "half a bound": lambda doc: doc["full"].update(others=[1.0]),
-    "other version": lambda doc: doc.update(schema_version=2),
+    "other version": lambda doc: doc.update(schema_version=3),
     "both forms": lambda doc: doc.update(checkpoints=[]),
     "a layer without trace": lambda doc: doc["layers"]["fc1"].pop("trace"),
     "nested fact": lambda doc: doc["problem"].update(extra={"a": 1}),

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from problems import CASES, relu_mlp
 from torch import nn
 
-from pyhessian_spectra import EmpiricalFisherOperator, EmpiricalRisk, GGNOperator, HessianOperator, analyze, eigh
+from pyhessian_spectra import (
+    EmpiricalFisherOperator,
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    Partition,
+    analyze,
+    eigh,
+)
 from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -136,11 +144,11 @@ def test_layer_blocks_of_relu_networks_are_those_of_the_gauss_newton_matrix(pool
         risk = relu_mlp()
     hessian, ggn = HessianOperator(risk).to_dense(), GGNOperator(risk).to_dense()
     scale = float(hessian.abs().max())
-    for names in risk.layout.layers().values():
-        index = risk.layout.indices(names)
-        block = hessian[index][:, index]
+    for group in Partition.by_module(risk.layout):
+        index = group.indices
+        block, own = hessian[index][:, index], HessianOperator(risk.restrict(group.names)).to_dense()
         torch.testing.assert_close(block, ggn[index][:, index], rtol=0, atol=1e-13 * scale)
-        torch.testing.assert_close(HessianOperator(risk.restrict(names)).to_dense(), block, rtol=0, atol=1e-13 * scale)
+        torch.testing.assert_close(own, block, rtol=0, atol=1e-13 * scale)
         assert float(torch.linalg.eigvalsh(block)[0]) > -1e-13 * scale
     assert float(hessian.trace()) == pytest.approx(float(ggn.trace()), rel=1e-13)
     assert float((hessian - ggn).abs().max()) > 1e-3 * scale  # the blocks across layers do differ
@@ -217,7 +225,7 @@ def test_wrong_arguments_are_told_with_the_remedy():
     x, y = batch()
     refused("must be a torch.nn.Module", model=lambda x: x)
     refused("mode must be 'eval' or 'train', got 'test'", mode="test")
-    refused("use reduction='mean'", loss=nn.CrossEntropyLoss(reduction="sum"))
+    refused("use reduction='mean' or 'sum'", loss=nn.CrossEntropyLoss(reduction="none"))
     refused("pass a list or a DataLoader", data=iter([(x, y)]))
     refused("data is empty", data=[])
     refused("every batch has weight 0", data=(x, torch.full_like(y, -100)))
@@ -241,7 +249,7 @@ def test_data_that_change_between_passes_are_refused():
             return iter([(x, y)] if self.passes == 1 else [(x[:3], y[:3])])
 
     risk = EmpiricalRisk(linear(), LOSS, Shrinking())
-    _ = risk.survey
+    _ = risk.num_examples
     with pytest.raises(InputError, match="must give the same examples each time"):
         risk.loss()
 

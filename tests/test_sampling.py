@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from passes import run_pass
 from problems import CASES
 from torch import nn
 
-from pyhessian_spectra import EmpiricalRisk, HessianOperator, LinearOperator, analyze
+from pyhessian_spectra import EmpiricalRisk, HessianOperator, Meter, Partition, analyze
 from pyhessian_spectra.analysis.sampling import eigenvalue_errors, jackknife, section_traces, trace_error
 from pyhessian_spectra.spectra.forms import FormsRecorder
-from pyhessian_spectra.spectra.krylov import krylov_pass
+from pyhessian_spectra.spectra.operator import TermwiseOperator, observe
 
 
-class Mean(LinearOperator):
+class Mean(TermwiseOperator):
     """The weighted mean of dense matrices (b, n, n)."""
 
     def __init__(self, weights, matrices):
@@ -24,9 +25,8 @@ class Mean(LinearOperator):
     def _matvec(self, v):
         return sum(w * (a @ v) for w, a in zip(self.weights, self.matrices, strict=True))
 
-    def _terms(self, v):
-        for w, a in zip(self.weights, self.matrices, strict=True):
-            yield float(w), a @ v
+    def _observe(self, v, look):
+        return self._matvec(v), torch.as_tensor(self.weights), torch.stack([look(a @ v) for a in self.matrices])
 
 
 def covariances(generator, batches, size, n=12, spread=None):
@@ -47,15 +47,15 @@ def recorded(op, vectors, probes=(), sections=None):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_terms_of_a_hessian_are_those_of_its_batches_and_cost_one_product(case):
     risk = case()
-    op = HessianOperator(risk)
+    op = Meter(HessianOperator(risk))
     v = torch.randn(risk.n, generator=torch.Generator().manual_seed(0), dtype=risk.dtype)
-    terms = list(op.terms(v))
-    assert op.num_matvecs == 1
-    assert sum(weight for weight, _ in terms) == pytest.approx(1.0, rel=1e-12)
-    whole = op @ v
-    total = sum(weight * term for weight, term in terms)
-    assert torch.allclose(total, whole, rtol=0, atol=100 * torch.finfo(risk.dtype).eps * float(whole.abs().max() + 1))
-    assert len(terms) == risk.survey.num_batches
+    product, weights, terms = observe(op, v, lambda term: term.double())
+    assert op.num_products == 1
+    assert float(weights.sum()) == pytest.approx(1.0, rel=1e-12)
+    rounding = 100 * torch.finfo(risk.dtype).eps * float(product.abs().max() + 1)
+    torch.testing.assert_close(product, op @ v, rtol=0, atol=0)
+    torch.testing.assert_close((weights @ terms).to(product), product, rtol=0, atol=rounding)
+    assert len(terms) == risk.num_batches
 
 
 def test_the_jackknife_of_a_mean_of_unequal_batches_is_unbiased_for_its_variance():
@@ -145,7 +145,7 @@ def test_95_percent_intervals_of_layer_traces_cover_the_truth_over_200_seeds():
     truth = [float(matrix.diagonal()[part].sum()) for part in (slice(0, 20), slice(20, 60))]
     covered = np.zeros(2)
     for seed in range(200):
-        found = krylov_pass(
+        found = run_pass(
             op,
             k=2,
             num_probes=2,
@@ -179,15 +179,15 @@ def test_an_analysis_gives_sampling_errors_and_layer_traces_that_survive_saving(
     full, diagonal = analysis.full, HessianOperator(risk).to_dense().diagonal()
     assert full.largest.data_stderr.shape == full.smallest.data_stderr.shape == (3,)
     assert np.all(full.largest.data_stderr > 0) and full.trace.data_stderr > 0
-    assert list(full.layer_traces) == ["0", "2"]
-    for name, trace in full.layer_traces.items():
+    assert list(full.group_traces) == ["0", "2"]
+    for name, trace in full.group_traces.items():
         low, high = trace.interval(0.999)
-        truth = float(diagonal[risk.layout.indices(risk.layout.layers()[name])].sum())
+        truth = float(diagonal[Partition.by_module(risk.layout)[name].indices].sum())
         assert low <= truth <= high and trace.stderr < 0.3 * truth
     analysis.save(tmp_path / "a")
     again = type(analysis).load(tmp_path / "a").full
     np.testing.assert_array_equal(again.largest.data_stderr, full.largest.data_stderr)
-    assert again.layer_traces == full.layer_traces and again.trace == full.trace
+    assert again.group_traces == full.group_traces and again.trace == full.trace
 
 
 def test_one_batch_has_no_sampling_error_and_says_so_by_none():
@@ -195,7 +195,7 @@ def test_one_batch_has_no_sampling_error_and_says_so_by_none():
         classification(60, 60), exact_limit=10, layers=False, generator=torch.Generator().manual_seed(0)
     ).full
     assert full.largest.data_stderr is None and full.trace.data_stderr is None
-    assert all(trace.data_stderr is None for trace in full.layer_traces.values())
+    assert all(trace.data_stderr is None for trace in full.group_traces.values())
 
 
 def test_batches_drawn_anew_for_each_product_give_no_sampling_error():
@@ -224,8 +224,8 @@ def test_an_exact_analysis_has_the_same_sampling_errors_as_one_without_the_matri
     np.testing.assert_allclose(exact.largest.data_stderr, free.largest.data_stderr, rtol=1e-2)
     np.testing.assert_allclose(exact.smallest.data_stderr, free.smallest.data_stderr, rtol=1e-2)
     diagonal = HessianOperator(risk).to_dense().diagonal()
-    for name, trace in exact.layer_traces.items():
-        part = risk.layout.indices(risk.layout.layers()[name])
+    for name, trace in exact.group_traces.items():
+        part = Partition.by_module(risk.layout)[name].indices
         assert trace.stderr == 0 and trace.value == pytest.approx(float(diagonal[part].sum()), rel=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import CASES
 
-from pyhessian_spectra import HessianOperator, MatrixOperator, Spectrum, eigh, eigsh, lanczos, slq, trace
+from pyhessian_spectra import HessianOperator, MatrixOperator, Meter, Spectrum, eigh, eigsh, lanczos, slq, trace
 from pyhessian_spectra.errors import ConvergenceError, InputError
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -95,7 +95,9 @@ def test_the_bounds_of_a_cdf_hold_what_the_probe_sees(case, num_steps, deflated)
 
 
 def test_the_bounds_of_a_cdf_are_a_weight_apart_at_the_nodes_and_no_more_than_two_between_them():
-    spectrum = Spectrum(np.array([[0.0, 1.0, 2.0, 2.0]]), np.array([[0.2, 0.5, 0.3, 0.0]]), 10)
+    spectrum = Spectrum(
+        np.array([[0.0, 1.0, 2.0, 2.0]]), np.array([[0.2, 0.5, 0.3, 0.0]]), 10, num_atoms=0, dtype="float64"
+    )
     lower, upper = spectrum.cdf_bounds([0.0, 1.0, 2.0])
     np.testing.assert_allclose([lower, upper], [[0.0, 0.2, 0.7], [0.2, 0.7, 1.0]])
     lower, upper = spectrum.cdf_bounds([-1.0, 0.5, 1.5, 3.0])
@@ -186,7 +188,7 @@ def test_everything_scales_with_the_operator(scale):
 def test_a_low_rank_operator_ends_lanczos_without_nan():
     vectors = torch.randn(50, 3, generator=generator(), dtype=torch.float64)
     spectrum = slq(MatrixOperator(vectors @ vectors.T), num_probes=3, num_steps=30, generator=generator(1))
-    assert spectrum.metadata["steps"] <= 5  # three eigenvalues and zero, and perhaps one vector of rounding
+    assert spectrum.facts["steps"] <= 5  # three eigenvalues and zero, and perhaps one vector of rounding
     expected = np.linalg.eigvalsh((vectors.T @ vectors).numpy())
     for nodes, weights in zip(spectrum.nodes, spectrum.weights, strict=True):
         np.testing.assert_allclose(nodes[weights > 1e-12][-3:], expected, rtol=1e-10)
@@ -249,15 +251,17 @@ def test_density_integrates_to_the_mass_on_the_grid_and_is_not_renormalised():
 )
 def test_what_is_not_a_measure_is_refused(nodes, weights):
     with pytest.raises(InputError, match="must"):
-        Spectrum(np.array(nodes), np.array(weights), 2)
+        Spectrum(np.array(nodes), np.array(weights), 2, num_atoms=0, dtype="float64")
 
 
 def test_operator_algebra_counts_products_and_refuses_what_does_not_fit():
     a, b = with_spectrum(np.arange(6.0)), with_spectrum(np.arange(6.0), seed=1)
-    combined = 2 * a - b
+    counted = Meter(a)
+    combined = Meter(2 * counted - b)
     v = torch.randn(6, 3, generator=generator(), dtype=torch.float64)
     torch.testing.assert_close(combined @ v, 2 * (a @ v) - b @ v)
-    assert combined.num_matvecs == 3 and a.num_matvecs == 6
+    assert combined.num_products == counted.num_products == 3
+    assert combined.kind == "2 matrix - matrix"
     np.testing.assert_allclose(combined.to_scipy() @ v.numpy(), (combined @ v).numpy())
     with pytest.raises(InputError, match="multiplies tensors of shape"):
         combined @ torch.ones(5, dtype=torch.float64)

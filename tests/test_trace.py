@@ -60,7 +60,7 @@ def test_the_standard_error_is_honest_over_many_seeds(method):
     assert abs(np.mean([e.value for e in estimates]) - eigenvalues.sum()) < 4 * np.std(
         [e.value for e in estimates]
     ) / np.sqrt(200)
-    assert all(e.num_matvecs == 30 for e in estimates)
+    assert all(e.num_products == 30 for e in estimates)
 
 
 def test_frobenius_norm_covers_the_truth():

@@ -28,8 +28,8 @@ _PLACES = {
 }
 _ARGUMENTS = "One or more checkpoints of one network, in the order of training."
 _UNITS = {"eigenvalue": "loss", "residual": "loss", "seconds": "s", "seconds_per_product": "s"}
-_UNITS |= {"seconds_per_gradient": "s", "n": "parameters", "N": "examples", "size": "parameters"}
-_UNITS |= {"products": "products", "num_matvecs": "products", "value": "loss", "stderr": "loss"}
+_UNITS |= {"seconds_per_gradient": "s", "n": "parameters", "N": "examples", "num_atoms": "eigenvalues"}
+_UNITS |= {"num_products": "products", "value": "loss", "stderr": "loss"}
 _UNITS |= {"lower": "loss", "upper": "loss", "others": "loss", "interval95": "loss"}
 
 

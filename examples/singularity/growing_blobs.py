@@ -10,7 +10,7 @@ import torch
 from common import LEARNED, LOSS, Finding, blobs, mode, network, new_figure, parse, quantiles, radius, size, write
 
 from pyhessian_spectra.analysis.bulk import split_bulk
-from pyhessian_spectra.curvature.ensemble import ensemble_eigenvalues, sphere_starts, train_ensemble
+from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts, train_ensemble
 
 
 def main(argv: list[str] | None = None) -> None:

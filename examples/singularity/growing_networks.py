@@ -26,7 +26,7 @@ from common import (
 from pyhessian_spectra import GGNOperator, HessianOperator
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.symmetry import check_ggn_rank, check_relu_rescaling, check_softmax_shift
-from pyhessian_spectra.curvature.ensemble import ensemble_eigenvalues, sphere_starts, train_ensemble
+from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts, train_ensemble
 from pyhessian_spectra.plots import plot_matrix, plot_profiles
 
 #: An eigenvalue below this part of the largest belongs to the mass near zero.

@@ -13,7 +13,7 @@ from common import LOSS, Finding, fan_in_start, images, network, new_figure, par
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pyhessian_spectra.curvature.ensemble import train_ensemble
+from pyhessian_spectra.ensembles import train_ensemble
 
 LINES = ("same start: GD to SGD", "orthogonal starts: GD to GD")
 
@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     for first, second in zip(starts[::2], starts[1::2], strict=True):
         second -= first * (first @ second) / (first @ first)
         second *= first.norm() / second.norm()
-    descended = train_ensemble(model, LOSS, data, starts, step=step, tolerance=1e-3, max_iterations=limit, memory=2**28)
+    descended = train_ensemble(
+        model, LOSS, data, starts, step=step, tolerance=1e-3, max_iterations=limit, memory_budget=2**28
+    )
     print(descended, flush=True)
     # as many updates as gradient descent takes, of the same length
     passes = max(1, limit * batch // count)

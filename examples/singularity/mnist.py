@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyhessian_spectra import HessianOperator, Spectrum
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
-from pyhessian_spectra.curvature.ensemble import train_ensemble
+from pyhessian_spectra.ensembles import train_ensemble
 
 INPUTS, MOMENTS = ("images", "random inputs"), ("before", "after")
 
@@ -39,7 +39,14 @@ def main(argv: list[str] | None = None) -> None:
             for kind in INPUTS:
                 flat = fan_in_start(model, options.seed + start)
                 trained = train_ensemble(
-                    model, LOSS, data[kind], flat[None], step=step, tolerance=1e-3, max_iterations=limit, memory=2**30
+                    model,
+                    LOSS,
+                    data[kind],
+                    flat[None],
+                    step=step,
+                    tolerance=1e-3,
+                    max_iterations=limit,
+                    memory_budget=2**30,
                 )
                 for moment, at in zip(MOMENTS, (flat, trained.parameters[0]), strict=True):
                     clock = time.perf_counter()

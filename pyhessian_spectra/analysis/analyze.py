@@ -10,71 +10,51 @@ from typing import Any
 
 import torch
 
-from pyhessian_spectra.analysis.journal import open_journal
-from pyhessian_spectra.analysis.recipe import Recipe
+from pyhessian_spectra.analysis.operators import built, diagonalise, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.analysis.watched import Ledger, Progress, Watched
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
-from pyhessian_spectra.curvature.operators import RiskOperator
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
+from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.errors import InputError, Interrupted
-from pyhessian_spectra.spectra.lanczos import fresh_generator
+from pyhessian_spectra.notes import Note
+from pyhessian_spectra.runs.journal import Journal, open_journal
+from pyhessian_spectra.runs.watch import Ledger, Progress, watched
+from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Meter, Settings
+from pyhessian_spectra.spectra.basis import readable
+from pyhessian_spectra.spectra.cost import forecast_products, is_dense
+from pyhessian_spectra.spectra.space import fresh_generator
 
-# A layer's lower edge is a cluster at zero, on which most products would be spent for digits of nothing: residuals of
-# this size, relative to the norm, are good enough there.
+# A layer's lower edge is a cluster at zero, where more digits would take most of the products: residuals of this size,
+# relative to the norm, are good enough there.
 _LAYER_ATOL = 1e-4
 
 
 def analyze(
     risk: EmpiricalRisk,
+    settings: Settings | None = None,
     *,
-    num_eigenvalues: int = 10,
-    num_probes: int = 2,
-    num_steps: int = 40,
-    exact_limit: int = 3000,
-    layers: bool | Sequence[str] = True,
-    tol: float = 1e-4,
-    max_steps: int = 300,
-    rtol: float = 0.02,
-    trace_probes: int = 30,
-    memory_budget: int | None = None,
-    matrix: Callable[..., RiskOperator] = HessianOperator,
+    layers: bool | GroupSpec = True,
+    matrix: Callable[[EmpiricalRisk], LinearOperator] = HessianOperator,
     problem: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
     journal: str | os.PathLike[str] | None = None,
+    **fields: Any,
 ) -> SpectralAnalysis:
-    """Analyse the Hessian of a risk: edges, density, trace and Frobenius norm, of the whole and of each layer.
+    """Analyse a curvature matrix of a risk: all that :func:`analyze_operator` gives, of the whole and of each layer.
 
-    Up to ``exact_limit`` parameters the matrix is built and diagonalised in float64, and the layers are its diagonal
-    blocks. Beyond it one Krylov pass gives everything: a Lanczos process runs until both edges have
-    converged; stochastic Lanczos quadrature on their complement gives the density, its first two moments the trace and
-    the Frobenius norm, and its Ritz values a bound on what may have been missed.
+    Where the whole matrix is built, the layers are its diagonal blocks; beyond that each takes products of its own.
 
     Parameters
     ----------
     risk : EmpiricalRisk
-    num_eigenvalues : int
-        Eigenpairs ``k`` at each edge, fewer where the matrix is too small.
-    num_probes, num_steps : int
-        Of the quadrature, where it is used; at least 2 probes.
-    exact_limit : int
-        Largest ``n`` for the dense path, which takes ``n`` products at most and ``24 n^2`` bytes.
-    layers : bool or sequence of str
-        True for each module that owns a weight of two or more dimensions, with its bias; names or globs of modules for
-        others; False for none.
-    tol : float
-        Residual asked of the edges, relative to each eigenvalue; what the products' rounding allows where that is more.
-        In layers also 1e-4 of the norm, since their lower edge is a cluster at zero.
-    max_steps : int
-        Most Lanczos steps of one process. Eigenpairs that have not converged by then are given, marked.
-    rtol, trace_probes : float, int
-        As many samples of the trace are taken as the spread of the first ten says that its 95 % interval needs to have
-        a half-width of ``rtol`` of its value, and at most ``trace_probes``; the result says which.
-    memory_budget : int, optional
-        Bytes that kept linearisations may take, and as many that the Lanczos vectors may, which go to disk beyond it;
-        default half of what is free, each.
+    settings : Settings, optional
+    layers : bool, Partition, str, int, sequence of str or mapping
+        True for each module that owns a weight of two or more dimensions, with its bias; False for none. A list of
+        names or globs takes the modules that own what they match; for others see :meth:`Partition.of`.
     matrix : callable
-        ``risk -> operator``; ``GGNOperator``, ``ResidualOperator`` and ``EmpiricalFisherOperator`` analyse those.
+        ``risk -> operator``: ``GGNOperator``, ``ResidualOperator``, ``EmpiricalFisherOperator``, or a function such as
+        ``lambda risk: HessianOperator(risk) + GGNOperator(risk)``. It is called again with the risk of each layer.
     problem : mapping, optional
         JSON scalars to record beside what is known of the risk itself, such as the checkpoint's name.
     generator : torch.Generator, optional
@@ -86,6 +66,8 @@ def analyze(
         arguments, ``analyze`` takes what is there from it and goes on, to the same numbers; called again when it has
         finished, it returns the analysis. What was kept of another checkpoint, other data or other settings is not
         used, and a note says so.
+    **fields
+        Fields of ``settings`` to replace, such as ``num_eigenvalues=5``.
 
     Returns
     -------
@@ -102,119 +84,143 @@ def analyze(
         raise InputError(
             f"analyze takes an EmpiricalRisk, got {type(risk).__name__}; pass EmpiricalRisk(model, loss_fn, data)"
         )
-    recipe = Recipe(
-        num_eigenvalues,
-        num_probes,
-        num_steps,
-        exact_limit,
-        tol,
-        max_steps,
-        rtol,
-        trace_probes,
-        memory_budget=memory_budget,
-    )
-    for_layers = replace(recipe, atol=_LAYER_ATOL)
-    names = chosen_layers(risk, layers)
-    seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
+    settings = (settings or Settings()).replace(**fields)
+    risk = risk.replace(memory_budget=settings.memory_budget)
+    groups = chosen_layers(risk.layout, layers)
+    drawn = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
+    processes = risk.sample.processes
+    seed = processes.from_first(drawn)
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
-    sizes = [risk.n, *(risk.restrict(p).n for p in names.values())]
-    forecasts = recipe.forecast(sizes)
-    ledger = Ledger(progress, forecasts)
+    op = matrix(risk)
+    sizes = [risk.n, *map(len, groups)]
+    forecasts = forecast_products(settings, sizes)
     kept = open_journal(
         journal,
         risk,
-        [recipe, for_layers, names, matrix.__name__],
+        [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind],
         seed=seed,
         drawn=generator is None,
         size=sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize,
     )
-    if kept.finished is not None:
-        return replace(kept.finished, problem={**kept.finished.problem, **(problem or {})})
-    seed = kept.seed
-    notes: list[str] = []
+    earlier = processes.from_first(_finished(kept) if processes.rank == 0 else None)
+    if earlier is not None:
+        return replace(earlier, problem={**earlier.problem, **(problem or {})})
+    run = _Run(risk, settings, groups, matrix, kept, Ledger(progress, forecasts))
+    facts = {
+        "n": risk.n,
+        "N": risk.num_examples,
+        "num_batches": risk.num_batches,
+        "mode": risk.mode,
+        "reduction": risk.reduction,
+        "dtype": str(risk.dtype).removeprefix("torch."),
+        "device": str(risk.device),
+        "matrix": op.kind,
+        "tol": settings.tol,
+        **(problem or {}),
+    }
 
-    def finish(layers: Mapping[str, BlockAnalysis]) -> SpectralAnalysis:
+    def result() -> SpectralAnalysis:
         timing = {
             "seconds": time.perf_counter() - start + kept.seconds,
-            "products": ledger.products,
-            "seconds_per_product": ledger.seconds_per_product,
+            "num_products": run.ledger.products,
+            "seconds_per_product": run.ledger.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
-        known = {
-            "n": risk.n,
-            "N": risk.num_examples,
-            "batches": risk.survey.num_batches,
-            "mode": risk.mode,
-            "dtype": str(risk.dtype).removeprefix("torch."),
-        }
-        known |= {"device": str(risk.device), "matrix": matrix.__name__.removesuffix("Operator"), "tolerance": tol}
-        return SpectralAnalysis(
-            {**known, **(problem or {})}, full, layers, timing, (*notes, *kept.remarks(ledger.products))
-        )
+        notes = (*run.notes, *kept.remarks(run.ledger.products))
+        return SpectralAnalysis(facts, run.full, run.layers, timing, notes)
 
-    def block(what: str, part: EmpiricalRisk, index: int) -> BlockAnalysis:
-        op = matrix(part, memory_budget=memory_budget)
-        watched = Watched(op, what, ledger, kept)
-        result = (for_layers if index else recipe).run(watched, part.layout, seed + index)
-        if result.unconverged:
-            total = len(result.largest) + len(result.smallest)
-            notes.append(
-                f"{result.unconverged} of {total} eigenpairs of {what} did not reach the tolerance within {max_steps} "
-                "Lanczos steps and as many of restarts; raise max_steps, or ask for fewer."
-            )
-        if index == 0:
-            notes.append(f"The linearisation at the parameters was {watched.linearisation}.")
-        ledger.close_block(what, index)
-        return result
-
-    if risk.n <= exact_limit:
-        op = matrix(risk, memory_budget=memory_budget)
-        dense, full = recipe.exact(Watched(op, "the whole matrix", ledger, kept), risk.layout, seed)
-        ledger.close_block("the whole matrix", 0)
-        indices = {name: risk.layout.indices(parameters) for name, parameters in names.items()}
-        blocks = {name: recipe.diagonalise(dense.block(i), risk.dtype) for name, i in indices.items()}
-        # the products of the whole matrix tell the sampling error of a layer's trace, where all of the layer was chosen
-        for name in set(full.layer_traces) & {name for name, p in names.items() if p in risk.layout.layers().values()}:
-            trace = replace(blocks[name].trace, data_stderr=full.layer_traces[name].data_stderr)
-            blocks[name] = replace(blocks[name], trace=trace)
-        return kept.finish(finish(blocks))
-    full = block("the whole network", risk, 0)
-    finished: dict[str, BlockAnalysis] = {}
     try:
-        for index, (name, parameters) in enumerate(names.items(), start=1):
-            finished[name] = block(f"layer {name}", risk.restrict(parameters), index)
+        run.analyse(op, kept.seed)
     except KeyboardInterrupt:
-        notes.append(f"Interrupted: {len(finished)} of {len(names)} layers were finished.")
-        raise Interrupted(f"{len(finished)} of {len(names)} layers were finished", finish(finished)) from None
-    return kept.finish(finish(finished))
+        if run.full is None or not groups:
+            raise
+        told = f"{len(run.layers)} of {len(groups)} layers were finished"
+        run.notes.append(Note("interrupted", f"Interrupted: {told}."))
+        raise Interrupted(told, result()) from None
+    analysis = result()
+    kept.finish(analysis.save)
+    return analysis
 
 
-def chosen_layers(risk: EmpiricalRisk, layers: bool | Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Parameter names by layer: all that own a matrix, or those asked for."""
-    groups = risk.layout.layers()
-    if layers is False:
-        return {}
-    if layers is True:
-        chosen = {name: group for name, group in groups.items() if any(len(risk.layout.shapes[p]) > 1 for p in group)}
-    else:
-        selected = set(risk.restrict(layers).layout.names)
-        chosen = {name: kept for name, group in groups.items() if (kept := tuple(p for p in group if p in selected))}
-    return {name or "(root)": group for name, group in chosen.items()}
+class _Run:
+    """The whole matrix, then its layers: what has been found of them so far."""
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        settings: Settings,
+        groups: Sequence[Group],
+        matrix: Callable[[EmpiricalRisk], LinearOperator],
+        journal: Journal,
+        ledger: Ledger,
+    ) -> None:
+        self._risk, self._settings, self._groups = risk, settings, groups
+        self._matrix, self._journal, self.ledger = matrix, journal, ledger
+        self.full: BlockAnalysis = None  # type: ignore[assignment]  # until it is found
+        self.layers: dict[str, BlockAnalysis] = {}
+        self.notes: list[Note] = []
+
+    def analyse(self, op: LinearOperator, seed: int) -> None:
+        """Fill ``full`` and ``layers``."""
+        settings, modules = self._settings, Partition.by_module(self._risk.layout)
+        whole = watched(op, "the whole matrix", self.ledger, self._journal)
+        if self._risk.n <= settings.exact_limit:
+            matrix, self.full = built(whole, settings, modules, seed)
+            self.ledger.close_block("the whole matrix", 0)
+            self.layers = {group.label: self._cut_out(matrix, group, modules) for group in self._groups}
+            return
+        self.full = self._own(whole, "the whole network", modules, seed, 0)
+        self._note_linearisation("the whole network")
+        for index, group in enumerate(self._groups, start=1):
+            what = f"layer {group.label}"
+            part = watched(block_operator(self._matrix, self._risk, group), what, self.ledger, self._journal)
+            own = Partition.by_module(self._risk.layout.restrict(group.names)) if group.whole else None
+            self.layers[group.label] = self._own(part, what, own, seed + index, index)
+
+    def _own(self, op: Meter, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
+        """What the products of one operator say."""
+        settings = self._settings
+        if is_dense(settings, op.n):
+            block = built(op, settings, partition, seed)[1]
+        else:
+            block = estimated(op, settings, partition, seed, atol=_LAYER_ATOL if index else 0.0)
+        if block.unconverged:
+            total = len(block.largest) + len(block.smallest)
+            text = (
+                f"{block.unconverged} of {total} eigenpairs of {what} did not reach the tolerance within "
+                f"{settings.max_steps} Lanczos steps and as many of restarts; raise max_steps, or ask for fewer."
+            )
+            self.notes.append(Note("unconverged", text))
+        self.ledger.close_block(what, index)
+        return block
+
+    def _cut_out(self, matrix: MatrixOperator, group: Group, modules: Partition) -> BlockAnalysis:
+        """A diagonal block of a matrix that is there; the products of the whole tell the data's error of its trace."""
+        entries = matrix.to_dense()[group.indices][:, group.indices]
+        block = diagonalise(MatrixOperator(entries), self._settings, self._risk.dtype)
+        same = modules.groups.get(group.label)
+        if same is None or not torch.equal(same.indices, group.indices):
+            return block
+        error = self.full.group_traces[group.label].data_stderr
+        return replace(block, trace=replace(block.trace, data_stderr=error))
+
+    def _note_linearisation(self, what: str) -> None:
+        facts = self.ledger.facts.get(what, {})
+        if "linearised" in facts:
+            size = f", {readable(facts['bytes'])}" if facts["bytes"] else ""
+            text = f"The linearisation at the parameters was {Linearised[facts['linearised']].value}{size}."
+            self.notes.append(Note("linearisation", text))
 
 
-def repeatable_gradient(risk: EmpiricalRisk) -> float:
-    """Seconds for one gradient, after checking that two of them agree."""
-    first = risk.gradient()
-    start = time.perf_counter()
-    second = risk.gradient()
-    norm = float(torch.linalg.vector_norm(first))  # waits for the device
-    seconds = time.perf_counter() - start
-    change = float(torch.linalg.vector_norm(first - second))
-    if change > torch.finfo(risk.dtype).eps ** 0.5 * norm:
-        raise InputError(
-            f"two gradients at the same parameters differ by {change / norm:.1%}: the data or the model draw at random "
-            "and the Hessian would change with every product; switch off augmentation and functional dropout, or load "
-            "the batches into a list first"
-        )
-    return seconds
+def _finished(journal: Journal) -> SpectralAnalysis | None:
+    """What an earlier run has finished, with a note that says so."""
+    if journal.finished is None:
+        return None
+    try:
+        analysis = SpectralAnalysis.load(journal.finished)
+    except InputError:
+        journal.forget_finished()
+        return None
+    notes = [note for note in analysis.notes if note.kind != "resumed"]
+    return replace(analysis, notes=(*notes, Note("resumed", "Resumed: the analysis was finished by an earlier run.")))

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from pyhessian_spectra.analysis.merged import MergedNodes, merge_nodes
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.eigen import ROUNDING
-from pyhessian_spectra.spectra.results import Floats, Spectrum
+from pyhessian_spectra.spectra.edges import ROUNDING
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # A gap must exceed the largest one inside the bulk by this factor. With nothing planted, at most 0.3 % of Wigner and
 # 3 % of Wishart matrices of order 20 to 400 (400 to 2,000 each) were split at this value.
@@ -68,8 +69,8 @@ class BulkEdge:
 
     Parameters
     ----------
-    size : int
-        Number of eigenvalues ``n``.
+    n : int
+        Number of eigenvalues.
     bulk : tuple of float
         Smallest and largest eigenvalue of the bulk.
     above, below : ndarray, float64, ascending
@@ -95,7 +96,7 @@ class BulkEdge:
         Why there is no edge above, below, or at all; empty when both sides have edges.
     """
 
-    size: int
+    n: int
     bulk: tuple[float, float]
     above: Floats
     below: Floats
@@ -173,7 +174,7 @@ def split_bulk(
         end inwards replace the quadrature there; of a SpectralAnalysis the full Hessian is taken.
     dtype : str or torch.dtype, optional
         Precision the operator was evaluated in, whose ``eps`` sets ``zero_threshold``; by default what the spectrum of
-        an analysis says of itself (``metadata["dtype"]``), else float64.
+        it says of itself.
     factor : float
         How many times the boundary must exceed the largest gap inside the bulk.
 
@@ -193,9 +194,9 @@ def split_bulk(
     if isinstance(source, SpectralAnalysis):
         dtype, source = dtype or source.problem.get("dtype"), source.full
     measured = merge_nodes(source)
-    dtype = dtype or measured.spectrum.metadata.get("dtype", "float64")
+    dtype = dtype or measured.spectrum.dtype
     values, weights = measured.values, measured.weights
-    units = measured.size if measured.exact else min(measured.size, ROUNDING)
+    units = measured.n if measured.exact else min(measured.n, ROUNDING)
     resolution = units * _eps(dtype) * float(np.abs(values).max())
     gaps, refusals = _boundaries(measured, resolution, factor)
     low = gaps["below"].upper if "below" not in refusals else values[0]
@@ -204,7 +205,7 @@ def split_bulk(
     upto_zero = measured.mass_upto(resolution)
     reasons = [refusals[side] for side in _SIDES if side in refusals]
     return BulkEdge(
-        size=measured.size,
+        n=measured.n,
         bulk=(float(low), float(high)),
         above=measured.distinct(values > high),
         below=measured.distinct(values < low),
@@ -224,7 +225,7 @@ def _boundaries(measured: MergedNodes, resolution: float, factor: float) -> tupl
     """The largest relative gap on each side, and why it is no boundary where it is none."""
     values, weights, residuals = measured.values, measured.weights, measured.residuals
     if values[-1] - values[0] <= resolution:
-        return {}, dict.fromkeys(_SIDES, f"all {measured.size} eigenvalues are equal to rounding")
+        return {}, dict.fromkeys(_SIDES, f"all {measured.n} eigenvalues are equal to rounding")
     standing = {}
     if (above := _largest_gap(values, weights)) is not None:
         standing["above"] = above

@@ -14,7 +14,8 @@ from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.merged import merge_nodes
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.results import Floats, Spectrum
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # Values of the law's distribution function are interpolated between this many points, equal steps of an angle: the
 # trapezoidal rule is then off by less than 1e-6.

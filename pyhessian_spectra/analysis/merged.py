@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # Quadrature nodes whose weight is below this part of an eigenvalue's mean weight 1/n are Ritz values on their way, not
 # eigenvalues: the squared normal component of a random probe is smaller with probability 8e-4 only.
@@ -32,9 +33,9 @@ class MergedNodes:
     spectrum: Spectrum
 
     @property
-    def size(self) -> int:
+    def n(self) -> int:
         """Number of eigenvalues."""
-        return self.spectrum.size
+        return self.spectrum.n
 
     @property
     def exact(self) -> bool:
@@ -73,7 +74,7 @@ def merge_nodes(source: Spectrum | BlockAnalysis | ArrayLike) -> MergedNodes:
         if not np.isfinite(values).all():
             raise InputError(f"{int((~np.isfinite(values)).sum())} eigenvalues are not finite; leave that run out")
         spectrum = Spectrum.from_eigenvalues(values)
-    used = spectrum.weights > _LIGHTEST / spectrum.size
+    used = spectrum.weights > _LIGHTEST / spectrum.n
     probes = np.broadcast_to(np.arange(spectrum.num_probes)[:, None], used.shape)[used]
     values, weights = spectrum.nodes[used], spectrum.weights[used] / spectrum.num_probes
     nodes = _ascending(values, weights, np.full(values.shape, np.nan), probes, spectrum)
@@ -114,10 +115,10 @@ def _with_atoms(nodes: MergedNodes, low: Eigenpairs, high: Eigenpairs, spectrum:
         kept &= nodes.values < high.eigenvalues[0] - slack
     atoms = np.concatenate([low.eigenvalues, high.eigenvalues])
     rest = nodes.weights[kept].sum()
-    share = (spectrum.size - len(atoms)) / spectrum.size / rest if rest else 0.0
+    share = (spectrum.n - len(atoms)) / spectrum.n / rest if rest else 0.0
     return _ascending(
         np.concatenate([nodes.values[kept], atoms]),
-        np.concatenate([nodes.weights[kept] * share, np.full(len(atoms), 1 / spectrum.size)]),
+        np.concatenate([nodes.weights[kept] * share, np.full(len(atoms), 1 / spectrum.n)]),
         np.concatenate([nodes.residuals[kept], low.residuals, high.residuals]),
         np.concatenate([nodes.probes[kept], np.full(len(atoms), -1)]),
         spectrum,

@@ -14,39 +14,41 @@ import numpy as np
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class BlockAnalysis:
-    """The spectrum of one diagonal block: the whole network, or one layer of it.
+    """What is known of the spectrum of one operator: of the whole matrix, or of a diagonal block of it.
 
     Parameters
     ----------
-    size : int
-        Number of parameters in the block.
+    n : int
+        Dimension.
     spectrum : Spectrum
     largest, smallest : Eigenpairs
         The ``k`` algebraically largest and smallest eigenpairs, each ascending.
     trace, frobenius : TraceEstimate
         ``tr A`` and ``||A||_F``.
-    products : int
+    num_products : int
         Products with this block that were spent on it.
-    layer_traces : mapping of str to TraceEstimate
-        Traces of the diagonal blocks of its layers, from the same products; by layer name, in the order of the model.
+    group_traces : mapping of str to TraceEstimate
+        Traces of its own diagonal blocks, by the labels of a partition, from the same products.
     """
 
-    size: int
+    n: int
     spectrum: Spectrum
     largest: Eigenpairs
     smallest: Eigenpairs
     trace: TraceEstimate
     frobenius: TraceEstimate
-    products: int
-    layer_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
+    num_products: int
+    group_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
 
     @property
     def unconverged(self) -> int:
@@ -68,25 +70,25 @@ class SpectralAnalysis:
     layers : mapping of str to BlockAnalysis
         Diagonal blocks by layer name, in the order of the model.
     timing : mapping
-        ``seconds``, ``products``, ``seconds_per_product``, ``seconds_per_gradient``.
-    notes : sequence of str
-        Sentences a reader of the report must see: what was not converged, not kept, or not finished.
+        ``seconds``, ``num_products``, ``seconds_per_product``, ``seconds_per_gradient``.
+    notes : sequence of Note
+        What a reader of the report must see: what was not converged, not kept, or not finished.
     """
 
     problem: Mapping[str, Any]
     full: BlockAnalysis
     layers: Mapping[str, BlockAnalysis] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[Note] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of ``results.json`` (schema version 1) for this checkpoint."""
+        """The entry of ``results.json`` (schema version 2) for this checkpoint."""
         return {
             "problem": dict(self.problem),
             "full": _block_to_json(self.full),
             "layers": {name: _block_to_json(block) for name, block in self.layers.items()},
             "timing": dict(self.timing),
-            "notes": list(self.notes),
+            "notes": [dataclasses.asdict(note) for note in self.notes],
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -142,7 +144,7 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
                 name: _block_from(block, arrays, f"{index}/layers/{name}") for name, block in entry["layers"].items()
             },
             timing=entry["timing"],
-            notes=tuple(entry["notes"]),
+            notes=tuple(Note(**note) for note in entry["notes"]),
         )
         for index, entry in enumerate(document.get("checkpoints", [document]))
     ]
@@ -174,16 +176,22 @@ def _trace_from(entry: Mapping[str, Any]) -> TraceEstimate:
 def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
     """One block; ``largest`` and ``smallest`` list the most extreme eigenvalue first."""
     return {
-        "size": block.size,
+        "n": block.n,
         "exact": block.spectrum.exact,
         "trace": _trace_to_json(block.trace),
         "frobenius": _trace_to_json(block.frobenius),
         "largest": _pairs_to_json(block.largest)[::-1],
         "smallest": _pairs_to_json(block.smallest),
         "others": None if block.largest.others is None else list(block.largest.others),
-        "spectrum": {"probes": block.spectrum.num_probes, **block.spectrum.metadata, "band": _band(block.spectrum)},
-        "products": block.products,
-        "layer_traces": {name: _trace_to_json(trace) for name, trace in block.layer_traces.items()},
+        "spectrum": {
+            "num_probes": block.spectrum.num_probes,
+            "num_atoms": block.spectrum.num_atoms,
+            "dtype": block.spectrum.dtype,
+            "band": _band(block.spectrum),
+            "facts": dict(block.spectrum.facts),
+        },
+        "num_products": block.num_products,
+        "group_traces": {name: _trace_to_json(trace) for name, trace in block.group_traces.items()},
     }
 
 
@@ -216,16 +224,22 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
             data_stderr=np.array([row["data_stderr"] for row in rows]) if rows and "data_stderr" in rows[0] else None,
         )
 
-    metadata = {key: value for key, value in entry["spectrum"].items() if key not in ("probes", "band")}
+    found = entry["spectrum"]
     return BlockAnalysis(
-        size=entry["size"],
+        n=entry["n"],
         spectrum=Spectrum(
-            arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["size"], entry["exact"], metadata
+            arrays[f"{prefix}/nodes"],
+            arrays[f"{prefix}/weights"],
+            entry["n"],
+            num_atoms=found["num_atoms"],
+            dtype=found["dtype"],
+            exact=entry["exact"],
+            facts=found["facts"],
         ),
         largest=pairs("largest"),
         smallest=pairs("smallest"),
         trace=_trace_from(entry["trace"]),
         frobenius=_trace_from(entry["frobenius"]),
-        products=entry["products"],
-        layer_traces={name: _trace_from(trace) for name, trace in entry.get("layer_traces", {}).items()},
+        num_products=entry["num_products"],
+        group_traces={name: _trace_from(trace) for name, trace in entry["group_traces"].items()},
     )

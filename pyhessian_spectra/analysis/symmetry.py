@@ -142,7 +142,7 @@ def check_ggn_rank(op: GGNOperator, *, num_outputs: int) -> RankCheck:
     """
     if num_outputs < 1:
         raise InputError(f"num_outputs must be at least 1, got {num_outputs}")
-    n = op.shape[0]
+    n = op.n
     magnitudes = np.sort(np.abs(eigh(op).eigenvalues))[::-1]
     bound = min(n, op.risk.num_examples * (num_outputs - 1))
     largest = float(magnitudes[0])
@@ -173,7 +173,7 @@ def _parameters(op: HessianOperator) -> Tensor:
 
 def _embed(op: HessianOperator, parts: dict[str, Tensor]) -> Tensor:
     """The flat vector (n,) with these parameters and zeros elsewhere."""
-    flat = torch.zeros(op.shape[0], dtype=op.dtype, device=op.device)
+    flat = torch.zeros(op.n, dtype=op.dtype, device=op.device)
     for name, part in parts.items():
         flat[op.risk.layout.slices[name]] = part.reshape(-1)
     return flat

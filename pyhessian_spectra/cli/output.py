@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyhessian_spectra.cli.lock import HeldError, held
+import filelock
+
 from pyhessian_spectra.errors import InputError
 
 # What a report's directory holds; --force replaces a directory of these, results.json among them, and no other.
@@ -102,16 +103,17 @@ def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False
     stage = Stage(place)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held(stage.lock))
+            stage.lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(stage.lock, timeout=0))
             stack.callback(stage.clean)
             _recover(place, stage)
             check_free(out, force=force, trained=trained)
             if fresh:
                 stage.forget()
             stage.new.mkdir()  # in a folder that only this user may enter, so that it has the usual permissions itself
-        except HeldError as error:
+        except filelock.Timeout:
             raise InputError(
-                f"another run (process {error}) is writing {out}; wait for it, or name another directory with --out"
+                f"another run is writing {out}; wait for it, or name another directory with --out"
             ) from None
         except OSError as error:
             raise InputError(f"{out} cannot be written: {error.strerror}; name another directory with --out") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,17 +16,18 @@ import torch
 from tqdm import tqdm
 
 from pyhessian_spectra.analysis.analyze import analyze
-from pyhessian_spectra.analysis.doctor import examine
-from pyhessian_spectra.analysis.journal import AFRESH, RESUMED
-from pyhessian_spectra.analysis.recipe import Recipe
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
+from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
+from pyhessian_spectra.notes import Note
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
-from pyhessian_spectra.problems.factory import load_problem
+from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
+from pyhessian_spectra.runs.doctor import examine
+from pyhessian_spectra.spectra.settings import Settings
 
 _MATRICES = {
     "hessian": HessianOperator,
@@ -35,11 +38,13 @@ _MATRICES = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Options of a command: keyword arguments of ``load_problem`` and of ``analyze``, and the seed."""
+class Request:
+    """What a command was asked: arguments of ``load_problem``, the settings, and the other arguments of ``analyze``."""
 
     problem: Mapping[str, Any]
-    analysis: Mapping[str, Any]
+    settings: Settings
+    matrix: Callable[..., Any]
+    layers: bool | Sequence[str]
     seed: int
 
     @classmethod
@@ -47,37 +52,28 @@ class Settings:
         cls,
         *,
         matrix: str,
-        eigenvalues: int,
-        probes: int,
-        steps: int,
-        exact_limit: int,
-        tol: float,
-        max_steps: int,
-        rtol: float,
-        trace_probes: int,
         layers: tuple[str, ...],
-        memory: float | None,
         seed: int,
         model_args: tuple[str, ...],
         params: tuple[str, ...],
-        **problem: Any,
-    ) -> Settings:
+        **others: Any,
+    ) -> Request:
         """Sort the command line's options."""
-        analysis = {
-            "num_eigenvalues": eigenvalues,
-            "num_probes": probes,
-            "num_steps": steps,
-            "exact_limit": exact_limit,
-            "tol": tol,
-            "max_steps": max_steps,
-            "rtol": rtol,
-            "trace_probes": trace_probes,
-            "layers": {(): True, ("all",): ("*",), ("none",): False}.get(layers, layers),
-            "memory_budget": None if memory is None else int(memory * 2**30),
-            "matrix": _MATRICES[matrix],
-        }
-        given = {"model_args": _key_values(model_args) or None, "params": params or None}
-        return cls({**problem, **given}, analysis, seed)
+        settings = {field.name: others.pop(field.name) for field in dataclasses.fields(Settings)}
+        special: dict[tuple[str, ...], bool | Sequence[str]] = {(): True, ("all",): ("*",), ("none",): False}
+        problem = {**others, "model_args": _key_values(model_args) or None, "params": params or None}
+        return cls(problem, Settings(**settings), _MATRICES[matrix], special.get(layers, layers), seed)
+
+    def load(self, path: Path, processes: Processes | None = None) -> Problem:
+        """The problem of a checkpoint, its batches dealt out among processes."""
+        problem, failure = None, None
+        try:
+            problem = load_problem(path, **self.problem)
+        except Exception as error:
+            failure = error
+        (processes or Processes()).agree(failure)
+        assert problem is not None
+        return replace(problem, risk=problem.risk.dealt(processes)) if processes else problem
 
 
 class StoppedError(SpectraError):
@@ -91,35 +87,50 @@ class StoppedError(SpectraError):
 
 def demo(out: Path, *, force: bool, fresh: bool, seed: int, command: Sequence[str]) -> None:
     """Train on the digits and report on the checkpoints."""
+    request = Request({"data": "digits"}, Settings(), HessianOperator, True, seed)
     with staged(out, force=force, trained=True, fresh=fresh) as stage:
         with _bar("training on handwritten digits", "step") as advance:
             paths = train_digits(stage.new / "checkpoints", seed=seed, progress=advance)
-        written = _write(paths, Settings({"data": "digits"}, {}, seed), stage, out, command)
+        written = _write(paths, request, stage, Processes(), out, command)
     written.tell(out)
 
 
 def report(
-    checkpoints: Sequence[Path], settings: Settings, out: Path, *, force: bool, fresh: bool, command: Sequence[str]
+    checkpoints: Sequence[Path], request: Request, out: Path, *, force: bool, fresh: bool, command: Sequence[str]
 ) -> None:
-    """Analyse checkpoints and write their report."""
-    check_free(out, force=force)
-    for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
-        load_problem(path, **settings.problem)
-    with staged(out, force=force, fresh=fresh) as stage:
-        written = _write(checkpoints, settings, stage, out, command)
+    """Analyse checkpoints and write their report; the first of several processes writes it."""
+    with launched(request.problem.get("device")) as processes:
+        if processes.rank == 0:
+            check_free(out, force=force)
+        for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
+            request.load(path, processes)
+        with _staged_together(processes, out, force=force, fresh=fresh) as stage:
+            written = _write(checkpoints, request, stage, processes, out, command)
     written.tell(out)
 
 
-def doctor(checkpoints: Sequence[Path], settings: Settings) -> int:
+@contextmanager
+def _staged_together(processes: Processes, out: Path, **how: bool) -> Iterator[Stage | None]:
+    """The stage, which the first process holds; where it cannot, all end."""
+    stage, failure = None, None
+    with contextlib.ExitStack() as stack:
+        if processes.rank == 0:
+            try:
+                stage = stack.enter_context(staged(out, **how))
+            except SpectraError as error:
+                failure = error
+        processes.agree(failure)
+        yield stage
+
+
+def doctor(checkpoints: Sequence[Path], request: Request) -> int:
     """Print what was found about each checkpoint; the exit status is not 0 where one cannot be analysed."""
     status = 0
-    options = dict(settings.analysis)
-    elsewhere = {key: options.pop(key) for key in ("layers", "memory_budget", "matrix")}
-    recipe = Recipe(*options.values())
     for path in checkpoints:
         click.echo(f"{path}")
         try:
-            findings = examine(load_problem(path, **settings.problem).risk, recipe, **elsewhere)
+            risk = request.load(path).risk
+            findings = examine(risk, request.settings, layers=request.layers, matrix=request.matrix)
         except SpectraError as error:
             click.echo(f"  FAIL  {error}")
             status = error.exit_status
@@ -150,29 +161,38 @@ class _Written:
 
 
 def _write(
-    checkpoints: Sequence[Path], settings: Settings, stage: Stage, out: Path, command: Sequence[str]
+    checkpoints: Sequence[Path],
+    request: Request,
+    stage: Stage | None,
+    processes: Processes,
+    out: Path,
+    command: Sequence[str],
 ) -> _Written:
-    """Analyse and write; where something stops it after the first, write what was finished."""
+    """Analyse, and write where there is a stage; where something stops it after the first, what was finished."""
     finished: list[SpectralAnalysis] = []
     stopped: BaseException | None = None
     where = ""
     for index, path in enumerate(checkpoints, start=1):
         where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
-        shown = out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
-        journal = stage.journal(path, checkpoints[: index - 1].count(path))
+        shown, journal = path, None
+        if stage is not None:
+            shown = out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
+            journal = stage.journal(path, list(checkpoints[: index - 1]).count(path))
         try:
-            finished.append(_analyze(path, shown, settings, where, journal))
+            finished.append(_analyze(path, shown, request, where, processes.from_first(journal), processes))
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, Interrupted):
                 finished.append(error.partial)
-            if not finished and isinstance(error, KeyboardInterrupt) and stage.resumable:
+            if not finished and isinstance(error, KeyboardInterrupt) and stage is not None and stage.resumable:
                 raise StoppedError(f"{where}: interrupted; the same command goes on from there", error) from error
             if not finished:
                 raise
-            note = f"The analysis stopped at {where}: {_reason(error)}."
+            note = Note("interrupted", f"The analysis stopped at {where}: {_reason(error)}.")
             finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
             stopped = error
             break
+    if stage is None:
+        return _Written(finished, stopped, where, False)
     save_analyses(finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
     try:
         write_report(finished, stage.new, reproduce=command)
@@ -192,20 +212,24 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _analyze(path: Path, shown: Path, settings: Settings, where: str, journal: Path) -> SpectralAnalysis:
-    problem = load_problem(path, **settings.problem)
+def _analyze(
+    path: Path, shown: Path, request: Request, where: str, journal: Path | None, processes: Processes
+) -> SpectralAnalysis:
+    problem = request.load(path, processes)
     with _bar(where, "product") as advance:
         analysis = analyze(
             problem.risk,
-            **settings.analysis,
-            problem={**problem.description, "checkpoint": str(shown), "seed": settings.seed},
-            generator=torch.Generator().manual_seed(settings.seed),
+            request.settings,
+            layers=request.layers,
+            matrix=request.matrix,
+            problem={**problem.description, "checkpoint": str(shown), "seed": request.seed},
+            generator=torch.Generator().manual_seed(request.seed),
             progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
             journal=journal,
         )
     for note in analysis.notes:
-        if note.startswith((RESUMED, AFRESH)):
-            click.echo(f"{where}: {note}", err=True)
+        if note.kind in ("resumed", "afresh"):
+            click.echo(f"{where}: {note.text}", err=True)
     return analysis
 
 

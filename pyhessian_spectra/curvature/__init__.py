@@ -5,9 +5,13 @@ from pyhessian_spectra.curvature.operators import (
     EmpiricalFisherOperator,
     GGNOperator,
     HessianOperator,
+    Linearised,
     ResidualOperator,
+    RiskOperator,
 )
 from pyhessian_spectra.curvature.parameters import ParameterLayout
+from pyhessian_spectra.curvature.partition import Partition
+from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 
 __all__ = [
@@ -16,6 +20,10 @@ __all__ = [
     "EmpiricalRisk",
     "GGNOperator",
     "HessianOperator",
+    "Linearised",
     "ParameterLayout",
+    "Partition",
+    "Point",
     "ResidualOperator",
+    "RiskOperator",
 ]

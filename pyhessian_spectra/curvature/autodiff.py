@@ -1,4 +1,4 @@
-"""Derivatives of one batch's loss; with ``inspection``, the only callers of torch.autograd on a user's model.
+"""Derivatives of one batch's loss: the only caller of torch.autograd on a user's model.
 
 A *linearisation* is the derivative of something at a point, built once and applied to many vectors: the graph
 of a gradient for the Hessian, the Gauss-Newton matrix and what remains between them. Building it costs one or two
@@ -8,89 +8,107 @@ gradients, applying it less than building; its owner decides whether to keep it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.calling import Batch, Point, called, loss_of, one_tensor, outputs_of
+from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.inspection import refuse_once_differentiable
+from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
-
-if TYPE_CHECKING:
-    from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.point import Point
 
 
 class _Product(Protocol):
-    """A product with (n,), or with the rows of (k, n) where ``batched``; ``last`` frees the graph on the way."""
+    """A product with (n,), or with the rows of (k, n) where ``batched``.
 
-    def __call__(self, v: Tensor, *, batched: bool, last: bool) -> Tensor: ...
+    ``last`` frees the graph on the way; ``create_graph`` leaves one, to differentiate the product.
+    """
+
+    def __call__(self, v: Tensor, *, batched: bool = ..., last: bool = ..., create_graph: bool = ...) -> Tensor: ...
 
 
-def loss(risk: EmpiricalRisk, point: Point, batch: Batch) -> Tensor:
+def loss(objective: Objective, point: Point, batch: Batch) -> Tensor:
     """The loss of one batch, a scalar without graph."""
-    with torch.no_grad(), called(risk, batch):
-        return loss_of(risk, outputs_of(risk, point, batch), batch)
+    return objective.run(point, batch, lambda: objective.loss(objective.outputs(batch), batch).detach())
 
 
-def gradient(risk: EmpiricalRisk, point: Point, batch: Batch) -> Tensor:
+def gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
     """The gradient of one batch's loss, shape (n,)."""
-    with called(risk, batch):
-        value = loss_of(risk, outputs_of(risk, point, batch), batch)
-        return risk.layout.flatten(_grad(value, point.coordinates))
+
+    def call() -> Tensor:
+        value = objective.loss(objective.outputs(batch), batch)
+        return _join(_grad(value, point.coordinates), ())
+
+    return objective.run(point, batch, call)
 
 
 class Linearisation:
     """A symmetric matrix of one batch, ready to be applied to many vectors."""
 
-    def __init__(self, risk: EmpiricalRisk, batch: Batch, product: _Product) -> None:
-        self.index, self._risk, self._batch, self._product = batch.index, risk, batch, product
+    def __init__(self, objective: Objective, point: Point, batch: Batch, product: _Product) -> None:
+        self.index, self._objective, self._point, self._batch = batch.index, objective, point, batch
+        self._product = product
 
-    def matvec(self, v: Tensor, *, last: bool = False) -> Tensor:
-        """The product with ``v`` of shape (n,); ``last`` frees the graph on the way."""
-        with called(self._risk, self._batch):
-            return self._product(v, batched=False, last=last)
+    def matvec(self, v: Tensor, *, last: bool = False, create_graph: bool = False) -> Tensor:
+        """The product with ``v`` of shape (n,)."""
+        return self._run(lambda: self._product(v, batched=False, last=last, create_graph=create_graph))
 
     def matmat(self, rows: Tensor) -> Tensor:
         """Products with the rows of (k, n), all at once; shape (k, n)."""
-        with called(self._risk, self._batch):
-            return self._product(rows, batched=True, last=False)
+        return self._run(lambda: self._product(rows, batched=True, last=False, create_graph=False))
+
+    def _run(self, call: Callable[[], Tensor]) -> Tensor:
+        return self._objective.run(self._point, self._batch, call)
 
 
-def hessian(risk: EmpiricalRisk, point: Point, batch: Batch) -> Linearisation:
+def hessian(objective: Objective, point: Point, batch: Batch) -> Linearisation:
     """The Hessian of one batch's loss, by double backward (Pearlmutter 1994) through the graph of its gradient."""
-    with torch.enable_grad(), called(risk, batch):
-        value = loss_of(risk, outputs_of(risk, point, batch), batch)
-        return Linearisation(risk, batch, GradientGraph(risk.layout, value, point.coordinates).derivative)
+
+    def call() -> GradientGraph:
+        value = objective.loss(objective.outputs(batch), batch)
+        return GradientGraph(point.layout, value, point.coordinates)
+
+    return Linearisation(objective, point, batch, objective.run(point, batch, call).derivative)
 
 
 class Split(Linearisation):
     """The Hessian, its Gauss-Newton matrix and what remains, of one batch; products are of shape (3, n)."""
 
-    def __init__(self, risk: EmpiricalRisk, point: Point, batch: Batch) -> None:
-        with torch.enable_grad(), called(risk, batch):
-            outputs = one_tensor(outputs_of(risk, point, batch))
-            graph = SplitGraph(risk.layout, outputs, loss_of(risk, outputs, batch), point.coordinates)
-        super().__init__(risk, batch, graph.together)
-        self.hessian = Linearisation(risk, batch, graph.hessian)
-        self.ggn = Linearisation(risk, batch, graph.ggn)
-        self.residual = Linearisation(risk, batch, graph.residual)
+    def __init__(self, objective: Objective, point: Point, batch: Batch) -> None:
+        def call() -> SplitGraph:
+            outputs = objective.outputs(batch)
+            tensors = objective.selected(outputs)
+            return SplitGraph(point.layout, tensors, objective.loss(outputs, batch), point.coordinates)
+
+        graph = objective.run(point, batch, call)
+        super().__init__(objective, point, batch, graph.together)
+        self.hessian = Linearisation(objective, point, batch, graph.hessian)
+        self.ggn = Linearisation(objective, point, batch, graph.ggn)
+        self.residual = Linearisation(objective, point, batch, graph.residual)
 
 
-def fisher(risk: EmpiricalRisk, point: Point, batch: Batch) -> Linearisation:
+def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable[[Any], float]) -> Linearisation:
     """``sum_i c_i g_i g_i^T / sum_i c_i`` of one batch, ``g_i`` the gradient of example i's loss, ``c_i`` its terms.
 
     The Gauss-Newton matrix of ``sum_i c_i l_i^2 / 2 sum_i c_i``, with the examples' losses for outputs.
     """
-    with torch.enable_grad(), called(risk, batch):
-        outputs = one_tensor(outputs_of(risk, point, batch))
-        terms = torch.tensor([risk.number_of_terms(target[None]) for target in batch.targets], dtype=torch.float64)
-        counted = terms > 0
-        losses = torch.func.vmap(lambda z, y: risk.loss_fn(z[None], y[None]))(outputs[counted], batch.targets[counted])
-        shares = (terms[counted] / terms.sum()).to(risk.device, risk.dtype)
-        graph = SplitGraph(risk.layout, losses, (shares * losses**2).sum() / 2, point.coordinates)
-        return Linearisation(risk, batch, graph.ggn)
+    terms = torch.tensor([num_terms(target[None]) for target in batch.targets], dtype=torch.float64)
+    counted = terms > 0
+
+    def call() -> SplitGraph:
+        outputs = objective.outputs(batch)
+        objective.selected(outputs)
+        tensors, rebuild = _taken_apart(outputs)
+        one = torch.func.vmap(lambda y, *z: objective.loss_fn(rebuild([t[None] for t in z]), y[None]))
+        losses = one(batch.targets[counted], *(t[counted] for t in tensors))
+        shares = (terms[counted] / terms.sum()).to(losses)
+        return SplitGraph(point.layout, (losses,), (shares * losses**2).sum() / 2, point.coordinates)
+
+    return Linearisation(objective, point, batch, objective.run(point, batch, call).ggn)
 
 
 class GradientGraph:
@@ -101,10 +119,15 @@ class GradientGraph:
         refuse_once_differentiable(value)
         self._gradient = _grad(value, coordinates, create_graph=True)
 
-    def derivative(self, v: Tensor, *, batched: bool = False, last: bool = False) -> Tensor:
+    def derivative(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
         """The Hessian of the scalar times (n,), or times the rows of (k, n) where ``batched``."""
         parts = _grad(
-            self._gradient, self._coordinates, self._layout.unflatten(v), batched=batched, retain_graph=not last
+            self._gradient,
+            self._coordinates,
+            self._layout.unflatten(v),
+            batched=batched,
+            retain_graph=not last,
+            create_graph=create_graph,
         )
         return _join(parts, v.shape[:-1])
 
@@ -117,45 +140,51 @@ class SplitGraph:
     with G takes two thirds of the arithmetic of one with H or R, and all three at once four thirds.
     """
 
-    def __init__(self, layout: ParameterLayout, outputs: Tensor, value: Tensor, coordinates: Sequence[Tensor]) -> None:
+    def __init__(
+        self, layout: ParameterLayout, outputs: Sequence[Tensor], value: Tensor, coordinates: Sequence[Tensor]
+    ) -> None:
         self._layout, self._coordinates = layout, coordinates
         refuse_once_differentiable(value)
-        self._slopes = _grad(value, (outputs,), create_graph=True)[0]
-        if not self._slopes.requires_grad:  # the scalar is linear in the outputs
-            self._slopes.requires_grad_()
+        slopes = _grad(value, outputs, create_graph=True)
+        # where the scalar is linear in the outputs, the slopes have no graph
+        self._slopes = [s if s.requires_grad else s.requires_grad_() for s in slopes]
         self._gate = _Gate()
-        self._slopes.register_hook(self._gate)
-        self._cotangent = self._slopes.view_as(self._slopes)
-        self._gradient = _grad(outputs, coordinates, (self._cotangent,), create_graph=True)
+        for slope in self._slopes:
+            slope.register_hook(self._gate)
+        self._cotangents = [slope.view_as(slope) for slope in self._slopes]
+        self._gradient = _grad(outputs, coordinates, self._cotangents, create_graph=True)
 
-    def hessian(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+    def hessian(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
         """The products with H."""
-        return _join(self._along(v, self._coordinates, batched=batched, last=last), v.shape[:-1])
+        parts = self._along(v, self._coordinates, batched=batched, retain_graph=not last, create_graph=create_graph)
+        return _join(parts, v.shape[:-1])
 
-    def residual(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+    def residual(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
         """The products with R, by themselves: nothing cancels as in a difference of H and G."""
         with self._gate.closed():
-            return self.hessian(v, batched=batched, last=last)
+            return self.hessian(v, batched=batched, last=last, create_graph=create_graph)
 
-    def ggn(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+    def ggn(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
         """The products with G."""
-        (pushed,) = self._along(v, (self._cotangent,), batched=batched, last=False)
-        return self._pull_back(pushed, v, batched=batched, last=last)
+        pushed = self._along(v, self._cotangents, batched=batched, retain_graph=True, create_graph=create_graph)
+        return self._pull_back(pushed, v, batched=batched, retain_graph=not last, create_graph=create_graph)
 
-    def together(self, v: Tensor, *, batched: bool, last: bool) -> Tensor:
+    def together(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
         """The products with H, G and R; shape (3, n), or (3, k, n) where ``batched``."""
+        count = len(self._cotangents)
         with self._gate.closed():
-            pushed, *rest = self._along(v, (self._cotangent, *self._coordinates), batched=batched, last=False)
-        ggn, residual = self._pull_back(pushed, v, batched=batched, last=last), _join(rest, v.shape[:-1])
+            inputs = (*self._cotangents, *self._coordinates)
+            parts = self._along(v, inputs, batched=batched, retain_graph=True, create_graph=create_graph)
+        ggn = self._pull_back(parts[:count], v, batched=batched, retain_graph=not last, create_graph=create_graph)
+        residual = _join(parts[count:], v.shape[:-1])
         return torch.stack([ggn + residual, ggn, residual])
 
-    def _along(self, v: Tensor, inputs: Sequence[Tensor], *, batched: bool, last: bool) -> tuple[Tensor, ...]:
+    def _along(self, v: Tensor, inputs: Sequence[Tensor], **how: bool) -> tuple[Tensor, ...]:
         """The derivative of the gradient times ``v`` with respect to inputs."""
-        return _grad(self._gradient, inputs, self._layout.unflatten(v), batched=batched, retain_graph=not last)
+        return _grad(self._gradient, inputs, self._layout.unflatten(v), **how)
 
-    def _pull_back(self, pushed: Tensor, v: Tensor, *, batched: bool, last: bool) -> Tensor:
-        parts = _grad(self._slopes, self._coordinates, (pushed,), batched=batched, retain_graph=not last)
-        return _join(parts, v.shape[:-1])
+    def _pull_back(self, pushed: Sequence[Tensor], v: Tensor, **how: bool) -> Tensor:
+        return _join(_grad(self._slopes, self._coordinates, pushed, **how), v.shape[:-1])
 
 
 class _Gate:
@@ -199,7 +228,7 @@ def _grad(
         inputs,
         cotangents,
         create_graph=create_graph,
-        retain_graph=retain_graph,
+        retain_graph=True if create_graph else retain_graph,
         allow_unused=True,
         is_grads_batched=batched,
     )
@@ -209,3 +238,31 @@ def _grad(
 
 def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
     return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
+
+
+def _taken_apart(outputs: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The tensors of a model's outputs, and a function that puts others in their place."""
+    if isinstance(outputs, Tensor):
+        return [outputs], lambda tensors: tensors[0]
+    if isinstance(outputs, Mapping):
+        items = dict(outputs)
+        build: Callable[[dict[Any, Any]], Any] = dict if type(outputs) is dict else lambda d: type(outputs)(**d)
+    elif dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        items = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+        build = lambda d: dataclasses.replace(outputs, **d)  # noqa: E731 - one of several ways to build
+    elif isinstance(outputs, (tuple, list)):
+        items = dict(enumerate(outputs))
+        make = getattr(outputs, "_make", type(outputs))
+        build = lambda d: make(d.values())  # noqa: E731
+    else:
+        return [], lambda tensors: outputs
+    parts = {key: _taken_apart(value) for key, value in items.items()}
+
+    def rebuild(tensors: Sequence[Tensor]) -> Any:
+        rebuilt, start = {}, 0
+        for key, (held, put) in parts.items():
+            rebuilt[key] = put(tensors[start : start + len(held)])
+            start += len(held)
+        return build(rebuilt)
+
+    return [tensor for held, _ in parts.values() for tensor in held], rebuild

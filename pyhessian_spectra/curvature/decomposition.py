@@ -7,10 +7,16 @@ from operator import attrgetter
 from torch import Tensor
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.calling import Batch
-from pyhessian_spectra.curvature.operators import RiskOperator
+from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.operators import (
+    GGNOperator,
+    HessianOperator,
+    Linearised,
+    ResidualOperator,
+    RiskOperator,
+)
+from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
-from pyhessian_spectra.spectra.operator import LinearOperator
 
 
 class Decomposition:
@@ -19,13 +25,13 @@ class Decomposition:
     Parameters
     ----------
     risk : EmpiricalRisk
-        Its model returns one tensor, which its loss is taken of.
-    memory_budget : int, optional
-        Bytes that the shared linearisations may take, by default half of what is free on the device.
+        Of outputs and targets.
+    point : Point, optional
+        By default a copy of the model's parameters as they are now.
 
     Attributes
     ----------
-    hessian, ggn, residual : LinearOperator, shape (n, n)
+    hessian, ggn, residual : RiskOperator, shape (n, n)
         ``H``, the generalised Gauss-Newton matrix ``G``, and ``R = H - G``; see :class:`ResidualOperator`.
 
     Examples
@@ -38,25 +44,23 @@ class Decomposition:
     [10.0, 10.0, 0.0]
     """
 
-    def __init__(self, risk: EmpiricalRisk, *, memory_budget: int | None = None) -> None:
-        self._shared = _Shared(risk, memory_budget=memory_budget)
-        self.hessian: LinearOperator = _Part(self._shared, "hessian")
-        self.ggn: LinearOperator = _Part(self._shared, "ggn")
-        self.residual: LinearOperator = _Part(self._shared, "residual")
+    def __init__(self, risk: EmpiricalRisk, *, point: Point | None = None) -> None:
+        self._shared = _Shared(risk, point=point)
+        self.hessian: RiskOperator = _Part(self._shared, "hessian", HessianOperator.kind)
+        self.ggn: RiskOperator = _Part(self._shared, "ggn", GGNOperator.kind)
+        self.residual: RiskOperator = _Part(self._shared, "residual", ResidualOperator.kind)
 
     @property
-    def linearisation(self) -> str:
-        """Whether linearisations are kept, and why, once the first product has decided it."""
-        return self._shared.linearisation
+    def linearised(self) -> Linearised:
+        """Whether linearisations are kept, once the first product has decided it."""
+        return self._shared.linearised
 
     def products(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``H v``, ``G v`` and ``R v`` of shape (n,), for four thirds of the arithmetic of ``H v`` alone.
 
-        ``H v`` is the sum of the other two, so that of a small ``R`` no digits are lost. Counts as one product of each.
+        ``H v`` is the sum of the other two, so that of a small ``R`` no digits are lost.
         """
         hessian, ggn, residual = self._shared @ v
-        for op in (self.hessian, self.ggn, self.residual):
-            op.num_matvecs += 1
         return hessian, ggn, residual
 
 
@@ -64,24 +68,28 @@ class _Shared(RiskOperator):
     """The linearisations of all batches; a product with (n,) has the three parts' products for rows."""
 
     def _linearise(self, batch: Batch) -> autodiff.Split:
-        return autodiff.Split(self.risk, self._point, batch)
+        return autodiff.Split(self.risk.objective, self.point, batch)
+
+    @property
+    def _product_shape(self) -> tuple[int, ...]:
+        return (3, self.n)
 
 
 class _Part(RiskOperator):
     """One of the matrices whose linearisations are shared."""
 
-    def __init__(self, shared: _Shared, name: str) -> None:
-        super().__init__(shared.risk, memory_budget=shared._budget)
-        self._shared, self._pick = shared, attrgetter(name)
+    def __init__(self, shared: _Shared, name: str, kind: str) -> None:
+        super().__init__(shared.risk, point=shared.point)
+        self.kind, self._shared, self._pick = kind, shared, attrgetter(name)
 
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
-        return self._pick(self._shared._linearise(batch))
+        return self._pick(autodiff.Split(self.risk.objective, self.point, batch))
 
     def _decide(self) -> None:
-        self._shared._decide()
-        if self._decided:
+        if self.point is not self._shared.point:
+            super()._decide()
             return
-        self._decided = True
-        self.linearisation, self._kept_bytes = self._shared.linearisation, self._shared._kept_bytes
-        if self._shared._kept is not None:
+        self._shared._decide()
+        self._decision.linearised, self._decision.num_bytes = self._shared.linearised, self._shared.linearised_bytes
+        if self._kept is None and self._shared._kept is not None:
             self._kept = [(weight, self._pick(split)) for weight, split in self._shared._kept]

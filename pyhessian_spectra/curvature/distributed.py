@@ -1,18 +1,116 @@
-"""Sums over ranks; the identity where there is no process group. The only user of torch.distributed."""
+"""Processes that share the work on one risk, or a single one. The only user of torch.distributed."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
-import torch.distributed
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from pyhessian_spectra import errors
+from pyhessian_spectra.errors import InputError, SpectraError
 
-def all_reduce_sum(total: Tensor, weight: float, group: Any | None) -> tuple[Tensor, float]:
-    """The sums of ``total`` and ``weight`` over the ranks of ``group``; ``total`` is reduced in place."""
-    if group is None:
-        return total, weight
-    weights = torch.tensor([weight], dtype=torch.float64, device=total.device)
-    torch.distributed.all_reduce(total, group=group)
-    torch.distributed.all_reduce(weights, group=group)
-    return total, float(weights)
+_T = TypeVar("_T")
+
+
+class Processes:
+    """The ranks of a process group, which all call the same methods in the same order.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup, optional
+        None for this process alone.
+
+    Attributes
+    ----------
+    rank, size : int
+    """
+
+    def __init__(self, group: Any | None = None) -> None:
+        self.group = group
+        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+    def __bool__(self) -> bool:
+        return self.group is not None
+
+    def sum(self, total: Tensor, extra: Tensor, failure: Exception | None) -> tuple[Tensor, Tensor]:
+        """The sums of two tensors over the ranks, in one reduction; where some rank has failed, all raise.
+
+        Parameters
+        ----------
+        total : Tensor
+            Of the same shape on all ranks, those that failed included.
+        extra : Tensor, shape (q,), float64
+            Summed with the digits of float64 where ``total`` is float32, if all ranks but one give zero.
+        failure : Exception or None
+            What went wrong on this rank.
+        """
+        high = extra.to(total.dtype)
+        low = (extra - high.double()).to(total.dtype)
+        failed = total.new_full((1,), float(failure is not None))
+        buffer = torch.cat([total.reshape(-1), high, low, failed])
+        dist.all_reduce(buffer, group=self.group)
+        if float(buffer[-1]):
+            self.raise_failure(failure)
+        count, q = total.numel(), len(extra)
+        summed = buffer[count : count + q].double() + buffer[count + q : count + 2 * q].double()
+        return buffer[:count].view_as(total), summed
+
+    def gather(self, value: _T) -> list[_T]:
+        """Each rank's value, in the order of ranks."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def from_first(self, value: _T) -> _T:
+        """The first rank's value, on all ranks."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return values[0]
+
+    def agree(self, failure: Exception | None) -> None:
+        """Raise on all ranks where something went wrong on one."""
+        if self.group is None:
+            if failure is not None:
+                raise failure
+        else:
+            self.raise_failure(failure)
+
+    def raise_failure(self, failure: Exception | None) -> None:
+        """Raise the first failure of any rank: its own error there, its sentence elsewhere. None may have failed."""
+        told = None if failure is None else (type(failure).__name__, str(failure))
+        for rank, found in enumerate(self.gather(told)):
+            if found is None:
+                continue
+            if rank == self.rank and failure is not None:
+                raise failure
+            kind = getattr(errors, found[0], None)
+            plain = kind is not None and issubclass(kind, SpectraError) and kind.__init__ is SpectraError.__init__
+            raise (kind if plain else InputError)(f"process {rank} of {self.size} failed: {found[1]}")  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def launched(device: str | None) -> Iterator[Processes]:
+    """The processes that ``torchrun`` has started beside this one, joined; else this process alone.
+
+    They talk by NCCL where the device is a GPU, each with its own, and else by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    on_gpu = device is not None and device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyhessian_spectra.curvature.calling import Batch, Point, called, loss_of, outputs_of
 from pyhessian_spectra.errors import SecondDerivativeError
-
-if TYPE_CHECKING:
-    from pyhessian_spectra.curvature.risk import EmpiricalRisk
 
 # All functions that the decorator wraps share the code of its wrapper.
 _ONCE_DIFFERENTIABLE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
@@ -30,24 +24,9 @@ def dropout_modules(model: nn.Module) -> list[str]:
     return found
 
 
-def unused(risk: EmpiricalRisk, point: Point, batch: Batch) -> list[str]:
-    """Names of the coordinates that one batch's loss does not depend on."""
-    with called(risk, batch):
-        value = loss_of(risk, outputs_of(risk, point, batch), batch)
-        if not value.requires_grad:
-            return list(risk.layout.names)
-        parts = torch.autograd.grad(value, point.coordinates, allow_unused=True)
-    return [name for name, part in zip(risk.layout.names, parts, strict=True) if part is None]
+class CalledFunctions(TorchFunctionMode):
+    """Within it, the names of the torch functions that are called are collected in ``names``."""
 
-
-def called_functions(risk: EmpiricalRisk, point: Point, batch: Batch) -> set[str]:
-    """Names of the torch functions one forward pass calls."""
-    with torch.no_grad(), called(risk, batch), _Recorder() as recorder:
-        outputs_of(risk, point, batch)
-    return recorder.names
-
-
-class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
@@ -63,7 +42,7 @@ def refuse_once_differentiable(value: Tensor) -> None:
     The graph of its gradient is cut there, and a derivative with respect to given inputs comes out too small without a
     word: torch's own error waits at a node that such a derivative never reaches, or is not there at all.
     """
-    for node in _nodes(value):
+    for node in nodes_of(value):
         function = getattr(type(node), "_forward_cls", None)
         if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE_DIFFERENTIABLE:
             raise SecondDerivativeError(
@@ -72,7 +51,7 @@ def refuse_once_differentiable(value: Tensor) -> None:
             )
 
 
-def _nodes(value: Tensor) -> set[torch.autograd.graph.Node]:
+def nodes_of(value: Tensor) -> set[torch.autograd.graph.Node]:
     """The nodes of the graph of a tensor."""
     found: set[torch.autograd.graph.Node] = set()
     waiting = [value.grad_fn]
@@ -82,20 +61,3 @@ def _nodes(value: Tensor) -> set[torch.autograd.graph.Node]:
             found.add(node)
             waiting += [following for following, _ in node.next_functions]
     return found
-
-
-@contextlib.contextmanager
-def measured_bytes() -> Iterator[list[int]]:
-    """Within the block, count the bytes of distinct storages that autograd saves; the list's one entry is the sum."""
-    seen: set[int] = set()
-    total = [0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total[0] += storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total

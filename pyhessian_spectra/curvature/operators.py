@@ -2,143 +2,217 @@
 
 from __future__ import annotations
 
-import time
+import copy
+import enum
+import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.calling import Batch
-from pyhessian_spectra.curvature.inspection import measured_bytes
+from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.parameters import ParameterLayout
+from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.savings import measured_bytes
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import free_bytes
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, Observation, TermwiseOperator
 
-_T = TypeVar("_T")
+# Columns that one backward pass carries: their cotangents together take at most this many bytes, which is where
+# batching stopped paying on the networks measured, and never more columns than this.
+_BATCHED_BYTES, _MOST_COLUMNS = 2**24, 32
 
-# Products carried by one backward pass: fewer than 4 are not worth measuring, more than 32 gained nothing.
-_FEWEST_COLUMNS, _MOST_COLUMNS = 4, 32
+
+class Linearised(enum.Enum):
+    """Whether the linearisations of an operator's batches are kept between products."""
+
+    UNDECIDED = "undecided: no product has been taken yet"
+    KEPT = "kept between products"
+    REBUILT = "rebuilt for each product"
 
 
-class RiskOperator(LinearOperator):
-    """A curvature matrix of a risk, at the parameters the model has when this is built.
+@dataclass
+class _Decision:
+    """What the first products of an operator have settled, for it and for itself at other points."""
 
-    The linearisations of all batches are kept between products when they fit a memory budget, and rebuilt for
-    each product when they do not.
+    linearised: Linearised = Linearised.UNDECIDED
+    num_bytes: int = 0  # of linearisations, on the rank that holds most
+    columns_agree: bool | None = None  # whether products are linear in the columns of one backward pass
+
+
+class RiskOperator(TermwiseOperator):
+    """A curvature matrix of a risk at a point.
+
+    The linearisations of all batches are kept between products when they fit a memory budget, and rebuilt for each
+    product when they do not: the same on all ranks.
 
     Parameters
     ----------
     risk : EmpiricalRisk
+    point : Point, optional
+        By default a copy of the model's parameters as they are now.
     memory_budget : int, optional
-        Bytes that kept linearisations may take, by default half of what is free on the device. 0 rebuilds always.
+        Bytes that kept linearisations may take, by default the risk's. 0 rebuilds always.
+    columns : int, optional
+        Products that one backward pass carries where many are asked for at once; by default as many as pay for
+        networks of this size.
 
     Attributes
     ----------
-    linearisation : str
-        Whether linearisations are kept, and why, once the first product has decided it.
-    columns : int or None
-        Products that one backward pass carries where many are asked for at once; None until it was measured.
+    risk : EmpiricalRisk
+    point : Point
     """
 
-    def __init__(self, risk: EmpiricalRisk, *, memory_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        *,
+        point: Point | None = None,
+        memory_budget: int | None = None,
+        columns: int | None = None,
+    ) -> None:
         if not isinstance(risk, EmpiricalRisk):
             raise InputError(
                 f"an EmpiricalRisk is needed, got {type(risk).__name__}; pass EmpiricalRisk(model, loss_fn, data)"
             )
+        if columns is not None and columns < 1:
+            raise InputError(f"columns must be at least 1, got {columns}")
         super().__init__(risk.n, dtype=risk.dtype, device=risk.device)
-        self.risk = risk
-        self.linearisation = "undecided: no product has been taken yet"
-        self.columns: int | None = None
-        self._budget = free_bytes(risk.device) // 2 if memory_budget is None else memory_budget
-        self._point = risk.point()
+        self.risk, self.point = risk, risk.point() if point is None else point
+        self._budget = risk.memory_budget if memory_budget is None else memory_budget
+        self._columns, self._decision = columns, _Decision()
         self._kept: list[tuple[float, autodiff.Linearisation]] | None = None
-        self._kept_bytes = 0
-        self._decided = False
+        self._versions: tuple[int, ...] = ()  # of the coordinates when the linearisations were built
+
+    @property
+    def linearised(self) -> Linearised:
+        """Whether linearisations are kept, once the first product has decided it."""
+        return self._decision.linearised
+
+    @property
+    def linearised_bytes(self) -> int:
+        """Bytes of the linearisations that are kept, on the rank that holds most."""
+        return self._decision.num_bytes if self.linearised is Linearised.KEPT else 0
 
     @abstractmethod
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
         """The linearisation of one batch."""
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        self._decide()
-        if self._kept is not None:
-            return self.risk.mean(lambda kept: kept.matvec(v), over=self._kept)
-        return self.risk.mean(lambda batch: self._linearise(batch).matvec(v, last=True))
+    def at(self, point: Point) -> RiskOperator:
+        """This matrix at another point of the same coordinates; only its products cost anything."""
+        if point.layout.shapes != self.risk.layout.shapes:
+            raise InputError("the point has other coordinates than the operator; take it from the same risk")
+        other = copy.copy(self)
+        other.point, other._kept = point, None
+        return other
 
-    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
-        if self.risk.distributed:  # the other ranks' batches are not seen here, only the sum is
-            yield from super()._terms(v)
-            return
+    def product(self, v: Tensor) -> Tensor:
+        """The product with ``v`` of shape (n,) with its graph: it can be differentiated in the point and in ``v``.
+
+        At ``risk.live()`` that is the gradient of a penalty in the model's own parameters. In a process group it is
+        this rank's mean alone, as gradients are before data parallelism averages them.
+        """
+        self._check(v)
+        if v.dim() != 1:
+            raise InputError(f"a product with a graph is taken with one vector ({self.n},), got {tuple(v.shape)}")
+        return self.risk.sample.local_mean(lambda batch: self._linearise(batch).matvec(v, create_graph=True))
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._mean(v, None, 0)[0]
+
+    def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        product, seen = self._mean(v, look, len(look(v)))
+        return product, self.risk.sample.shares, seen
+
+    def _mean(self, v: Tensor, look: Observation | None, num_looks: int) -> tuple[Tensor, Tensor]:
         self._decide()
+        mean = self.risk.sample.observed_mean
         if self._kept is not None:
-            products = self.risk.terms(lambda kept: kept.matvec(v), over=self._kept)
-        else:
-            products = self.risk.terms(lambda batch: self._linearise(batch).matvec(v, last=True))
-        for weight, product in products:
-            yield weight / self.risk.survey.weight, product
+            return mean(lambda kept: kept.matvec(v), self._product_shape, look, num_looks, over=self._kept)
+        return mean(lambda batch: self._linearise(batch).matvec(v, last=True), self._product_shape, look, num_looks)
+
+    @property
+    def _product_shape(self) -> tuple[int, ...]:
+        return (self.n,)
 
     def _matmat(self, v: Tensor) -> Tensor:
         self._decide()
         rows = v.T.contiguous()
-        if self.columns is None and len(rows) >= _FEWEST_COLUMNS:
-            self.columns = self._measured_columns(rows)
-        step = self.columns if self._kept and self.columns else 1
-        return torch.cat([self._products(rows[i : i + step]) for i in range(0, len(rows), step)]).T
+        step = self._columns_at_once(rows)
+        return torch.cat([self._rows(rows[i : i + step]) for i in range(0, len(rows), step)]).T
 
-    def _products(self, rows: Tensor) -> Tensor:
+    def _rows(self, rows: Tensor) -> Tensor:
         """Products with the rows of (k, n) in one backward pass; shape (k, n)."""
         if len(rows) == 1:
             return self._matvec(rows[0])[None]
-        return self.risk.mean(lambda kept: kept.matmat(rows), over=self._kept)
+        return self.risk.sample.mean(lambda kept: kept.matmat(rows), rows.shape, over=self._kept)
 
-    def _measured_columns(self, rows: Tensor) -> int:
-        """How many products one backward pass should carry, measured once.
+    def _columns_at_once(self, rows: Tensor) -> int:
+        """How many products one backward pass carries: what was asked for, or what pays for matrices of this size.
 
-        Many at once save overhead on small networks; on large ones they cost memory and cache and gain nothing.
+        The rule looks at sizes that all ranks share and at no clock, so that they stay in step and round alike.
         """
-        width = min(len(rows), _MOST_COLUMNS, self._budget // max(1, self._kept_bytes))
-        if self._kept is None or width < _FEWEST_COLUMNS:
+        decision = self._decision
+        if decision.linearised is not Linearised.KEPT:
             return 1
-        signs = torch.where(torch.arange(width, device=self.device) % 3 == 1, -1.0, 1.0).to(self.dtype)
+        per_column = max(self.n * self.dtype.itemsize, decision.num_bytes)
+        width = min(len(rows), self._columns or min(_MOST_COLUMNS, _BATCHED_BYTES // per_column))
+        if width > 1 and decision.columns_agree is None:
+            decision.columns_agree = self._agrees_with_single(rows[:width])
+        return max(1, width) if decision.columns_agree else 1
+
+    def _agrees_with_single(self, rows: Tensor) -> bool:
+        """Whether products in one backward pass are linear in their columns.
+
+        ``vmap``, which carries them, does not know every operation, and gets some wrong (torch 2.13: batch_norm in
+        train mode); one by one they are always right.
+        """
         try:
-            block, together = _best_of_two(lambda: self._products(rows[:width]), self.device)
-        except InputError:  # vmap does not know every operation; one by one always works
-            return 1
-        single, apart = _best_of_two(lambda: self._products((signs @ rows[:width])[None])[0], self.device)
-        # vmap also gets some wrong (torch 2.13: batch_norm in train mode): products must be linear in their columns
-        rounding = 100 * width * torch.finfo(self.dtype).eps * block.abs().max()
-        agree = bool((signs @ block - single).abs().max() <= rounding)
-        return width if agree and together < width * apart else 1
+            block = self._rows(rows)
+        except InputError:
+            return False
+        signs = torch.where(torch.arange(len(rows), device=self.device) % 3 == 1, -1.0, 1.0).to(self.dtype)
+        rounding = 100 * len(rows) * self.space.eps * block.abs().max()
+        return bool((signs @ block - self._matvec(signs @ rows)).abs().max() <= rounding)
 
     def _decide(self) -> None:
         """Keep the linearisations of all batches or of none: batches may come in another order next time."""
-        if self._decided:
-            return
-        self._decided = True
-        self.linearisation = "rebuilt for each product: the memory budget is 0"
-        if self._budget <= 0:
-            return
-        count, kept = self.risk.survey.num_batches, []
-        for weight, batch in self.risk.batches():
-            with measured_bytes() as size:
-                kept.append((weight, self._linearise(batch)))
-            self._kept_bytes += size[0]
-            forecast = self._kept_bytes * count / len(kept)
-            if forecast > self._budget:
-                self.linearisation = (
-                    f"rebuilt for each product: keeping it would take {forecast / 2**20:,.0f} MiB, the budget is "
-                    f"{self._budget / 2**20:,.0f} MiB"
-                )
-                return
-        self.linearisation = (
-            f"kept between products: {self._kept_bytes / 2**20:,.1f} MiB for {count} batch{'es' if count > 1 else ''}"
-        )
-        self._kept = kept
+        versions = tuple(c._version for c in self.point.coordinates)
+        if self._kept is not None and versions != self._versions:  # the model's own parameters have moved
+            self._kept = None
+        self._versions = versions
+        if self.linearised is Linearised.UNDECIDED:
+            self._kept = self._decided_together()
+        elif self.linearised is Linearised.KEPT and self._kept is None:
+            self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.sample.read()]
+
+    def _decided_together(self) -> list[tuple[float, autodiff.Linearisation]] | None:
+        """Linearisations, where they fit the budget on all ranks."""
+        sample = self.risk.sample
+        budget = free_bytes(self.device) // 2 if self._budget is None else self._budget
+        kept: list[tuple[float, autodiff.Linearisation]] = []
+        size, fits, failure = 0, budget > 0, None
+        count = sample.survey.num_local
+        try:
+            for weight, batch in sample.read() if fits else ():
+                linearisation, taken = measured_bytes(functools.partial(self._linearise, batch))
+                kept.append((weight, linearisation))
+                size += taken
+                fits = size * count / len(kept) <= budget
+                if not fits:
+                    break
+        except Exception as error:
+            failure = error
+        sample.processes.agree(failure)
+        everyone = sample.processes.gather((fits, size))
+        together = all(fit for fit, _ in everyone)
+        self._decision.linearised = Linearised.KEPT if together else Linearised.REBUILT
+        self._decision.num_bytes = max(taken for _, taken in everyone)
+        return kept if together else None
 
 
 class HessianOperator(RiskOperator):
@@ -153,8 +227,10 @@ class HessianOperator(RiskOperator):
     tensor([10.])
     """
 
+    kind = "Hessian"
+
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
-        return autodiff.hessian(self.risk, self._point, batch)
+        return autodiff.hessian(self.risk.objective, self.point, batch)
 
     @staticmethod
     def from_loss(loss: Tensor, params: Iterable[Tensor]) -> LinearOperator:
@@ -168,8 +244,10 @@ class HessianOperator(RiskOperator):
 class GGNOperator(RiskOperator):
     """The generalised Gauss-Newton matrix ``J^T H_out J`` (Schraudolph 2002); semidefinite for convex losses."""
 
+    kind = "GGN"
+
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
-        return autodiff.Split(self.risk, self._point, batch).ggn
+        return autodiff.Split(self.risk.objective, self.point, batch).ggn
 
 
 class ResidualOperator(RiskOperator):
@@ -179,8 +257,10 @@ class ResidualOperator(RiskOperator):
     A product costs what one with the Hessian does and is taken directly, not as a difference of two.
     """
 
+    kind = "Residual"
+
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
-        return autodiff.Split(self.risk, self._point, batch).residual
+        return autodiff.Split(self.risk.objective, self.point, batch).residual
 
 
 class EmpiricalFisherOperator(RiskOperator):
@@ -190,11 +270,15 @@ class EmpiricalFisherOperator(RiskOperator):
     batches of one example give; for classifiers ``c_i = 1``.
     """
 
+    kind = "EmpiricalFisher"
+
     def _linearise(self, batch: Batch) -> autodiff.Linearisation:
-        return autodiff.fisher(self.risk, self._point, batch)
+        return autodiff.fisher(self.risk.objective, self.point, batch, self.risk.num_terms)
 
 
 class _LossHessian(LinearOperator):
+    kind = "Hessian"
+
     def __init__(self, loss: Tensor, params: Sequence[Tensor]) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise InputError("loss must be a scalar tensor with a graph; compute it without torch.no_grad()")
@@ -206,26 +290,3 @@ class _LossHessian(LinearOperator):
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._gradient.derivative(v)
-
-
-def timed(call: Callable[[], _T], device: torch.device) -> tuple[_T, float]:
-    """The result of a call that may run asynchronously on a device, and its wall time in seconds."""
-    start = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - start
-
-
-def _best_of_two(call: Callable[[], _T], device: torch.device) -> tuple[_T, float]:
-    """The result of a call and its seconds, the shorter of two runs: the first may set things up.
-
-    On the CPU it is the thread's own time: another process's turn falls on the longer of two calls more often, and
-    would decide between them.
-    """
-
-    def own() -> tuple[_T, float]:
-        start = time.thread_time()
-        return call(), time.thread_time() - start
-
-    return min((own() if device.type == "cpu" else timed(call, device) for _ in range(2)), key=lambda pair: pair[1])

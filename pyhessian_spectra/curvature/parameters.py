@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class ParameterLayout:
     ----------
     shapes : mapping of str to torch.Size
         Parameter shapes by name, in the order of the flat vector.
+    aliases : mapping of str to str, optional
+        Further names of tied parameters, each with the one in ``shapes``.
 
     Examples
     --------
@@ -31,6 +33,7 @@ class ParameterLayout:
     """
 
     shapes: Mapping[str, torch.Size]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,7 +49,7 @@ class ParameterLayout:
             start += shape.numel()
         return slices
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of coordinates."""
         return sum(shape.numel() for shape in self.shapes.values())
@@ -62,47 +65,45 @@ class ParameterLayout:
             for part, shape in zip(self.slices.values(), self.shapes.values(), strict=True)
         )
 
-    def layers(self) -> dict[str, tuple[str, ...]]:
-        """Parameter names by the module that owns them, in order; the root module's own are under ``""``."""
-        groups: dict[str, tuple[str, ...]] = {}
-        for name in self.names:
-            owner = name.rpartition(".")[0]
-            groups[owner] = (*groups.get(owner, ()), name)
-        return groups
+    def match(self, patterns: str | Iterable[str]) -> tuple[str, ...]:
+        """The parameters matched by parameter names, module names or globs, in order.
 
-    def indices(self, names: Iterable[str]) -> Tensor:
-        """Coordinates of the named parameters, shape (p,), int64."""
-        return torch.cat([torch.arange(self.slices[name].start, self.slices[name].stop) for name in names])
+        Raises
+        ------
+        InputError
+            A pattern matches nothing; the sentence offers the nearest name.
+        """
+        names, chosen = self.names, set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            hits = {
+                self.aliases.get(name, name)
+                for name in (*names, *self.aliases)
+                if name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
+            } & set(names)
+            if not hits:
+                known = (*names, *dict.fromkeys(name.rpartition(".")[0] for name in names))
+                close = difflib.get_close_matches(pattern, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names[:4])}, ..."
+                raise InputError(f"no trainable parameter matches {pattern!r}; {hint}")
+            chosen |= hits
+        return tuple(name for name in names if name in chosen)
 
-
-def select_names(patterns: str | Iterable[str], names: Sequence[str], aliases: Mapping[str, str]) -> tuple[str, ...]:
-    """The names matched by parameter names, module names or globs, in the order of ``names``.
-
-    ``aliases`` maps further names of tied parameters to the one in ``names``.
-    """
-    chosen = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = {
-            aliases.get(name, name)
-            for name in (*names, *aliases)
-            if name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
-        } & set(names)
-        if not hits:
-            known = (*names, *dict.fromkeys(name.rpartition(".")[0] for name in names))
-            close = difflib.get_close_matches(pattern, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names[:4])}, ..."
-            raise InputError(f"no trainable parameter matches {pattern!r}; {hint}")
-        chosen |= hits
-    return tuple(name for name in names if name in chosen)
+    def restrict(self, patterns: str | Iterable[str]) -> ParameterLayout:
+        """The layout of the parameters matched, see :meth:`match`."""
+        names = self.match(patterns)
+        aliases = {alias: name for alias, name in self.aliases.items() if name in names}
+        return ParameterLayout({name: self.shapes[name] for name in names}, aliases)
 
 
-def trainable_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
-    """Parameters that require a gradient, each once, and the further names of tied ones.
+def trainable_layout(model: nn.Module) -> tuple[ParameterLayout, torch.dtype, torch.device]:
+    """The parameters that require a gradient, each once, and what dtype and device they share.
 
     Raises
     ------
     InputError
-        No parameter requires a gradient, or they do not share one floating dtype and device.
+        No parameter requires a gradient, or they do not share one real floating dtype and device.
+    NonFiniteError
+        A parameter holds NaN or infinity.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
@@ -114,6 +115,10 @@ def trainable_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dic
                 f"parameters must share dtype and device: {first_name} is {first.dtype} on {first.device}, {name} is "
                 f"{p.dtype} on {p.device}; convert the model with .to(device, dtype)"
             )
+        if p.is_complex():
+            raise InputError(f"{name} is complex; write it as two real parameters, such as its view_as_real")
+        if not torch.isfinite(p).all():
+            raise NonFiniteError(f"parameter {name} holds NaN or infinity; the checkpoint is from a run that diverged")
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"{first_name} is {first.dtype}, too coarse for second derivatives; convert the model with .float() "
@@ -125,4 +130,4 @@ def trainable_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dic
         for name, p in model.named_parameters(remove_duplicate=False)
         if id(p) in by_id and by_id[id(p)] != name
     }
-    return trainable, aliases
+    return ParameterLayout({name: p.shape for name, p in trainable.items()}, aliases), first.dtype, first.device

@@ -1,62 +1,72 @@
-"""EmpiricalRisk: the function whose curvature is analysed, and the only loop over its data."""
+"""EmpiricalRisk: the function whose curvature is analysed, an objective averaged over a sample."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.calling import Batch, Point
-from pyhessian_spectra.curvature.distributed import all_reduce_sum
-from pyhessian_spectra.curvature.inspection import dropout_modules
-from pyhessian_spectra.curvature.parameters import ParameterLayout, select_names, trainable_parameters
-from pyhessian_spectra.errors import InputError, NonFiniteError
-
-MODES = ("eval", "train")
-_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-
-
-class Survey(NamedTuple):
-    """What one pass over the data found."""
-
-    num_batches: int
-    num_examples: int
-    weight: float
+from pyhessian_spectra.curvature.batches import Batches, num_terms, setting
+from pyhessian_spectra.curvature.distributed import Processes
+from pyhessian_spectra.curvature.objective import BatchObjective, Objective, tensors_in
+from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
+from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.sample import Sample
+from pyhessian_spectra.errors import InputError
 
 
 class EmpiricalRisk:
     r"""The empirical risk :math:`L(\theta) = \sum_b w_b \ell_b(\theta) / \sum_b w_b` over batches (and ranks).
 
-    The model is never changed: it is called through ``torch.func.functional_call`` with copies of its parameters
-    and buffers, and its mode is put back after each call.
+    The model is never changed: it is called with copies of its parameters and buffers in place of its own, and its mode
+    is put back after each call.
 
     Parameters
     ----------
     model : torch.nn.Module
         Parameters with ``requires_grad`` are the coordinates; tied ones count once.
     loss_fn : callable
-        ``loss_fn(outputs, targets) -> scalar``, a mean over its terms.
+        ``loss_fn(outputs, targets) -> scalar``, a mean over its terms, or their sum where it has
+        ``reduction="sum"``: the risk is then the sum over batches, and so are its matrices. It may use the model, its
+        parameters and their derivatives too. For a loss of another form see :meth:`from_batch_loss`.
     data : iterable of batches, or one batch
         Anything that can be iterated again and again: a list, a DataLoader; a tuple ``(x, y)`` of tensors or a
         mapping is one batch. Floating inputs are moved to the parameters' device and dtype.
     params : str or sequence of str, optional
         Restrict the coordinates: parameter names, module names, or globs.
     mode : {"eval", "train"}
-        Of BatchNorm and the like. In train mode dropout is refused: it would draw another matrix each product.
+        Whether BatchNorm uses its running (eval) or the batch's (train) statistics. In train mode dropout is refused:
+        it would draw another matrix each product.
     unpack : callable, optional
-        ``batch -> (inputs, targets)``, where inputs are a tensor, a tuple (positional) or a mapping (keywords). By
-        default batches are ``(x, y)`` pairs, or mappings with the targets under ``labels``, ``targets`` or ``y``.
+        ``batch -> (inputs, targets)``. Inputs that are a tuple are the model's positional arguments; a mapping holds
+        its keyword arguments, or is its one argument where the model has no such keywords. By default batches are
+        ``(x, y)`` pairs, or mappings with the targets under ``labels``, ``targets`` or ``y``.
     weight : callable, optional
         ``batch -> float``, the number of terms the loss of the batch averages. By default the targets that are not
         ``ignore_index`` (summed class weights for a weighted cross-entropy), so that uneven batches and padding
         count right: the risk does not depend on how the data are cut into batches.
+    select : callable, optional
+        ``outputs -> tensor`` or tuple of tensors: what the loss is taken of, where the model returns a mapping or
+        another object. Gauss-Newton and Fisher matrices need it.
     group : torch.distributed.ProcessGroup, optional
-        Sum over these ranks, each with its own data.
+        Sum over these ranks, each with its own data, which may be none.
+    memory_budget : int, optional
+        Bytes that each operator's kept linearisations may take, by default half of what is free on the device.
+
+    Attributes
+    ----------
+    layout : ParameterLayout
+        Names and places of the coordinates.
+    objective : Objective
+        Model, loss and mode.
+    sample : Sample
+        The data on all ranks, and means over them.
+    reduction : {"mean", "sum"}
 
     Raises
     ------
@@ -74,39 +84,76 @@ class EmpiricalRisk:
         mode: str = "eval",
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
         weight: Callable[[Any], float] | None = None,
+        select: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None,
         group: Any | None = None,
+        memory_budget: int | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if isinstance(loss_fn, type):
-            raise InputError(f"loss_fn is the class {loss_fn.__name__}; pass an instance, {loss_fn.__name__}()")
-        if mode not in MODES:
-            raise InputError(f"mode must be 'eval' or 'train', got {mode!r}")
-        if getattr(loss_fn, "reduction", "mean") != "mean" and weight is None:
-            raise InputError(
-                f"loss_fn has reduction={loss_fn.reduction!r}; the risk is a mean, so use reduction='mean'"  # type: ignore[attr-defined]
-            )
-        if isinstance(data, Tensor) or not isinstance(data, Iterable):
-            raise InputError(f"data must be batches or one (inputs, targets) pair, got {type(data).__name__}")
-        if isinstance(data, Iterator):
-            raise InputError("data is an iterator and can be read only once; pass a list or a DataLoader")
-        if isinstance(data, Mapping) or (isinstance(data, tuple) and not isinstance(data[0], (tuple, list, Mapping))):
-            data = [data]
-        self.model, self.loss_fn, self.data, self.mode = model, loss_fn, data, mode
-        self._unpack, self._weight, self._group = unpack or _default_unpack, weight, group
-        parameters, self._aliases = trainable_parameters(model)
-        for name, p in parameters.items():
-            if not torch.isfinite(p).all():
-                raise NonFiniteError(
-                    f"parameter {name} holds NaN or infinity; the checkpoint is from a run that diverged"
-                )
-        names = tuple(parameters) if params is None else select_names(params, tuple(parameters), self._aliases)
-        self.layout = ParameterLayout({name: parameters[name].shape for name in names})
-        self.dtype, self.device = parameters[names[0]].dtype, parameters[names[0]].device
-        if mode == "train" and (dropout := dropout_modules(model)):
-            raise InputError(
-                f"{dropout[0]} draws another Hessian each product in train mode; set its rate to 0 or use mode='eval'"
-            )
+        self.objective = Objective(model, loss_fn, mode=mode, select=select)
+        self._finish(data, unpack, weight, params, group, memory_budget)
+
+    @classmethod
+    def from_batch_loss(
+        cls,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Tensor],
+        data: Iterable[Any],
+        *,
+        weight: Callable[[Any], float] | None = None,
+        params: str | Sequence[str] | None = None,
+        mode: str = "eval",
+        group: Any | None = None,
+        memory_budget: int | None = None,
+    ) -> EmpiricalRisk:
+        """A risk whose loss is not one of outputs and targets: ``loss_fn(model, batch) -> scalar``.
+
+        Residuals of differential equations, for example. ``weight`` is ``batch -> float`` as for
+        :class:`EmpiricalRisk`, by default the length of the batch's first tensor. Gauss-Newton and Fisher matrices are
+        not defined.
+        """
+        risk = cls.__new__(cls)
+        risk.objective = BatchObjective(model, loss_fn, mode=mode)
+        risk._finish(data, lambda batch: (batch, None), weight or _length, params, group, memory_budget)
+        return risk
+
+    def _finish(
+        self,
+        data: Iterable[Any],
+        unpack: Callable[[Any], tuple[Any, Any]] | None,
+        weight: Callable[[Any], float] | None,
+        params: str | Sequence[str] | None,
+        group: Any | None,
+        memory_budget: int | None,
+    ) -> None:
+        reduction = setting(self.objective.loss_fn, "reduction", "mean")
+        if reduction not in ("mean", "sum", "batchmean") and weight is None:
+            raise InputError(f"loss_fn has reduction={reduction!r}; use reduction='mean' or 'sum'")
+        self.reduction = "sum" if reduction == "sum" else "mean"
+        self.memory_budget = memory_budget
+        whole, self.dtype, self.device = trainable_layout(self.model)
+        self.layout: ParameterLayout = whole if params is None else whole.restrict(params)
+        self._read = functools.partial(Batches, unpack=unpack, weight=weight, num_terms=self.num_terms)
+        self._processes = Processes(group)
+        self.sample = self._sample(data)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.objective.model
+
+    @property
+    def loss_fn(self) -> Callable[..., Tensor]:
+        """The loss."""
+        return self.objective.loss_fn
+
+    @property
+    def mode(self) -> str:
+        """Whether batch statistics are running ones (``"eval"``) or the batch's (``"train"``)."""
+        return self.objective.mode
+
+    @property
+    def data(self) -> Iterable[Any]:
+        """The batches as they were given."""
+        return self.sample.data
 
     @property
     def n(self) -> int:
@@ -114,153 +161,78 @@ class EmpiricalRisk:
         return self.layout.n
 
     @property
-    def distributed(self) -> bool:
-        """Whether the data are spread over processes."""
-        return self._group is not None
+    def num_examples(self) -> int:
+        """Number ``N`` of examples in the data of all ranks."""
+        return self.sample.survey.num_examples
 
     @property
-    def num_examples(self) -> int:
-        """Number ``N`` of examples in the data of this rank."""
-        return self.survey.num_examples
+    def num_batches(self) -> int:
+        """Number of batches in the data of all ranks."""
+        return len(self.sample.survey.weights)
+
+    def num_terms(self, targets: Any) -> float:
+        """How many terms the mean loss averages over these targets."""
+        return num_terms(self.loss_fn, targets)
 
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
         """The same risk as a function of some of its coordinates only: names, module names or globs."""
-        names = select_names(params, self.layout.names, self._aliases)
-        return EmpiricalRisk(
-            self.model,
-            self.loss_fn,
-            self.data,
-            params=names,
-            mode=self.mode,
-            unpack=self._unpack,
-            weight=self._weight,
-            group=self._group,
-        )
+        part = copy.copy(self)  # which shares the sample, and what passes over it have found
+        part.layout = self.layout.restrict(params)
+        return part
+
+    def replace(self, *, data: Iterable[Any] | None = None, memory_budget: int | None = None) -> EmpiricalRisk:
+        """The same objective with other data, or another memory budget."""
+        other = copy.copy(self)
+        if data is not None:
+            other.sample = self._sample(data)
+        if memory_budget is not None:
+            other.memory_budget = memory_budget
+        return other
+
+    def dealt(self, processes: Processes) -> EmpiricalRisk:
+        """The same risk with its batches dealt out among processes; itself where there is only one."""
+        if not processes or self.sample.processes:
+            return self
+        other = copy.copy(self)
+        other._processes = processes
+        other.sample = other._sample(_Share(self.data, processes.rank, processes.size))
+        return other
 
     def point(self) -> Point:
         """A copy of the model's parameters and buffers as they are now."""
-        return Point.of(self.model, self.layout.names)
+        return Point.copied(self.model, self.layout)
 
-    def batches(self) -> Iterator[tuple[float, Batch]]:
-        """One pass over the data: weights and batches, on the parameters' device; weightless batches are left out."""
-        empty = True
-        for index, raw in enumerate(self.data):
-            empty = False
-            try:
-                inputs, targets = self._unpack(raw)
-            except (TypeError, ValueError, KeyError) as error:
-                raise InputError(
-                    f"batch {index} ({type(raw).__name__}) cannot be read as (inputs, targets): {error}; pass unpack="
-                ) from error
-            weight = self._weight(raw) if self._weight else self.number_of_terms(targets)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise InputError(f"the weight of batch {index} is {weight}; it must be finite and not negative")
-            if weight:
-                yield weight, Batch(self._place(inputs), self._place(targets), index)
-        if empty:
-            raise InputError("data is empty; there is no batch to average over")
+    def live(self) -> Point:
+        """The model's own parameters, whatever they are when they are used."""
+        return Point.live(self.model, self.layout)
 
-    def _place(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(self.device, self.dtype if value.is_floating_point() else None)
-        if isinstance(value, Mapping):
-            return {key: self._place(item) for key, item in value.items()}
-        return type(value)(self._place(item) for item in value) if isinstance(value, (tuple, list)) else value
+    def _sample(self, data: Iterable[Any]) -> Sample:
+        return Sample(self._read(data), self._processes, self.reduction, dtype=self.dtype, device=self.device)
 
-    @cached_property
-    def survey(self) -> Survey:
-        """Counts of one pass over the data, without calling the model."""
-        count, examples, total = 0, 0, 0.0
-        for weight, batch in self.batches():
-            count, examples, total = count + 1, examples + batch.num_examples, total + weight
-        if not total and self._group is None:
-            raise InputError("every batch has weight 0: all targets are ignored")
-        return Survey(count, examples, total)
-
-    def number_of_terms(self, targets: Any) -> float:
-        """How many terms the mean loss averages: what its value is multiplied with to add batches up."""
-        if not isinstance(targets, Tensor):
-            raise InputError(f"targets are a {type(targets).__name__}, not a tensor; pass weight= to weigh the batches")
-        if targets.is_floating_point():
-            return float(targets.numel())
-        settings = getattr(self.loss_fn, "keywords", {})  # functools.partial(F.cross_entropy, ignore_index=...)
-        ignored = settings.get("ignore_index", getattr(self.loss_fn, "ignore_index", -100))
-        counted = targets[targets != ignored]
-        class_weights = settings.get("weight", getattr(self.loss_fn, "weight", None))
-        if isinstance(class_weights, Tensor):
-            return float(class_weights.to(targets.device)[counted].sum())
-        return float(counted.numel())
-
-    def terms(
-        self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None
-    ) -> Iterator[tuple[float, Tensor]]:
-        """``w_b`` and ``fn(b)`` for each batch of this rank.
-
-        Parameters
-        ----------
-        fn : callable
-            A batch to a tensor, of the same shape for each batch.
-        over : iterable of (float, object), optional
-            Weights and what ``fn`` is called with, in place of a pass over the data: linearisations that were kept.
-
-        Raises
-        ------
-        InputError
-            The pass did not see the batches the first one saw.
-        NonFiniteError
-            The value for some batch is NaN or infinite; the sentence says which.
-        """
-        weights, count = 0.0, 0
-        for weight, item in self.batches() if over is None else over:
-            value = fn(item)
-            if not math.isfinite(float(value.sum())):
-                raise NonFiniteError(
-                    f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
-                    "infinite; look at that batch's inputs, or use float64"
-                )
-            weights, count = weights + weight, count + 1
-            yield weight, value
-        if over is None and not math.isclose(weights, self.survey.weight, rel_tol=1e-9):
-            raise InputError(
-                f"data gave {count} batches of total weight {weights:g}, at first {self.survey.num_batches} of "
-                f"{self.survey.weight:g}; it must give the same examples each time"
-            )
-
-    def mean(self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None) -> Tensor:
-        """``sum_b w_b fn(b) / sum_b w_b`` over all batches on all ranks; arguments and errors of :meth:`terms`."""
-        total, first, weights, count = None, 0.0, 0.0, 0
-        for weight, value in self.terms(fn, over=over):
-            if total is None:
-                total, first = value, weight
-            else:
-                total = total * first if count == 1 else total
-                total.add_(value, alpha=weight)
-            weights, count = weights + weight, count + 1
-        if total is None:
-            raise InputError("every batch has weight 0: all targets are ignored")
-        if count == 1:
-            if self._group is None:
-                return total  # its weight cancels
-            total = total * first
-        total, weights = all_reduce_sum(total, weights, self._group)
-        return total.div_(weights)
-
-    def loss(self) -> float:
+    def loss(self, point: Point | None = None) -> float:
         """The value of the risk."""
-        point = self.point()
-        return float(self.mean(lambda batch: autodiff.loss(self, point, batch)))
+        point = point or self.point()
+        return float(self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch)))
 
-    def gradient(self) -> Tensor:
+    def gradient(self, point: Point | None = None) -> Tensor:
         """The gradient, shape (n,)."""
-        point = self.point()
-        return self.mean(lambda batch: autodiff.gradient(self, point, batch))
+        point = point or self.point()
+        return self.sample.mean(lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,))
 
 
-def _default_unpack(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, Mapping):
-        for key in _TARGET_KEYS:
-            if key in batch:
-                return {name: value for name, value in batch.items() if name != key}, batch[key]
-        raise KeyError(f"none of {', '.join(_TARGET_KEYS)} among its keys {', '.join(map(str, batch))}")
-    inputs, targets = batch
-    return inputs, targets
+class _Share:
+    """Every so many-th batch of the data, from the first on that is this process'."""
+
+    def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
+        self._data, self._first, self._step = data, first, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self._data, self._first, None, self._step)
+
+
+def _length(batch: Any) -> float:
+    """The length of the first tensor in a batch."""
+    tensors = [tensor for tensor in tensors_in(batch) if tensor.dim()]
+    if not tensors:
+        raise InputError("a batch holds no tensor whose length could weigh it; pass weight=")
+    return float(len(tensors[0]))

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.numbers import format_number
-from pyhessian_spectra.spectra.results import Floats, Spectrum
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # The widest axis reaches from its linear part over eight decades, more than float32 products can tell apart.
 _MAX_DECADES = 8
@@ -110,15 +111,17 @@ class EigenvalueAxis:
         positions = self.decades(spectrum.nodes)
         if spectrum.exact:
             edges = self.low + self.width * np.arange(round((self.high - self.low) / self.width) + 1)
-            counts, _ = np.histogram(positions, bins=edges, weights=spectrum.weights * spectrum.size)
+            counts, _ = np.histogram(positions, bins=edges, weights=spectrum.weights * spectrum.n)
             counts = np.repeat(counts / spectrum.num_probes, 2)
             return Profile(self.eigenvalues(np.repeat(edges, 2)[1:-1]), counts, counts, counts)
         grid = np.arange(self.low, self.high, self.bandwidth / 3)
         rows = [
-            Spectrum(nodes[None], weights[None], spectrum.size).density(grid, bandwidth=self.bandwidth)
+            Spectrum(nodes[None], weights[None], spectrum.n, num_atoms=0, dtype=spectrum.dtype).density(
+                grid, bandwidth=self.bandwidth
+            )
             for nodes, weights in zip(positions, spectrum.weights, strict=True)
         ]
-        per_probe = spectrum.size * self.width * np.stack(rows)
+        per_probe = spectrum.n * self.width * np.stack(rows)
         mean = per_probe.mean(axis=0)
         probes = spectrum.num_probes
         error = per_probe.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.zeros_like(mean)
@@ -131,7 +134,7 @@ class EigenvalueAxis:
         lower, upper = spectrum.density_bounds(
             values, bandwidth=self.bandwidth, level=level, others=others, coordinate=self.decades
         )
-        return spectrum.size * self.width * lower, spectrum.size * self.width * upper
+        return spectrum.n * self.width * lower, spectrum.n * self.width * upper
 
     def set_scale(self, ax: Axes, *, which: Literal["x", "y"] = "x") -> None:
         """Give one axis of ``ax`` this scale, its limits and ticks at powers of ten."""

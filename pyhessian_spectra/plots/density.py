@@ -13,7 +13,8 @@ from pyhessian_spectra.plots.axis import EigenvalueAxis
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
 from pyhessian_spectra.plots.style import BLUE, INK, MUTED, ORANGE, UNITS, WIDTH, literal, new_axes, theme
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # Lowest count drawn: a tenth of an eigenvalue when smoothed; a histogram never has less than one.
 _FLOOR, _EXACT_FLOOR = 0.1, 0.5
@@ -87,7 +88,7 @@ def plot_density(
 def known_others(spectrum: Spectrum, pairs: Sequence[Eigenpairs]) -> tuple[float, float] | None:
     """An interval certified to hold all eigenvalues but the spectrum's atoms, where these are just the ``pairs``."""
     known = [each.others for each in pairs if each.others is not None]
-    return known[0] if known and sum(map(len, pairs)) == spectrum.metadata.get("atoms") else None
+    return known[0] if known and sum(map(len, pairs)) == spectrum.num_atoms else None
 
 
 def confidence(others: tuple[float, float] | None) -> str:
@@ -98,7 +99,7 @@ def confidence(others: tuple[float, float] | None) -> str:
 def describe(spectrum: Spectrum, axis: EigenvalueAxis) -> str:
     """What a density is and how it was smoothed, in one line."""
     if spectrum.exact:
-        how = f"all {spectrum.size:,} eigenvalues"
+        how = f"all {spectrum.n:,} eigenvalues"
     else:
         probes = f"{spectrum.num_probes} probe{'s' * (spectrum.num_probes > 1)}"
         how = f"{probes}, Gaussian of $\\sigma$ = {axis.bandwidth:.2g} decades"

@@ -31,7 +31,8 @@ from pyhessian_spectra.plots.style import (
     theme,
 )
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # Eigenvalues below the largest one that are drawn along training.
 _TOP = 5
@@ -82,7 +83,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
 
     Where layers were not analysed on their own, what the products of the whole matrix say of them is drawn.
     """
-    by_layer = {name: block.trace for name, block in analysis.layers.items()} or dict(analysis.full.layer_traces)
+    by_layer = {name: block.trace for name, block in analysis.layers.items()} or dict(analysis.full.group_traces)
     if not by_layer:
         raise InputError("the analysis has no layers; run it with layers to draw their traces")
     row_height = float(np.clip(6 / len(by_layer), 0.18, 0.32))

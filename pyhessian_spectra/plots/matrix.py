@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from numpy.typing import ArrayLike
 
-from pyhessian_spectra.curvature.parameters import ParameterLayout
+from pyhessian_spectra.curvature import ParameterLayout, Partition
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.style import INK, UNITS, literal, new_axes, theme
 
@@ -64,10 +64,10 @@ def _rule(ax: Axes, layout: ParameterLayout) -> None:
     """Lines between layers, their names in the middle."""
     centres: list[float] = []
     names: list[str] = []
-    for name, members in layout.layers().items():
-        start, stop = layout.slices[members[0]].start, layout.slices[members[-1]].stop
+    for group in Partition.by_module(layout):
+        start, stop = int(group.indices[0]), int(group.indices[-1]) + 1
         centres.append((start + stop - 1) / 2)
-        names.append(f"layer {len(names) + 1}" if name.isdigit() else literal(name or "(root)"))
+        names.append(f"layer {len(names) + 1}" if group.label.isdigit() else literal(group.label))
         if stop < layout.n:
             ax.axhline(stop - 0.5, color=INK, linewidth=0.7)
             ax.axvline(stop - 0.5, color=INK, linewidth=0.7)

@@ -88,7 +88,7 @@ def load_problem(
         Default a tenth of the examples (all of them in train mode, where BatchNorm's statistics are of the batch), but
         no more than have about 1.6 million input elements.
     mode : {"eval", "train"}, optional
-        Of BatchNorm; default ``eval``.
+        Whether BatchNorm uses its running (eval, the default) or the batch's (train) statistics.
     dtype : {"float32", "float64"}, optional
         Of parameters, data and products; default ``float32``.
     device : str, optional

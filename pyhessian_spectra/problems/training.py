@@ -10,11 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyhessian_spectra.curvature import Point, autodiff
+from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.objective import Objective
+from pyhessian_spectra.curvature.parameters import trainable_layout
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.checkpoints import save_checkpoint
 from pyhessian_spectra.problems.datasets import Dataset, load_data
 from pyhessian_spectra.problems.losses import cross_entropy
+from pyhessian_spectra.training import GradientDescent
 
 # 2,410 parameters: few enough for the exact Hessian, enough for 96 % of the held-out digits.
 _WIDTHS = (64, 24, 24, 10)
@@ -79,23 +84,26 @@ def checkpoint_steps(num_checkpoints: int) -> list[int]:
 def _train(out_dir: Path, saved: list[int], seed: int, progress: Callable[[int, int], None] | None) -> list[Path]:
     generator = torch.Generator().manual_seed(seed)
     train, test = load_data("digits", split="train"), load_data("digits", split="test")
-    model = _initial_model(generator)
-    parameters = list(model.parameters())
-    velocities = [torch.zeros_like(p) for p in parameters]
-    paths = []
-    order = torch.empty(0, dtype=torch.long)
+    model, paths = _initial_model(generator), []
+    layout, _, _ = trainable_layout(model)
+    objective = Objective(model, cross_entropy)
+    batches = _minibatches(train, generator)
+
+    def gradient(theta: Tensor) -> Tensor:
+        return autodiff.gradient(objective, Point.of(layout, theta), next(batches))
+
+    start = layout.flatten([p.detach() for p in model.parameters()])
+    descent = GradientDescent(gradient, start, step=_LEARNING_RATE, momentum=_MOMENTUM)
     for step in range(_STEPS + 1):
         if step in saved:
+            torch.nn.utils.vector_to_parameters(descent.theta, model.parameters())
             facts = {"step": step, "seed": seed, **_measure(model, train, "train"), **_measure(model, test, "test")}
             path = out_dir / f"step-{step:05d}.pt"
             paths.append(save_checkpoint(path, model, problem=_PROBLEM, **_SETTINGS, **facts))
         if step == _STEPS:
             break
-        if len(order) < _BATCH_SIZE:  # a new epoch; the few examples left over are dealt again
-            order = torch.randperm(len(train.inputs), generator=generator)
-        batch, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
-        loss = cross_entropy(model(train.inputs[batch]), train.targets[batch])
-        _sgd_step(parameters, velocities, torch.autograd.grad(loss, parameters))
+        descent.evaluate()
+        descent.step()
         if progress is not None:
             progress(step + 1, _STEPS)
     return paths
@@ -122,11 +130,14 @@ def _initial_model(generator: torch.Generator) -> MLP:
     return model
 
 
-def _sgd_step(parameters: list[nn.Parameter], velocities: list[Tensor], gradients: tuple[Tensor, ...]) -> None:
-    with torch.no_grad():
-        for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-            velocity.mul_(_MOMENTUM).add_(gradient)
-            parameter.sub_(velocity, alpha=_LEARNING_RATE)
+def _minibatches(data: Dataset, generator: torch.Generator) -> Iterator[Batch]:
+    """Batches without end, each epoch in an order of its own; the few examples left over are dealt again."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < _BATCH_SIZE:
+            order = torch.randperm(len(data.inputs), generator=generator)
+        chosen, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
+        yield Batch(data.inputs[chosen], data.targets[chosen], 0)
 
 
 def _measure(model: nn.Module, data: Dataset, split: str) -> dict[str, float]:

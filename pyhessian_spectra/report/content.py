@@ -34,14 +34,15 @@ _FACTS = {
     "data": "Data",
     "data_description": "Examples taken",
     "N": "Examples N",
-    "batches": "Batches",
+    "num_batches": "Batches",
     "loss": "Loss",
     "mode": "Mode of the model",
+    "reduction": "Loss over examples",
     "dtype": "Precision",
     "device": "Device",
     "matrix": "Matrix",
     "seed": "Seed",
-    "tolerance": "Tolerance of eigenpairs",
+    "tol": "Tolerance of eigenpairs",
     "step": "Optimisation step",
 }
 # ``problem["matrix"]`` in words.
@@ -52,7 +53,7 @@ _MATRICES = {
 }
 _TIMINGS = {
     "seconds": "Time in all",
-    "products": "Matrix-vector products",
+    "num_products": "Matrix-vector products",
     "seconds_per_product": "Time per product",
     "seconds_per_gradient": "Time per gradient",
 }
@@ -134,7 +135,7 @@ def describe_checkpoint(
         "unconverged": [
             unconverged_row(label, identifier, name, block) for name, block in _blocks(analysis) if block.unconverged
         ],
-        "notes": [str(note) for note in analysis.notes],
+        "notes": [note.text for note in analysis.notes],
         "timing": _timing_rows(analysis.timing),
         "trace_method": full.trace.method,
     }
@@ -150,7 +151,7 @@ def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str])
     )
     return _unbroken(
         f"This is the {_matrix(problem)} of {_loss(problem)} of {problem.get('model', 'a model')} at the checkpoint "
-        f"{label}{_examples(problem)}: a symmetric matrix with a row for each of the n = {full.size:,} parameters. "
+        f"{label}{_examples(problem)}: a symmetric matrix with a row for each of the n = {full.n:,} parameters. "
         f"{how} Its largest eigenvalue is λ₁ = {numbers['largest']}, its smallest {numbers['smallest']}, and its trace "
         f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative."
         + _caveat([full])
@@ -180,7 +181,7 @@ def _about_data(analysis: SpectralAnalysis) -> str:
 
 def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> str:
     first, last = sections[0], sections[-1]
-    n = " and ".join(f"{size:,}" for size in dict.fromkeys(analysis.full.size for analysis in analyses))
+    n = " and ".join(f"{size:,}" for size in dict.fromkeys(analysis.full.n for analysis in analyses))
     problem = analyses[0].problem
     return _unbroken(
         f"This report follows the {_matrix(problem)} of {_loss(problem)} through {len(analyses)} checkpoints, from "
@@ -240,13 +241,13 @@ def _largest_residual(analyses: Sequence[SpectralAnalysis]) -> float:
 
 
 def _tolerances(analyses: Sequence[SpectralAnalysis]) -> str:
-    known = [analysis.problem.get("tolerance") for analysis in analyses]
+    known = [analysis.problem.get("tol") for analysis in analyses]
     return ", ".join(dict.fromkeys(format_number(float(tolerance), digits=1) for tolerance in known if tolerance))
 
 
 def _timing_rows(timing: Mapping[str, float]) -> list[tuple[str, str]]:
     rows = [
-        (words, f"{timing[key]:,.0f}" if key == "products" else format_duration(timing[key]))
+        (words, f"{timing[key]:,.0f}" if key == "num_products" else format_duration(timing[key]))
         for key, words in _TIMINGS.items()
         if key in timing
     ]

@@ -79,7 +79,7 @@ def checkpoint_figures(analysis: SpectralAnalysis, label: str, prefix: str, bulk
         drawn["eigenvalues"] = (plot_eigenvalues(full), "Largest and smallest eigenvalues with errors")
     if analysis.layers:
         drawn["layer_densities"] = (plot_layer_densities(analysis), "Density of eigenvalues of each layer's block")
-    if analysis.layers or full.layer_traces:
+    if analysis.layers or full.group_traces:
         drawn["layer_traces"] = (plot_layer_traces(analysis), "Trace of each layer's block")
     return {
         role: _draw(ax, f"{prefix}{role.replace('_', '-')}.svg", f"{alt}, {label}") for role, (ax, alt) in drawn.items()

@@ -137,11 +137,11 @@ def layer_row(name: str, block: BlockAnalysis, bulk: BulkEdge) -> dict[str, Any]
     """One layer's block."""
     return {
         "name": name,
-        "size": f"{block.size:,}",
+        "size": f"{block.n:,}",
         "largest": end_text(block.largest, -1),
         "smallest": end_text(block.smallest, 0),
         "trace": estimate_text(block.trace),
-        "per_parameter": format_number(block.trace.value / block.size),
+        "per_parameter": format_number(block.trace.value / block.n),
         "unconverged": block.unconverged,
         "uncertified": num_uncertified(block),
         "pairs": num_pairs(block),
@@ -161,7 +161,7 @@ def layer_trace_rows(full: BlockAnalysis) -> list[dict[str, str]]:
             "trace": estimate_text(trace),
             "share": f"{_percent(trace.value / full.trace.value)} %" if full.trace.value > 0 else "",
         }
-        for name, trace in full.layer_traces.items()
+        for name, trace in full.group_traces.items()
     ]
 
 

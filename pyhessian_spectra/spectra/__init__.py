@@ -1,19 +1,41 @@
 """How eigenvalues are found. Knows operators only: never a model, a loss or a dataset."""
 
+from pyhessian_spectra.spectra.cg import CGResult, cg
 from pyhessian_spectra.spectra.eigen import eigh, eigsh
 from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos
+from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator
-from pyhessian_spectra.spectra.results import Eigenpairs, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
+from pyhessian_spectra.spectra.settings import Settings
 from pyhessian_spectra.spectra.slq import slq
+from pyhessian_spectra.spectra.space import VectorSpace
+from pyhessian_spectra.spectra.spectrum import Spectrum
+from pyhessian_spectra.spectra.structured import (
+    BlockDiagonalOperator,
+    CongruenceOperator,
+    DiagonalOperator,
+    IdentityOperator,
+    ShiftedOperator,
+)
 from pyhessian_spectra.spectra.trace import frobenius_norm, trace
 
 __all__ = [
+    "BlockDiagonalOperator",
+    "CGResult",
+    "CongruenceOperator",
+    "DiagonalOperator",
     "Eigenpairs",
+    "IdentityOperator",
     "LinearOperator",
     "MatrixOperator",
+    "Meter",
+    "Settings",
+    "ShiftedOperator",
     "Spectrum",
     "TraceEstimate",
     "Tridiagonal",
+    "VectorSpace",
+    "cg",
     "eigh",
     "eigsh",
     "frobenius_norm",

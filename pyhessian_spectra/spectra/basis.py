@@ -1,4 +1,4 @@
-"""Where Krylov vectors are kept: in memory up to a budget, in a temporary file beyond it."""
+"""Where Krylov vectors are kept: in memory up to a budget, in a memory-mapped temporary file beyond it."""
 
 from __future__ import annotations
 
@@ -9,57 +9,51 @@ import weakref
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.spectra.space import VectorSpace
 
 # Vectors are moved and multiplied in blocks of about this many bytes: large enough for the disk and for BLAS, small
 # beside any basis that does not fit in memory. A block has at least 4 rows, or each product would pass over ``w`` anew.
 _BLOCK_BYTES, _FEWEST_ROWS, _MOST_ROWS = 2**24, 4, 64
 
-# Entries over which a sum is left to BLAS in the vectors' dtype; such sums are then added in float64.
-_PART = 2**13
-
 
 class KrylovBasis:
-    """Vectors of one length, one a row, appended one by one and read in order, in blocks.
+    """Vectors of one space, one a row, appended one by one and read in order, in blocks.
 
     The first blocks stay on the vectors' device, within the budget; on an accelerator the next ones go to host memory,
-    within the same budget; the rest go to a temporary file. A basis is always read from end to end, so that to keep the
-    first and read the others each time is the best any rule can do. Where a block lies changes neither its shape nor
-    its content, so results are the same bit for bit.
+    within the same budget; the rest are mapped from a temporary file. A basis is always read from end to end, so that
+    to keep the first and read the others each time is the best any rule can do. Where a block lies changes neither its
+    shape nor its content, so results are the same bit for bit.
 
     The file has no name: the operating system frees it when the process ends, however it ends.
 
     Parameters
     ----------
-    size : int
-        Length ``n`` of a vector.
-    dtype : torch.dtype
-    device : torch.device
+    space : VectorSpace
+        Of the vectors.
     memory_budget : int, optional
-        Bytes that vectors may take in memory, by default half of what is free when the first block is full. One block
-        being filled, and one being read back, come on top.
+        Bytes that vectors may take in memory, by default half of what is free when the first block is full. The block
+        being filled comes on top.
     """
 
-    def __init__(
-        self, size: int, *, dtype: torch.dtype, device: torch.device, memory_budget: int | None = None
-    ) -> None:
-        self._device, self._budget = device, memory_budget
-        self._row_bytes = size * dtype.itemsize
+    def __init__(self, space: VectorSpace, *, memory_budget: int | None = None) -> None:
+        self._space, self._budget = space, memory_budget
+        self._row_bytes = space.local_n * space.dtype.itemsize
         rows = min(max(_BLOCK_BYTES // self._row_bytes, _FEWEST_ROWS), _MOST_ROWS)
-        self._open = torch.empty(rows, size, dtype=dtype, device=device)
+        self._open = torch.empty(rows, space.local_n, dtype=space.dtype, device=space.device)
         self._filled = 0
-        self._kept: list[Tensor] = []  # on the device first, then in host memory
-        self._buffer: Tensor | None = None  # host memory through which blocks of the file are read
+        self._full: list[Tensor] = []  # on the device first, then in host memory, then mapped from the file
         self._file: BinaryIO | None = None
         self._on_disk = 0  # blocks
         self._limits: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return (len(self._kept) + self._on_disk) * len(self._open) + self._filled
+        return len(self._full) * len(self._open) + self._filled
 
     def append(self, v: Tensor, norm: float) -> Tensor:
         """Add ``v / norm`` and return it: a view that holds until two more have been added."""
@@ -71,19 +65,18 @@ class KrylovBasis:
         return row
 
     def _blocks(self, stop: int | None = None) -> Iterator[Tensor]:
-        """The vectors, or the first ``stop`` of them, in blocks (b, n); each holds until the next is asked for."""
+        """The vectors, or the first ``stop`` of them, in blocks (b, n) on their device."""
         left = len(self) if stop is None else stop
-        for i in range(len(self._kept) + self._on_disk + 1):
+        for block in [*self._full, self._open[: self._filled]]:
             if left <= 0:
                 return
-            block = self._block(i)[:left]
+            yield block[:left].to(self._space.device)
             left -= len(block)
-            yield block
 
     def remove_from(self, w: Tensor) -> None:
         """Subtract from ``w`` (n,), in place, its components along the vectors, block after block."""
         for block in self._blocks():
-            w.addmv_(block.T, inner_products(block, w[:, None])[:, 0].to(w), alpha=-1)
+            w.addmv_(block.T, self._space.gram(block, w[:, None])[:, 0].to(w), alpha=-1)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Linear combinations of the first ``m`` vectors for coefficients (m, k), in columns (n, k)."""
@@ -105,35 +98,29 @@ class KrylovBasis:
     def deviation(self, others: Tensor | None = None) -> float:
         """``max |V^T V - I|``, and ``max |V^T U|`` where columns ``U`` (n, k) are given."""
         worst = 0.0
-        for i in range(len(self._kept) + self._on_disk + 1):
-            block = self._block(i)
-            if self._buffer is not None and block.data_ptr() == self._buffer.data_ptr():
-                block = block.clone()  # its place is needed for the others
-            for j, other in enumerate(self._blocks()):
-                if j > i:
-                    break
-                gram = inner_products(block, other.T)
+        for i, block in enumerate(self._blocks()):
+            for j, other in zip(range(i + 1), self._blocks(), strict=False):
+                gram = self._space.gram(block, other.T)
                 if i == j:
                     gram.diagonal().sub_(1)
                 worst = max(worst, _largest(gram))
             if others is not None:
-                worst = max(worst, _largest(inner_products(block, others)))
+                worst = max(worst, _largest(self._space.gram(block, others)))
         return worst
 
     @property
     def room(self) -> int:
         """How many further vectors fit, the disk included; of its free bytes half are left to others."""
         free_rows = shutil.disk_usage(_folder()).free // 2 // self._row_bytes
-        for place in _places(self._device):
+        for place in _places(self._space.device):
             limit = self._limits.get(place.type, self._allowed(place))
             free_rows += max(0, limit - self._bytes_on(place)) // self._row_bytes
         return max(0, free_rows - self._filled)
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes that the vectors take in memory now, buffers included."""
-        buffers = [self._open] + ([] if self._buffer is None else [self._buffer])
-        return sum(block.numel() * block.element_size() for block in self._kept + buffers)
+        """Bytes that the vectors take in memory now, the block being filled included."""
+        return (len(self._full) - self._on_disk + 1) * len(self._open) * self._row_bytes
 
     @property
     def bytes_on_disk(self) -> int:
@@ -143,78 +130,46 @@ class KrylovBasis:
     @property
     def place(self) -> str:
         """Where the vectors lie, for people."""
-        device = self._bytes_on(self._device) + self._filled * self._row_bytes
+        device = self._bytes_on(self._space.device) + self._filled * self._row_bytes
         host = len(self) * self._row_bytes - device - self.bytes_on_disk
-        return _said(self._device, device, host, self.bytes_on_disk)
+        return _said(self._space.device, device, host, self.bytes_on_disk)
 
     def _allowed(self, place: torch.device) -> int:
         return free_bytes(place) // 2 if self._budget is None else self._budget
 
     def _bytes_on(self, place: torch.device) -> int:
-        return sum(len(block) for block in self._kept if block.device.type == place.type) * self._row_bytes
+        in_memory = self._full[: len(self._full) - self._on_disk]
+        return sum(len(block) for block in in_memory if block.device.type == place.type) * self._row_bytes
 
     def _put_away(self) -> None:
         """Move the full block to the first place that has room for it, and open another."""
+        places = _places(self._space.device)
         if not self._limits:  # by now the first products have taken what they keep
-            self._limits = {place.type: self._allowed(place) for place in _places(self._device)}
-        for place in _places(self._device):
-            if self._bytes_on(place) + len(self._open) * self._row_bytes <= self._limits[place.type]:
-                self._kept.append(self._open.to(place))
-                self._open = torch.empty_like(self._open) if place == self._device else self._open
-                break
+            self._limits = {place.type: self._allowed(place) for place in places}
+        size = len(self._open) * self._row_bytes
+        free = [place for place in places if self._bytes_on(place) + size <= self._limits[place.type]]
+        if not free or self._on_disk:
+            self._full.append(self._mapped(size).copy_(self._open))
+            self._on_disk += 1
         else:
-            self._write()
+            self._full.append(self._open.to(free[0]))
+            self._open = torch.empty_like(self._open) if free[0] == self._space.device else self._open
         self._filled = 0
 
-    def _write(self) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=_folder(), buffering=0)  # noqa: SIM115 - closed by the next line
-            weakref.finalize(self, self._file.close)
-        source = self._open.cpu()
-        view, sent = _bytes_of(source), 0
+    def _mapped(self, size: int) -> Tensor:
+        """A block of memory that is mapped to the next ``size`` bytes of the file."""
         try:
-            self._file.seek(self.bytes_on_disk)
-            while sent < len(view):
-                sent += self._file.write(view[sent:])
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=_folder())  # noqa: SIM115 - closed by the next line
+                weakref.finalize(self, self._file.close)
+            _reserve(self._file, self.bytes_on_disk, size)
+            raw = np.memmap(self._file, np.uint8, "r+", self.bytes_on_disk, (size,))
         except OSError as error:
             raise OutOfMemoryError(
-                f"the Krylov basis does not fit: {self.place}, and no further block of {readable(len(view))} could be "
+                f"the Krylov basis does not fit: {self.place}, and no further block of {readable(size)} could be "
                 f"written to {_folder()} ({error.strerror}); lower max_steps, or point TMPDIR to a larger disk"
             ) from error
-        self._on_disk += 1
-        if self._buffer is None:
-            self._buffer = torch.empty_like(source)
-
-    def _block(self, index: int) -> Tensor:
-        if index < len(self._kept):
-            return self._kept[index].to(self._device)
-        index -= len(self._kept)
-        if index == self._on_disk:
-            return self._open[: self._filled]
-        assert self._file is not None and self._buffer is not None  # there are blocks on disk
-        view, got = _bytes_of(self._buffer), 0
-        self._file.seek(index * len(view))
-        while got < len(view):
-            got += self._file.readinto(view[got:])  # type: ignore[attr-defined]
-        return self._buffer.to(self._device)
-
-
-def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """``R C`` for rows (b, n) and columns (n, k), in float64 (b, k).
-
-    Summed in parts: with sums of 2 million products in float32 a basis was orthogonal to 2e-4, with these to 6e-6.
-    """
-    total = torch.zeros(len(rows), columns.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, len(columns), _PART):
-        total += rows[:, start : start + _PART] @ columns[start : start + _PART]
-    return total
-
-
-def deviation(vectors: Tensor) -> float:
-    """``max |V^T V - I|`` of columns (n, k)."""
-    gram = inner_products(vectors.T, vectors)
-    gram.diagonal().sub_(1)
-    return _largest(gram)
+        return torch.from_numpy(raw).view(self._open.dtype).view(self._open.shape)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -278,9 +233,14 @@ def _folder() -> str:
     return tempfile.gettempdir()
 
 
-def _bytes_of(block: Tensor) -> memoryview:
-    """The memory of a contiguous block on the CPU, whatever its dtype."""
-    return block.view(torch.uint8).numpy().data.cast("B")
+def _reserve(file: BinaryIO, start: int, size: int) -> None:
+    """Lengthen a file by blocks that exist: a full disk is an error here, not a signal when they are written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), start, size)
+    else:
+        file.seek(start)
+        file.write(bytes(size))
+        file.flush()
 
 
 def _largest(matrix: Tensor) -> float:

@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyhessian_spectra.spectra.edges import threshold
 from pyhessian_spectra.spectra.lanczos import Tridiagonal
-from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
 # A failure probability of all probabilistic eigenvalue bounds of one pass together.
 FAILURE = 0.01
+
+
+# Rounding of the products, in eps of the norm, that intervals allow for.
+_ROUNDING = 30
+
+
+def certify(
+    op: LinearOperator,
+    values: Floats,
+    vectors: Tensor,
+    products: Iterable[Tensor],
+    probes: Sequence[Tridiagonal],
+    good: NDArray[np.bool_],
+    *,
+    tol: float,
+    atol: float,
+    scale: float,
+) -> Eigenpairs:
+    """Pairs with fresh residuals, and with intervals from these and from what can have been missed.
+
+    Parameters
+    ----------
+    op : LinearOperator, shape (n, n)
+    values : ndarray, shape (k,), ascending
+    vectors : Tensor, shape (n, k)
+        Orthonormal columns.
+    products : iterable of Tensor
+        The products with the vectors, in order.
+    probes : sequence of Tridiagonal
+        Lanczos processes from random vectors in the complement of all the vectors that are good.
+    good : ndarray of bool, shape (k,)
+        Which pairs have converged by the recurrence. Where not all have, the complement is not that of all, and nothing
+        is said of what was missed.
+    tol, atol, scale : float
+        See :func:`threshold`.
+    """
+    residuals = residuals_of(op, values, vectors, products)
+    converged = good & (residuals <= threshold(op, values, tol, atol, scale))
+    pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
+    rounding = _ROUNDING * op.space.eps * scale
+    reach = residuals + rounding
+    if not (good.all() and probes):
+        return replace(pairs, lower=values - reach, upper=values + reach)
+    each = [unseen_bounds(probe, op.n, failure=FAILURE / len(probes)) for probe in probes]
+    slack = float(np.linalg.norm(reach))  # the coupling to the complement, by Weyl
+    others = max(low for low, _ in each) - slack, min(high for _, high in each) + slack
+    lower, upper = certified_intervals(values, reach, others)
+    return replace(pairs, lower=lower - rounding, upper=upper + rounding, others=others)
+
+
+def residuals_of(op: LinearOperator, values: Floats, vectors: Tensor, products: Iterable[Tensor]) -> Floats:
+    """``||A v - theta v||`` of unit columns (n, k) and their products, in float64."""
+    pairs = zip(values, vectors.unbind(1), products, strict=True)
+    return np.array([op.space.norm(w.double() - theta * v.double()) for theta, v, w in pairs])
 
 
 def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILURE) -> tuple[float, float]:
@@ -31,28 +92,30 @@ def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILU
     Returns
     -------
     (float, float)
-        Lower and upper end; the extreme Ritz values themselves where the process exhausted its space.
+        Lower and upper end; the extreme Ritz values themselves where the process spans the whole space.
     """
-    theta, betas = tridiagonal.eigh()[0], tridiagonal.betas
-    if betas[-1] == 0:
+    theta = tridiagonal.eigh()[0]
+    if tridiagonal.remainder == 0:
         return float(theta[0]), float(theta[-1])
-    target = np.log(betas).sum() - np.log(failure / 2 * np.sqrt(np.pi / (2 * size)))
+    # where rounding hides the last residual, the largest it can be: eigenvalues apart by less are not told apart
+    norms = np.append(tridiagonal.betas[:-1], tridiagonal.remainder)
+    target = np.log(norms).sum() - np.log(failure / 2 * np.sqrt(np.pi / (2 * size)))
     return -_crossing(-theta[::-1], target), _crossing(theta, target)
 
 
 def _crossing(theta: Floats, target: float) -> float:
     """The ``x`` above all ``theta`` with ``sum log(x - theta) = target``, rounded up."""
-    top, width = theta[-1], max(theta[-1] - theta[0], np.finfo(float).tiny)
-    low, high = 0.0, width * 1e-300
-    while np.log(top + high - theta + np.finfo(float).tiny).sum() < target:
-        low, high = high, max(2 * high, 1e-16 * width)
+    gaps = theta[-1] - theta
+    # of the distance from the largest: each logarithm is at least that of the distance itself
+    outside = target / len(theta)
+    inside = outside - 700.0
     for _ in range(60):
-        middle = (low + high) / 2
-        if np.log(top + middle - theta + np.finfo(float).tiny).sum() < target:
-            low = middle
+        middle = (inside + outside) / 2
+        if np.log(np.exp(middle) + gaps).sum() < target:
+            inside = middle
         else:
-            high = middle
-    return float(top + high)
+            outside = middle
+    return float(theta[-1] + np.exp(outside))
 
 
 def certified_intervals(values: Floats, residuals: Floats, others: tuple[float, float]) -> tuple[Floats, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyhessian_spectra.spectra.lanczos import random_vector
-from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, observe
 from pyhessian_spectra.spectra.results import Floats
 
 
@@ -64,7 +63,7 @@ class FormsRecorder:
     """
 
     def __init__(self, op: LinearOperator, sections: Sequence[int] | None = None) -> None:
-        self.op, self._sections = op, list(sections or [op.shape[0]])
+        self.op, self._sections = op, list(sections or [op.space.local_n])
         self._weights: Floats = np.empty(0)
         self._compressed: list[Floats] = []
         self._vectors: list[Floats] = []
@@ -73,23 +72,16 @@ class FormsRecorder:
     def products(self, vectors: Tensor) -> Iterator[Tensor]:
         """The products with the columns of (n, p), one by one."""
         for v in vectors.T.contiguous():
-            product, forms, crossed = self._multiply(v, vectors)
-            self._compressed.append(crossed)
-            self._vectors.append(forms)
+            product, forms = self._multiply(v, vectors)
+            self._vectors.append(forms[:, : len(self._sections)])
+            self._compressed.append(forms[:, len(self._sections) :])
             yield product
 
     def probe(self, u: Tensor) -> Tensor:
         """The product with a unit vector, which is recorded as a probe."""
-        product, forms, _ = self._multiply(u, u[:, None])
+        product, forms = self._multiply(u, u[:, None][:, :0])
         self._probes.append(forms)
         return product
-
-    def draw(self, deflated: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A probe uniform in the complement of orthonormal columns (n, p), and its product, which is recorded."""
-        u = random_vector(len(deflated), generator).to(deflated)
-        u = u - deflated @ (deflated.T @ u)
-        u = u / torch.linalg.vector_norm(u)
-        return u, self.probe(u)
 
     def forms(self, deflated: NDArray[np.bool_]) -> Forms:
         """What was recorded; ``deflated`` tells which of the vectors the probes are orthogonal to."""
@@ -101,32 +93,17 @@ class FormsRecorder:
             np.stack(self._vectors, axis=1) if self._vectors else empty,
             np.stack(self._probes, axis=1) if self._probes else empty,
             deflated,
-            self.op.shape[0] - int(deflated.sum()),
+            self.op.n - int(deflated.sum()),
         )
 
-    def _multiply(self, v: Tensor, vectors: Tensor) -> tuple[Tensor, Floats, Floats]:
-        product, *numbers = self.op.with_forms(v, vectors, self._sections)
-        weights, own, crossed = (some.cpu().numpy() for some in numbers)
-        self._weights = weights
-        return product, own, crossed
+    def _multiply(self, v: Tensor, vectors: Tensor) -> tuple[Tensor, Floats]:
+        """The product with ``v``, and of each term its forms with ``v`` by section and with each of the vectors."""
+        space = self.op.space
 
+        def look(term: Tensor) -> Tensor:
+            own = space.section_inner(v, term, self._sections)
+            return torch.cat([own, space.gram(vectors.T, term[:, None])[:, 0]]) if vectors.shape[1] else own
 
-class ProbedFirst(LinearOperator):
-    """An operator whose first product is recorded as a probe."""
-
-    def __init__(self, op: LinearOperator, recorder: FormsRecorder) -> None:
-        super().__init__(op.shape[0], dtype=op.dtype, device=op.device)
-        self._op, self._recorder = op, recorder
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self._op @ v if self.num_matvecs > 1 else self._recorder.probe(v)
-
-
-def residuals_of(values: Floats, vectors: Tensor, products: Iterable[Tensor]) -> Floats:
-    """``||A v - theta v||`` of unit columns (n, p) and their products, reduced in float64."""
-    return np.array(
-        [
-            float(torch.linalg.vector_norm(w.double() - theta * v.double()))
-            for theta, v, w in zip(values, vectors.unbind(1), products, strict=True)
-        ]
-    )
+        product, weights, forms = observe(self.op, v, look)
+        self._weights = weights.cpu().numpy()
+        return product, forms.cpu().numpy()

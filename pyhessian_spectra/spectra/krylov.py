@@ -9,24 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.basis import deviation
-from pyhessian_spectra.spectra.bounds import FAILURE, certified_intervals, unseen_bounds
-from pyhessian_spectra.spectra.edges import find_edges, threshold
-from pyhessian_spectra.spectra.eigen import ROUNDING, add_missing_copies
-from pyhessian_spectra.spectra.forms import Forms, FormsRecorder, ProbedFirst, residuals_of
-from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos, random_vector
-from pyhessian_spectra.spectra.operator import LinearOperator
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum, TraceEstimate
-from pyhessian_spectra.spectra.slq import stack_rows
+from pyhessian_spectra.spectra.bounds import certify
+from pyhessian_spectra.spectra.copies import add_missing_copies, holds_better
+from pyhessian_spectra.spectra.edges import ROUNDING, find_edges, require_which
+from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
+from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal
+from pyhessian_spectra.spectra.meter import Meter
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
+from pyhessian_spectra.spectra.settings import Settings
+from pyhessian_spectra.spectra.spectrum import Spectrum
 from pyhessian_spectra.spectra.trace import mean_of, samples_for, square_root
 
 # A missed eigenvalue is looked for where it exceeds the rounding of a residual by this factor: the lower edge of a
 # semidefinite block is nearer to zero than that, and its order is not worth products.
 _MISSED = 10
-
-# Whether the lower and the upper edge are wanted.
-_EDGES = {"BE": (1, 1), "LA": (0, 1), "SA": (1, 0)}
 
 # Samples whose spread decides how many are taken in all: fewer estimate it too poorly.
 _FIRST_STAGE = 10
@@ -57,78 +53,52 @@ class KrylovPass:
 
 
 def krylov_pass(
-    op: LinearOperator,
+    op: Meter,
+    settings: Settings,
     *,
-    k: int,
     which: str = "BE",
-    num_probes: int,
-    num_steps: int,
-    tol: float,
     atol: float = 0.0,
-    max_steps: int,
     max_products: int | None = None,
-    rtol: float = 0.02,
-    trace_probes: int = 30,
     sections: Sequence[int] | None = None,
-    memory_budget: int | None = None,
     generator: torch.Generator,
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
 
-    One Lanczos process is extended until ``k`` Ritz pairs at each edge have residuals below ``tol`` relative to their
-    value (or ``atol`` relative to the norm, or the rounding of the products). They become atoms; each probe then
-    gives the quadrature of their complement, a sample of both moments, a check that no copy of an edge eigenvalue was
-    missed, and a bound on what the complement may still hold. The start vector of the process gives no sample: in a
-    cluster of eigenvalues the Ritz vectors follow it, and what it leaves to the complement is biased.
+    One Lanczos process is extended until the Ritz pairs wanted at each edge have converged. They become atoms; each
+    probe then gives the quadrature of their complement, a sample of both moments, a check that no copy of an edge
+    eigenvalue was missed, and a bound on what the complement may still hold. The start vector of the process gives no
+    sample: in a cluster of eigenvalues the Ritz vectors follow it, and what it leaves to the complement is biased.
 
     Parameters
     ----------
-    op : LinearOperator, shape (n, n)
-    k : int
-        Pairs at each edge; capped at ``n // 2``.
+    op : Meter, shape (n, n)
+    settings : Settings
+        ``num_eigenvalues`` at each edge are capped at ``n // 2``.
     which : {"BE", "LA", "SA"}
         Both edges, or only the largest or the smallest eigenvalues, which takes fewer products.
-    num_probes : int
-        Probes of the quadrature, at least 1.
-    num_steps : int
-        Lanczos steps of each probe, and the fewest of the process that finds the edges.
-    tol : float
-        Residual asked of the edges, relative to each value.
     atol : float
-        Residual, relative to the norm, that is good enough for any of them, however small its value.
-    max_steps : int
-        Most vectors of the first process; where they are not enough it is restarted, see :func:`find_edges`.
+        Residual, relative to the norm, that is good enough for any pair, however small its value.
     max_products : int, optional
-        Most products spent on the edges, by default ``2 max_steps``. Pairs that have not converged by then are given as
-        they are, and say so.
-    rtol : float
-        Half-width asked of the trace's 95 % interval, relative to its value.
-    trace_probes : int
-        Most samples of the trace, those of the probes included; at least 2.
+        Most products spent on the edges, by default ``2 max_steps``.
     sections : sequence of int, optional
         Lengths of the sections of the coordinates that ``forms`` tells apart.
-    memory_budget : int, optional
-        Bytes the Lanczos vectors may take in memory, by default half of what is free; the others go to a temporary
-        file. The results are the same.
     generator : torch.Generator
         Source of the probes.
     """
-    n, before = op.shape[0], op.num_matvecs
-    if which not in _EDGES:
-        raise InputError(f"which must be one of {', '.join(_EDGES)}, got {which!r}")
-    k = min(k, n // 2)
-    low, high = (k * wanted for wanted in _EDGES[which])
+    n, before = op.n, op.num_products
+    require_which(which)
+    k = min(settings.num_eigenvalues, n // 2) * (2 if which == "BE" else 1)
     edges = find_edges(
         op,
-        random_vector(n, generator),
-        low=low,
-        high=high,
-        tol=tol,
+        op.space.randn(generator),
+        k,
+        which,
+        tol=settings.tol,
         atol=atol,
-        min_steps=num_steps,
-        max_steps=max_steps,
-        max_products=2 * max_steps if max_products is None else max_products,
-        memory_budget=memory_budget,
+        min_steps=settings.num_steps,
+        max_steps=settings.max_steps,
+        max_products=max_products or 2 * settings.max_steps,
+        memory_budget=settings.memory_budget,
     )
     values, vectors, good, scale = edges.values, edges.vectors, edges.good, edges.scale
     orthogonality = edges.orthogonality
@@ -136,50 +106,65 @@ def krylov_pass(
     del edges  # its vectors are dropped where they are completed
     atoms = vectors if good.all() else vectors[:, torch.from_numpy(good).to(op.device)]
 
-    rounding = ROUNDING * float(torch.finfo(op.dtype).eps) * scale
-    margin = max(10 * atol * scale, _MISSED * rounding)
-    completed = len(values) < low + high  # the process ran out of distinct eigenvalues: the rest are copies
-    if completed:
-        values, vectors, atoms, good = _completed(op, values, vectors, low + high, which, rounding, generator)
-    tridiagonals: list[Tridiagonal] = []
-    recorder = FormsRecorder(op, sections)
-    while len(tridiagonals) < num_probes and atoms.shape[1] < n:
-        start, first_recorded = random_vector(n, generator), ProbedFirst(op, recorder)
-        tridiagonal = lanczos(first_recorded, start, num_steps, against=atoms, memory_budget=memory_budget)
-        orthogonality = max(orthogonality, tridiagonal.orthogonality)
-        tridiagonal = replace(tridiagonal, vectors=None)  # the basis has served
-        if not completed and good.all() and _holds_copy(tridiagonal, values, low, high, margin):
-            completed = True
-            values, vectors, atoms, good = _completed(op, values, vectors, low + high, which, margin, generator)
-            # these probes saw the copies in their complement: begin again without them
-            tridiagonals, recorder = [], FormsRecorder(op, sections)
-            continue
-        tridiagonals.append(tridiagonal)
+    def complete(margin: float) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
+        """The edges with the copies that one Krylov space cannot see."""
+        found, with_copies, _ = add_missing_copies(
+            op,
+            values,
+            vectors,
+            k,
+            which,
+            residual=margin / ROUNDING,
+            margin=margin,
+            max_products=50 * k + 1000,
+            generator=generator,
+        )
+        return found, with_copies, with_copies, np.ones(len(found), dtype=bool)
 
-    pairs = _certified(op, recorder, values, vectors, good, tridiagonals, tol, atol, scale)
-    atom_values = values[good]
-    rest = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in tridiagonals]
+    rounding = ROUNDING * op.space.eps * scale
+    margin = max(10 * atol * scale, _MISSED * rounding)
+    completed = len(values) < k  # the process ran out of distinct eigenvalues: the rest are copies
+    if completed:
+        values, vectors, atoms, good = complete(rounding)
+    probes: list[Tridiagonal] = []
+    recorder = FormsRecorder(op, sections)
+    while len(probes) < settings.num_probes and atoms.shape[1] < n:
+        process = LanczosProcess(op, op.space.randn(generator), against=atoms, memory_budget=settings.memory_budget)
+        process.extend(1, first=recorder.probe)
+        process.extend(settings.num_steps - 1)
+        probe = process.tridiagonal()
+        orthogonality = max(orthogonality, probe.orthogonality)
+        if not completed and good.all() and holds_better(probe, values, k, which, margin):
+            completed = True
+            values, vectors, atoms, good = complete(margin)
+            # these probes saw the copies in their complement: begin again without them
+            probes, recorder = [], FormsRecorder(op, sections)
+            continue
+        probes.append(replace(probe, vectors=None))  # the basis has served
+
+    products = recorder.products(vectors)
+    pairs = certify(op, values, vectors, products, probes, good, tol=settings.tol, atol=atol, scale=scale)
     facts |= {
-        "dtype": str(op.dtype).removeprefix("torch."),
-        "steps_per_probe": num_steps,
-        "orthogonality": max(orthogonality, deviation(vectors)),
-        "num_matvecs": op.num_matvecs - before,
+        "steps_per_probe": settings.num_steps,
+        "orthogonality": max(orthogonality, op.space.deviation(vectors)),
+        "num_products": op.num_products - before,
     }
-    spectrum = stack_rows(atom_values, rest, n, facts)
-    trace, second = _moments(op, recorder, spectrum, atom_values, atoms, rtol, trace_probes, generator)
-    below = len(values) * low // (low + high) if low else 0
+    rows = [(probe.eigh()[0], probe.eigh()[1][0] ** 2) for probe in probes]
+    dtype = str(op.dtype).removeprefix("torch.")
+    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, facts=facts)
+    trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
+    below = {"BE": len(values) // 2, "LA": 0, "SA": len(values)}[which]
     smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # views of the eigenvectors
     return KrylovPass(largest, smallest, spectrum, trace, square_root(second), recorder.forms(good))
 
 
 def _moments(
-    op: LinearOperator,
+    op: Meter,
     recorder: FormsRecorder,
     spectrum: Spectrum,
     atom_values: Floats,
     atoms: Tensor,
-    rtol: float,
-    trace_probes: int,
+    settings: Settings,
     generator: torch.Generator,
 ) -> tuple[TraceEstimate, TraceEstimate]:
     """The trace and the sum of squared eigenvalues: of the atoms exactly, of the rest by sampling.
@@ -187,7 +172,7 @@ def _moments(
     The quadrature's rows are samples already. A further one costs one product with a probe in the complement, which is
     cheaper than a row as long as the trace is what is wanted.
     """
-    n, before = spectrum.size, op.num_matvecs
+    n, before, space = op.n, op.num_products, op.space
     if len(atom_values) == n:
         return tuple(TraceEstimate(float((atom_values**power).sum()), 0.0, 0) for power in (1, 2))  # type: ignore[return-value]
     firsts, seconds = (list(n * (spectrum.weights * spectrum.nodes**power).sum(axis=1)) for power in (1, 2))
@@ -195,71 +180,21 @@ def _moments(
 
     def sample(count: int) -> None:
         while len(firsts) < count:
-            u, w = recorder.draw(atoms, generator)
-            inside = w - atoms @ (atoms.T @ w)
-            firsts.append(exact[0] + rest * float(u.double() @ w.double()))
-            seconds.append(exact[1] + rest * float(inside.double().square().sum()))
+            u = space.sphere(generator, against=atoms)
+            w = recorder.probe(u)
+            inside = w - atoms @ space.gram(atoms.T, w[:, None])[:, 0].to(w)
+            firsts.append(exact[0] + rest * space.inner(u, w))
+            seconds.append(exact[1] + rest * space.norm(inside) ** 2)
 
-    most = max(2, trace_probes)
+    most = settings.trace_probes
     sample(min(most, _FIRST_STAGE))
-    wanted = samples_for(np.array(firsts), rtol)
+    wanted = samples_for(np.array(firsts), settings.rtol)
     sample(min(most, wanted))
     reason = (
-        f"relative error {rtol:g} reached"
+        f"relative error {settings.rtol:g} reached"
         if wanted <= most
-        else f"stopped at {most} probes, before a relative error of {rtol:g}"
+        else f"stopped at {most} probes, before a relative error of {settings.rtol:g}"
     )
-    spent, method = op.num_matvecs - before, f"Krylov pass, {reason}"
+    spent, method = op.num_products - before, f"Krylov pass, {reason}"
     trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
     return trace, second
-
-
-def _holds_copy(tridiagonal: Tridiagonal, values: Floats, low: int, high: int, margin: float) -> bool:
-    """Whether the complement holds an eigenvalue that belongs among the edges."""
-    theta = tridiagonal.eigh()[0]
-    above = high > 0 and theta[-1] > values[low] + margin
-    return bool(above or (low > 0 and theta[0] < values[low - 1] - margin))
-
-
-def _completed(
-    op: LinearOperator,
-    values: Floats,
-    vectors: Tensor,
-    k: int,
-    which: str,
-    margin: float,
-    generator: torch.Generator,
-) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
-    """The edges, ``k`` pairs in all, with the copies one Krylov space cannot see; all of them converged."""
-    budget = op.num_matvecs + 50 * k + 1000
-    values, found = add_missing_copies(
-        op, values, vectors.double().cpu().numpy(), k, which, margin / ROUNDING, budget, generator
-    )
-    vectors = torch.from_numpy(found).to(op.device, op.dtype)
-    return values, vectors, vectors, np.ones(len(values), dtype=bool)
-
-
-def _certified(
-    op: LinearOperator,
-    recorder: FormsRecorder,
-    values: Floats,
-    vectors: Tensor,
-    good: np.ndarray,
-    tridiagonals: list[Tridiagonal],
-    tol: float,
-    atol: float,
-    scale: float,
-) -> Eigenpairs:
-    """Fresh residuals, and intervals from them where nothing can have been missed."""
-    residuals = residuals_of(values, vectors, recorder.products(vectors))
-    converged = good & (residuals <= threshold(op, values, tol, atol, scale))
-    pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
-    rounding = 30 * float(torch.finfo(op.dtype).eps) * scale  # of the products, and so of the values themselves
-    bounds = residuals + rounding
-    if not (good.all() and tridiagonals):
-        return replace(pairs, lower=values - bounds, upper=values + bounds)
-    each = [unseen_bounds(t, op.shape[0], failure=FAILURE / len(tridiagonals)) for t in tridiagonals]
-    slack = float(np.linalg.norm(bounds))  # the coupling to the complement, by Weyl
-    others = max(low for low, _ in each) - slack, min(high for _, high in each) + slack
-    lower, upper = certified_intervals(values, bounds, others)
-    return replace(pairs, lower=lower - rounding, upper=upper + rounding, others=others)

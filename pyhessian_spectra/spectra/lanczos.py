@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.basis import KrylovBasis, inner_products
+from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 
@@ -19,9 +20,6 @@ from pyhessian_spectra.spectra.results import Floats
 # small is harmless: one more vector, of weight eps^2. Too large would cut off a narrow bulk beside large outliers, so
 # it does not grow with n.
 _BREAKDOWN = 100
-
-# Entries converted to float64 at a time: 8 MiB, within the caches of most machines.
-_PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,15 @@ class Tridiagonal:
         invariant, and ``T`` then holds exact eigenvalues.
     vectors : KrylovBasis, optional
         The Lanczos vectors, wherever they lie; None where they are no longer needed.
+    remainder : float
+        What is known of the last residual norm where ``beta_m`` is 0 because rounding hides it: it is no larger. 0
+        where the vectors span the whole space.
     """
 
     alphas: Floats
     betas: Floats
     vectors: KrylovBasis | None
+    remainder: float
 
     @cached_property
     def _eigh(self) -> tuple[Floats, Floats]:
@@ -119,39 +121,41 @@ class LanczosProcess:
     def __init__(
         self, op: LinearOperator, v0: Tensor, *, against: Tensor | None = None, memory_budget: int | None = None
     ) -> None:
-        self._op, self._against = op, against
-        self._room = op.shape[0] - (0 if against is None else against.shape[1])
+        self._op, self._space, self._against = op, op.space, against
+        self._room = op.n - (0 if against is None else against.shape[1])
         if self._room < 1:
-            raise InputError(f"nothing is left to explore: locked vectors fill all {op.shape[0]} dimensions")
+            raise InputError(f"nothing is left to explore: locked vectors fill all {op.n} dimensions")
         self.num_steps, self.exhausted = 0, False
-        self.vectors = KrylovBasis(op.shape[0], dtype=op.dtype, device=op.device, memory_budget=memory_budget)
+        self.vectors = KrylovBasis(op.space, memory_budget=memory_budget)
         self._alphas: list[float] = []
         self._betas: list[float] = []
-        self._scale = 0.0
+        self._scale = self._remainder = 0.0
         self._row: Tensor | None = None
         self.residual = v0.to(op.device, op.dtype, copy=True)
         self._norm = self._orthogonalise(self.residual)
         if not (np.isfinite(self._norm) and self._norm > 0):
             raise InputError(f"the start vector must be finite and not zero, its norm is {self._norm}")
 
-    def extend(self, num_steps: int) -> None:
-        """Take up to ``num_steps`` further steps, one product each."""
+    def extend(self, num_steps: int, *, first: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take up to ``num_steps`` further steps, one product each; ``first`` takes the first of these products."""
         num_steps = min(num_steps, self._room - self.num_steps)
         if self.exhausted:
             return
         for _ in range(num_steps):
             previous, self._row = self._row, self.vectors.append(self.residual, self._norm)
-            w = self._op @ self._row
+            w, first = (self._op @ self._row if first is None else first(self._row)), None
             # before anything is projected out of it: beyond what is left there is only its rounding
-            self._scale = max(self._scale, _norm(w))
-            alpha = _dot(w, self._row)
+            self._scale = max(self._scale, self._space.norm(w))
+            alpha = self._space.inner(w, self._row)
             w = torch.add(w, self._row, alpha=-alpha, out=self.residual)  # what the operator returned is its own
             if previous is not None:
                 w.sub_(previous, alpha=self._norm)
             self._norm = self._orthogonalise(w)
             self.num_steps += 1
-            threshold = _BREAKDOWN * torch.finfo(self._op.dtype).eps * self._scale
-            self.exhausted = self._norm <= threshold or self.num_steps == self._room
+            rounding = _BREAKDOWN * self._space.eps * self._scale
+            full = self.num_steps == self._room
+            self.exhausted = self._norm <= rounding or full
+            self._remainder = 0.0 if full else max(self._norm, rounding)
             self._alphas.append(alpha)
             self._betas.append(0.0 if self.exhausted else self._norm)
             if self.exhausted:
@@ -159,19 +163,20 @@ class LanczosProcess:
 
     def tridiagonal(self) -> Tridiagonal:
         """What the steps so far have given."""
-        return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors)
+        remainder = self._remainder if self.exhausted else self._betas[-1]
+        return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors, remainder)
 
     def _orthogonalise(self, w: Tensor) -> float:
         """Remove from ``w``, in place, what lies along the earlier vectors; the norm of what is left."""
-        before, norm = np.inf, _norm(w)
+        before, norm = np.inf, self._space.norm(w)
         for _ in range(2):
             if norm > before / 2**0.5:
                 break
             before = norm
             if self._against is not None:
-                w.addmv_(self._against, inner_products(self._against.T, w[:, None])[:, 0].to(w), alpha=-1)
+                w.addmv_(self._against, self._space.gram(self._against.T, w[:, None])[:, 0].to(w), alpha=-1)
             self.vectors.remove_from(w)
-            norm = _norm(w)
+            norm = self._space.norm(w)
         return norm
 
 
@@ -196,25 +201,3 @@ def lanczos(
     process = LanczosProcess(op, v0, against=against, memory_budget=memory_budget)
     process.extend(num_steps)
     return process.tridiagonal()
-
-
-def random_vector(n: int, generator: torch.Generator) -> Tensor:
-    """A standard normal vector (n,) in float64 on the CPU: the same whatever the device and dtype of the operator."""
-    return torch.randn(n, generator=generator, dtype=torch.float64)
-
-
-def fresh_generator() -> torch.Generator:
-    """A CPU generator with a seed that differs from call to call."""
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
-def _norm(v: Tensor) -> float:
-    return _dot(v, v) ** 0.5
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    """The inner product in float64, without a copy of more than a part of either."""
-    parts = zip(a.split(_PART), b.split(_PART), strict=True)
-    return float(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum())

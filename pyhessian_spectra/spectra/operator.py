@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse.linalg
@@ -11,30 +11,58 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.space import VectorSpace
+
+# What is asked of each term of a sum: a linear function of the term's product, to a float64 tensor (q,).
+Observation = Callable[[Tensor], Tensor]
 
 
 class LinearOperator(ABC):
     """A real symmetric matrix of shape ``(n, n)``, known through its products.
 
-    A subclass gives ``_matvec``, and ``_matmat`` where several columns at once are cheaper than one by
-    one. Vectors are flat tensors of shape ``(n,)``, or ``(n, k)`` with one vector a column, in the
-    operator's dtype and on its device.
+    A subclass gives ``_matvec``, and ``_matmat`` where several columns at once are cheaper than one by one. Vectors
+    are flat tensors of shape ``(n,)``, or ``(n, k)`` with one vector a column, in the operator's dtype and on its
+    device.
+
+    Parameters
+    ----------
+    n : int
+        Dimension.
+    dtype : torch.dtype
+    device : torch.device or str
 
     Attributes
     ----------
-    shape : tuple of int
-        ``(n, n)``.
-    dtype : torch.dtype
-    device : torch.device
-    num_matvecs : int
-        Products taken so far through ``@``; a product with ``k`` columns counts ``k``.
+    kind : str
+        What the matrix is, as a report names it.
+    space : VectorSpace
+        Inner products and random vectors. An operator whose vectors lie on several processes sets one of its own.
     """
 
-    def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.shape = (size, size)
-        self.dtype = dtype
-        self.device = torch.device(device)
-        self.num_matvecs = 0
+    kind = "matrix"
+
+    def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.space = VectorSpace(n, dtype=dtype, device=device)
+
+    @property
+    def n(self) -> int:
+        """Dimension."""
+        return self.space.n
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+        return (self.space.n, self.space.n)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the vectors."""
+        return self.space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors."""
+        return self.space.device
 
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
@@ -44,71 +72,20 @@ class LinearOperator(ABC):
         """The product with ``v`` of shape (n, k)."""
         return torch.stack([self._matvec(column) for column in v.unbind(1)], dim=1)
 
-    def _terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
-        """Weights, which sum to 1, and products with ``v`` of shape (n,) of the terms of a sum."""
-        yield 1.0, self._matvec(v)
-
-    def _with_forms(self, v: Tensor, vectors: Tensor, sections: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        total = torch.zeros_like(v)
-        weights: list[float] = []
-        own: list[Tensor] = []
-        crossed: list[Tensor] = []
-        for weight, term in self._terms(v):
-            weights.append(weight)
-            own.append(torch.stack([part.sum() for part in (v.double() * term.double()).split(list(sections))]))
-            crossed.append((vectors.T @ term).double())
-            total.add_(term, alpha=weight)
-        return total, torch.tensor(weights, dtype=torch.float64), torch.stack(own), torch.stack(crossed)
-
-    def with_forms(self, v: Tensor, vectors: Tensor, sections: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The product with a vector, and what its terms ``A_b v`` have in common with it and with others.
-
-        Parameters
-        ----------
-        v : Tensor, shape (n,)
-        vectors : Tensor, shape (n, p)
-        sections : sequence of int
-            Lengths of ``s`` sections of the coordinates, of sum ``n``.
-
-        Returns
-        -------
-        product : Tensor, shape (n,)
-        weights : Tensor, shape (b,), float64
-        own : Tensor, shape (b, s), float64
-            ``v^T E_s A_b v`` with the projector ``E_s`` onto a section.
-        crossed : Tensor, shape (b, p), float64
-            ``V^T A_b v``.
-        """
-        self._check(v)
-        self.num_matvecs += 1
-        return self._with_forms(v.detach(), vectors, sections)
-
-    def terms(self, v: Tensor) -> Iterator[tuple[float, Tensor]]:
-        """Weights ``w_b`` and products ``A_b v`` of the terms of ``A = sum_b w_b A_b``, for ``v`` of shape (n,).
-
-        Together they cost one product and count as one. The weights sum to 1; an operator that is no sum is its one
-        term. A curvature matrix of a risk is the sum over batches.
-        """
-        self._check(v)
-        self.num_matvecs += 1
-        return self._terms(v.detach())
-
     def __matmul__(self, v: Tensor) -> Tensor:
         """Multiply with one vector (n,) or with columns (n, k)."""
         self._check(v)
         v = v.detach()
-        self.num_matvecs += 1 if v.dim() == 1 else v.shape[1]
         if v.dim() == 1:
             return self._matvec(v)
         return self._matmat(v) if v.shape[1] else v.clone()
 
     def _check(self, v: Tensor) -> None:
         """Raise where ``v`` cannot be multiplied."""
-        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
+        n = self.space.local_n
+        if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != n:
             got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-            raise InputError(
-                f"the operator multiplies tensors of shape ({self.shape[0]},) or ({self.shape[0]}, k), got {got}"
-            )
+            raise InputError(f"the operator multiplies tensors of shape ({n},) or ({n}, k), got {got}")
         if v.dtype != self.dtype or v.device.type != self.device.type:
             raise InputError(
                 f"the operator is {self.dtype} on {self.device}, the vector {v.dtype} on {v.device}; "
@@ -117,7 +94,7 @@ class LinearOperator(ABC):
 
     def to_dense(self) -> Tensor:
         """The matrix itself, shape (n, n), by ``n`` products."""
-        n = self.shape[0]
+        n = self.n
         dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         columns = max(1, min(n, 256))
         for start in range(0, n, columns):
@@ -163,6 +140,42 @@ class LinearOperator(ABC):
         return -1.0 * self
 
 
+class TermwiseOperator(LinearOperator):
+    """A weighted sum ``A = sum_b w_b A_b`` whose terms can be looked at while a product is taken.
+
+    A curvature matrix of a risk is one: its terms are the batches.
+    """
+
+    @abstractmethod
+    def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`observe`."""
+
+
+def observe(op: LinearOperator, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    """One product, and what a linear function says of each term of the operator on the way.
+
+    Parameters
+    ----------
+    op : LinearOperator, shape (n, n)
+    v : Tensor, shape (n,)
+    look : callable
+        Linear, from ``A_b v`` of shape (n,) to a float64 tensor (q,).
+
+    Returns
+    -------
+    product : Tensor, shape (n,)
+    weights : Tensor, shape (b,), float64
+        ``w_b``, of sum 1.
+    seen : Tensor, shape (b, q), float64
+        ``look(A_b v)``. An operator that is no sum is its own one term.
+    """
+    op._check(v)
+    if isinstance(op, TermwiseOperator):
+        return op._observe(v.detach(), look)
+    product = op @ v
+    return product, torch.ones(1, dtype=torch.float64, device=v.device), look(product)[None]
+
+
 def require_operator(op: object) -> None:
     """Raise where ``op`` is not an operator."""
     if not isinstance(op, LinearOperator):
@@ -172,19 +185,34 @@ def require_operator(op: object) -> None:
         )
 
 
-class _Combination(LinearOperator):
+def require_one_space(parts: list[LinearOperator]) -> VectorSpace:
+    """The space that all these operators act in."""
+    for op in parts:
+        require_operator(op)
+        if op.space != parts[0].space:
+            first = parts[0]
+            raise InputError(
+                f"operators of shape {first.shape} ({first.dtype}, {first.device}) and {op.shape} ({op.dtype}, "
+                f"{op.device}) do not combine; build both from the same risk"
+            )
+    return parts[0].space
+
+
+class _Combination(TermwiseOperator):
     """``sum_i c_i A_i``."""
 
     def __init__(self, parts: tuple[tuple[float, LinearOperator], ...]) -> None:
-        first = parts[0][1]
-        for _, op in parts[1:]:
-            if (op.shape, op.dtype, op.device) != (first.shape, first.dtype, first.device):
-                raise InputError(
-                    f"operators of shape {first.shape} ({first.dtype}, {first.device}) and {op.shape} ({op.dtype}, "
-                    f"{op.device}) do not combine; build both from the same risk"
-                )
-        super().__init__(first.shape[0], dtype=first.dtype, device=first.device)
+        self.space = require_one_space([op for _, op in parts])
         self._parts = parts
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """Such as ``"Hessian - 0.5 GGN"``."""
+        words = []
+        for scale, op in self._parts:
+            size = "" if abs(scale) == 1 else f"{abs(scale):g} "
+            words += ["-" if scale < 0 else "+", f"{size}{op.kind}"]
+        return " ".join(words[1:] if words[0] == "+" else words)
 
     def _product(self, v: Tensor) -> Tensor:
         (scale, op), *rest = self._parts
@@ -194,6 +222,18 @@ class _Combination(LinearOperator):
         return total
 
     _matvec = _matmat = _product
+
+    def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        total, weights, seen = torch.zeros_like(v), torch.empty(0), torch.empty(0)
+        for i, (scale, op) in enumerate(self._parts):
+            product, own_weights, own_seen = observe(op, v, look)
+            total.add_(product, alpha=scale)
+            if i and not (len(own_weights) == len(weights) and torch.equal(own_weights, weights)):
+                # sums over different terms: together they are one term
+                seen, own_seen = (weights @ seen)[None], (own_weights @ own_seen)[None]
+                weights = own_weights = torch.ones_like(weights[:1])
+            weights, seen = own_weights, seen + scale * own_seen if i else scale * own_seen
+        return total, weights, seen
 
 
 class MatrixOperator(LinearOperator):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 
 from pyhessian_spectra.errors import InputError
-
-Floats = NDArray[np.float64]
+from pyhessian_spectra.spectra.results import Floats
 
 # Points at which a bracket is worked out: thirty for each of 40 nodes.
 _POINTS = 1200

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.lanczos import fresh_generator, lanczos, random_vector
+from pyhessian_spectra.spectra.lanczos import lanczos
+from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, Spectrum
+from pyhessian_spectra.spectra.results import Eigenpairs
+from pyhessian_spectra.spectra.space import fresh_generator
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 
 def slq(
@@ -44,7 +45,7 @@ def slq(
         ``num_probes`` rows of atoms followed by quadrature nodes.
     """
     require_operator(op)
-    n = op.shape[0]
+    meter, generator = Meter.of(op), generator or fresh_generator()
     if num_probes < 1:
         raise InputError(f"num_probes must be at least 1, got {num_probes}")
     atoms, against = np.empty(0), None
@@ -53,29 +54,16 @@ def slq(
             raise InputError("deflate needs eigenvectors; compute the pairs with eigsh and keep them")
         atoms = deflate.eigenvalues
         against = torch.as_tensor(deflate.eigenvectors).to(op.device, op.dtype)
-    generator = generator or fresh_generator()
-    before, rows, orthogonality = op.num_matvecs, [], 0.0
-    for _ in range(num_probes if len(atoms) < n else 0):
-        probe = random_vector(n, generator)
-        tridiagonal = lanczos(op, probe, num_steps, against=against)
+    before, rows, orthogonality = meter.num_products, [], 0.0
+    for _ in range(num_probes if len(atoms) < op.n else 0):
+        tridiagonal = lanczos(meter, op.space.randn(generator), num_steps, against=against)
         theta, vectors = tridiagonal.eigh()
         rows.append((theta, vectors[0] ** 2))
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
-    facts = {"steps": max(map(len, (row[0] for row in rows)), default=0), "orthogonality": orthogonality}
-    return stack_rows(atoms, rows, n, {**facts, "num_matvecs": op.num_matvecs - before})
-
-
-def stack_rows(atoms: Floats, rows: list[tuple[Floats, Floats]], n: int, facts: dict[str, Any]) -> Spectrum:
-    """A Spectrum of atoms of weight ``1 / n`` and, a row a probe, the quadrature of the rest of the space.
-
-    ``rows`` hold nodes, and weights that sum to 1; without rows the atoms must be the whole spectrum.
-    """
-    width = max((len(nodes) for nodes, _ in rows), default=0)
-    nodes = np.empty((max(1, len(rows)), len(atoms) + width))
-    weights = np.zeros_like(nodes)
-    nodes[:, : len(atoms)], weights[:, : len(atoms)] = atoms, 1 / n
-    for i, (theta, weight) in enumerate(rows):
-        stop = len(atoms) + len(theta)
-        nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
-        nodes[i, stop:] = theta[-1]
-    return Spectrum(nodes, weights, n, exact=not rows, metadata={"atoms": len(atoms), **facts})
+    facts = {
+        "steps": max((len(theta) for theta, _ in rows), default=0),
+        "orthogonality": orthogonality,
+        "num_products": meter.num_products - before,
+    }
+    dtype = str(op.dtype).removeprefix("torch.")
+    return Spectrum.from_quadrature(atoms, rows, op.n, dtype=dtype, facts=facts)

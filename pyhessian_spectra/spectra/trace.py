@@ -6,14 +6,13 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import scipy.stats
 import torch
-from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.lanczos import fresh_generator
+from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
-from pyhessian_spectra.spectra.results import Floats, TraceEstimate
+from pyhessian_spectra.spectra.results import Floats, TraceEstimate, t_quantile
+from pyhessian_spectra.spectra.space import fresh_generator
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
 
@@ -51,9 +50,10 @@ def trace(
     if num_probes < minimum[method]:
         raise InputError(f"{method} needs num_probes of at least {minimum[method]}, got {num_probes}")
     estimator = {"hutchinson": _hutchinson, "hutch++": _hutchpp, "xtrace": _xtrace}[method]
-    before = op.num_matvecs
-    samples = estimator(op, num_probes, generator or fresh_generator())
-    return mean_of(samples, op.num_matvecs - before, method)
+    meter = Meter.of(op)
+    before = meter.num_products
+    samples = estimator(meter, num_probes, generator or fresh_generator())
+    return mean_of(samples, meter.num_products - before, method)
 
 
 def frobenius_norm(
@@ -63,12 +63,13 @@ def frobenius_norm(
     require_operator(op)
     if num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
-    generator, before = generator or fresh_generator(), op.num_matvecs
-    squares = [float((op @ _rademacher(op, generator)).double().square().sum()) for _ in range(num_probes)]
-    return square_root(mean_of(np.array(squares), op.num_matvecs - before, "hutchinson"))
+    generator, meter = generator or fresh_generator(), Meter.of(op)
+    before, space = meter.num_products, op.space
+    squares = [space.norm(meter @ space.rademacher(generator)) ** 2 for _ in range(num_probes)]
+    return square_root(mean_of(np.array(squares), meter.num_products - before, "hutchinson"))
 
 
-def mean_of(samples: Floats, num_matvecs: int, method: str, *, first_stage: int | None = None) -> TraceEstimate:
+def mean_of(samples: Floats, num_products: int, method: str, *, first_stage: int | None = None) -> TraceEstimate:
     """The mean of independent or exchangeable estimates, with its standard error.
 
     ``first_stage`` is the number of samples whose spread decided how many were taken, see :func:`samples_for`. The
@@ -78,7 +79,7 @@ def mean_of(samples: Floats, num_matvecs: int, method: str, *, first_stage: int 
         raise InputError("a standard error needs at least two samples; raise num_probes")
     behind = samples[: first_stage or len(samples)]
     stderr = float(np.std(behind, ddof=1) / np.sqrt(len(samples)))
-    return TraceEstimate(float(np.mean(samples)), stderr, num_matvecs, method, len(behind))
+    return TraceEstimate(float(np.mean(samples)), stderr, num_products, method, len(behind))
 
 
 def samples_for(first: Floats, rtol: float) -> int:
@@ -89,7 +90,7 @@ def samples_for(first: Floats, rtol: float) -> int:
     sample does not: stopped when it was narrow, it covered a trace in 91 % of 300 runs instead of 95 %.
     """
     mean, spread = float(np.mean(first)), float(np.std(first, ddof=1))
-    half = float(scipy.stats.t.ppf(0.975, len(first) - 1)) * spread
+    half = t_quantile(0.975, len(first)) * spread
     needed = (half / max(rtol * abs(mean), 1e-6 * half)) ** 2 if half > 0 else 0.0  # more than 1e12 is never
     return max(len(first), math.ceil(needed))
 
@@ -101,39 +102,21 @@ def square_root(estimate: TraceEstimate) -> TraceEstimate:
     return replace(estimate, value=root, stderr=stderr)
 
 
-def _rademacher(op: LinearOperator, generator: torch.Generator, columns: int | None = None) -> Tensor:
-    shape = (op.shape[0],) if columns is None else (op.shape[0], columns)
-    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
-    return (2 * signs - 1).to(op.device, op.dtype)
-
-
-def _quadratic_forms(v: Tensor, w: Tensor) -> Floats:
-    """``v_i^T w_i`` over columns, in float64."""
-    return (v.double() * w.double()).sum(dim=0).cpu().numpy()
-
-
 def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
     samples = np.empty(num_probes)
     for i in range(num_probes):  # one by one: no (n, r) block is held
-        v = _rademacher(op, generator)
-        samples[i] = _quadratic_forms(v[:, None], (op @ v)[:, None])[0]
+        v = op.space.rademacher(generator)
+        samples[i] = op.space.inner(v, op @ v)
     return samples
 
 
-def _orthonormal(block: Tensor) -> Tensor:
-    """An orthonormal basis of the numerical range of (n, k), in its dtype."""
-    u, sigma, _ = torch.linalg.svd(block.double(), full_matrices=False)
-    rank = int((sigma > sigma.max() * max(block.shape) * torch.finfo(block.dtype).eps).sum())
-    return u[:, :rank].to(block.dtype)
-
-
 def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
-    third = min(num_probes // 3, op.shape[0])
-    q = _orthonormal(op @ _rademacher(op, generator, third))
-    exact = _quadratic_forms(q, op @ q).sum() if q.shape[1] else 0.0
-    v = _rademacher(op, generator, num_probes - 2 * third)
-    v = v - q @ (q.T @ v)
-    return exact + _quadratic_forms(v, op @ v)
+    space, third = op.space, min(num_probes // 3, op.n)
+    q = space.orthonormal(op @ space.rademacher(generator, third))
+    exact = float(space.column_inner(q, op @ q).sum()) if q.shape[1] else 0.0
+    v = space.rademacher(generator, num_probes - 2 * third)
+    v = v - q @ space.gram(q.T, v).to(v)
+    return exact + space.column_inner(v, op @ v).cpu().numpy()
 
 
 def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
@@ -143,14 +126,14 @@ def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> 
     where the unit vector ``s_i`` is orthogonal to all columns of ``R`` but the ``i``-th; where column ``i``
     depends on the others, nothing is lost with it and ``s_i = 0``.
     """
-    n, half = op.shape[0], min(num_probes // 2, op.shape[0])
-    w = torch.randn(n, half, generator=generator, dtype=torch.float64)
-    w = (w * (n**0.5 / torch.linalg.vector_norm(w, dim=0))).to(op.device, op.dtype)
+    n, half, space = op.n, min(num_probes // 2, op.n), op.space
+    w = space.randn(generator, half)
+    w = w * (n**0.5 / space.column_inner(w, w).sqrt()).to(w)
     y = op @ w
-    q = _orthonormal(y)
+    q = space.orthonormal(y)
     z = op @ q
     q, w, y, z = (block.double() for block in (q, w, y, z))
-    r, qw, zw, h = q.T @ y, q.T @ w, z.T @ w, q.T @ z
+    r, qw, zw, h = space.gram(q.T, y), space.gram(q.T, w), space.gram(z.T, w), space.gram(q.T, z)
     inverse = torch.linalg.pinv(r)
     independent = (inverse * r.T).sum(dim=1) > 1 - 1e-6  # leverage 1: the column adds a direction of its own
     s = torch.where(independent, inverse.T / torch.linalg.vector_norm(inverse, dim=1), torch.zeros_like(inverse.T))

@@ -1,4 +1,4 @@
-"""Third derivatives: the second ones that are written out here are not differentiated again, torch's own are."""
+"""Third derivatives: the second ones that are written out here are not differentiated again, compositions are."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.results import Floats, Spectrum
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra._version import __version__
-from pyhessian_spectra.analysis.records import Record, digest, read_record, write_record
-from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk
+from pyhessian_spectra.curvature.distributed import Processes
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.notes import Note
+from pyhessian_spectra.runs.records import Record, digest, read_record, write_record
 
-_FORMAT = 1
-_PRODUCTS, _ANALYSIS = "products", "analysis"  # files in a journal's folder
-
-# How the notes begin that say what became of an earlier run's products.
-RESUMED, AFRESH = "Resumed", "Started afresh"
+_FORMAT = 2
+_BEGINNING = b'{"journal"'
+_PRODUCTS, _RESULT = "products", "analysis"  # files in a journal's folder
 
 # What a journal is bound to, as a sentence says that it was another.
 _OTHERS = {
@@ -54,10 +52,13 @@ class Answer(NamedTuple):
 class Journal:
     """Answers to the requests of one analysis, in the order they were asked; nothing is kept before ``bind``.
 
+    The first process of several reads and writes; the others are given what it finds.
+
     Parameters
     ----------
     seed : int
         Of the analysis.
+    processes : Processes
 
     Attributes
     ----------
@@ -65,21 +66,19 @@ class Journal:
         That of the earlier run, where there was one.
     replayed, seconds : int, float
         Products that were given back, and what they took when they were taken.
-    notes : list of str
-        Sentences a reader of the analysis must see.
-    finished : SpectralAnalysis or None
-        What an earlier run had finished.
+    notes : list of Note
+        What a reader of the analysis must see.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, processes: Processes) -> None:
         self.seed, self.replayed, self.seconds = seed, 0, 0.0
-        self.notes: list[str] = []
-        self.finished: SpectralAnalysis | None = None
-        self._file: Path | None = None
+        self.notes: list[Note] = []
+        self._processes = processes
+        self._folder: Path | None = None
         self._bound: Mapping[str, str] = {}
         self._gradient = torch.empty(0)
         self._end = 0  # of what holds in the file; 0 before it is begun
-        self._replaying = False
+        self._replaying = self._finished = False
 
     def bind(self, folder: Path, bound: Mapping[str, str], gradient: Tensor, *, tolerance: float) -> None:
         """Keep answers in a folder from now on, and take up what an earlier run left, if it was bound to the same.
@@ -95,71 +94,97 @@ class Journal:
         tolerance : float
             By how much two of them may differ, relative to the norm.
         """
-        self._file, self._bound, self._gradient = folder / _PRODUCTS, bound, gradient.cpu()
+        self._folder, self._bound, self._gradient = folder, bound, gradient.cpu()
+        failure = None
+        if self._processes.rank == 0:
+            try:
+                self._take_up(folder, tolerance)
+            except InputError as error:
+                failure = error
+        self._processes.agree(failure)
+        found = self._processes.from_first((self.seed, self.notes, self._replaying, self._finished))
+        self.seed, self.notes, self._replaying, self._finished = found
+
+    def _take_up(self, folder: Path, tolerance: float) -> None:
+        file = folder / _PRODUCTS
         with _told(folder):
-            if not self._file.exists():
+            if not file.exists():
                 if folder.exists() and any(folder.iterdir()):
                     raise InputError(f"{folder} is not empty and holds no journal; name a folder of its own")
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 return
-            with open(self._file, "rb") as handle:
+            with open(file, "rb") as handle:
+                foreign = handle.read(len(_BEGINNING)) != _BEGINNING
+                handle.seek(0)
                 found, end = read_record(handle), handle.tell()
-        if found is None or found.head.get("journal") != _FORMAT:
+        if foreign or (found is not None and found.head.get("journal") != _FORMAT):
             raise InputError(f"{folder} holds no journal that this release can read; name a folder of its own")
-        others = [name for key, name in _OTHERS.items() if bound.get(key) != found.head["bound"].get(key)]
+        if found is None:
+            self._afresh("what an interrupted run had kept is damaged")
+            return
+        others = [name for key, name in _OTHERS.items() if self._bound.get(key) != found.head["bound"].get(key)]
         if not others:
             change = torch.linalg.vector_norm(self._gradient - found.arrays[0])
             if change > tolerance * torch.linalg.vector_norm(self._gradient):
                 others = [_OTHERS["gradient"]]
         if others:
-            self.notes.append(f"{AFRESH}: what an interrupted run had kept is of {' and '.join(others)}.")
+            self._afresh(f"what an interrupted run had kept is of {' and '.join(others)}")
             return
-        if found.head["finished"]:
-            try:
-                analysis = SpectralAnalysis.load(self._file.with_name(_ANALYSIS))
-                remark = f"{RESUMED}: the analysis was finished by an earlier run."
-                notes = [note for note in analysis.notes if not note.startswith(RESUMED)]
-                self.finished = replace(analysis, notes=(*notes, remark))
-            except InputError:
-                self.notes.append(f"{AFRESH}: what an earlier run had finished can no longer be read.")
-                return
-        self.seed, self._end, self._replaying = found.head["seed"], end, True
+        self.seed, self._end, self._replaying = found.head["seed"], end, not found.head["finished"]
+        self._finished = found.head["finished"]
 
-    def answer(self, kind: str, v: Tensor, ask: Callable[[], Answer]) -> Answer:
-        """What was answered when this was asked before, or else what ``ask`` answers now, which is kept.
+    def _afresh(self, reason: str) -> None:
+        self.notes.append(Note("afresh", f"Started afresh: {reason}."))
+
+    @property
+    def finished(self) -> Path | None:
+        """Where an earlier run has put the result of this analysis, if it came to its end."""
+        return self._folder / _RESULT if self._folder is not None and self._finished else None
+
+    def forget_finished(self) -> None:
+        """Begin anew, because what an earlier run had finished cannot be read."""
+        self._finished, self._end = False, 0
+        self._afresh("what an earlier run had finished can no longer be read")
+
+    def answer(self, ask: str, v: Tensor, call: Callable[[], Answer]) -> Answer:
+        """What was answered when this was asked before, or else what ``call`` answers now, which is kept.
 
         Parameters
         ----------
-        kind : str
+        ask : str
             What is asked about ``v``, such as ``"product"``.
         v : Tensor, shape (n,) or (n, k)
-        ask : callable
+        call : callable
         """
-        if self._file is None:
-            return ask()
-        asked = digest([kind, v])
-        kept = self._next(self._file, asked) if self._replaying else None
-        if kept is not None:
-            self.replayed += 1 if v.dim() == 1 else v.shape[1]
-            self.seconds += kept.head["facts"]["seconds"]
-            return Answer([array.to(v.device) for array in kept.arrays], kept.head["facts"])
-        arrays, facts = ask()
+        if self._folder is None:
+            return call()
+        first = self._processes.rank == 0
+        asked = digest([ask, v]) if first else ""
+        if self._replaying:
+            kept = self._next(self._folder / _PRODUCTS, asked) if first else None
+            kept = self._processes.from_first(kept)
+            self._replaying = kept is not None
+            if kept is not None:
+                self.replayed += 1 if v.dim() == 1 else v.shape[1]
+                self.seconds += kept.head["facts"]["seconds"]
+                return Answer([array.to(v.device) for array in kept.arrays], kept.head["facts"])
+        arrays, facts = call()
         arrays = [array.contiguous() for array in arrays]  # in memory as they will be when they are read
-        self._append(self._file, {"asked": asked, "facts": facts}, arrays)
+        if first:
+            self._append(self._folder / _PRODUCTS, {"asked": asked, "facts": facts}, arrays)
         return Answer(arrays, facts)
 
-    def remarks(self, products: int) -> list[str]:
+    def remarks(self, products: int) -> list[Note]:
         """The notes, and how many of the products of the analysis come from an earlier run."""
-        resumed = f"{RESUMED}: {self.replayed} of its {products} products are of an earlier run, which was interrupted."
-        return [*self.notes, resumed] if self.replayed else self.notes
+        resumed = f"Resumed: {self.replayed} of its {products} products are of an earlier run, which was interrupted."
+        return [*self.notes, Note("resumed", resumed)] if self.replayed else self.notes
 
-    def finish(self, analysis: SpectralAnalysis) -> SpectralAnalysis:
-        """Keep the analysis in place of its products, so that asking again costs nothing, and return it."""
-        if self._file is not None and self._end:
+    def finish(self, save: Callable[[Path], None]) -> None:
+        """Keep a result in place of the products behind it, so that asking again costs nothing."""
+        if self._folder is not None and self._end:
             with contextlib.suppress(OSError, ValueError, TypeError):  # what cannot be saved keeps its products
-                analysis.save(self._file.with_name(_ANALYSIS))
-                self._begin(self._file, finished=True)
-        return analysis
+                save(self._folder / _RESULT)
+                self._begin(self._folder / _PRODUCTS, finished=True)
 
     def _next(self, file: Path, asked: str) -> Record | None:
         """The next record, if it answers this; what follows one that does not is worth nothing."""
@@ -169,12 +194,12 @@ class Journal:
             if record is not None and record.head["asked"] == asked:
                 self._end = handle.tell()
                 return record
-        self._replaying = False
         if record is not None:
-            self.notes.append(
-                f"{AFRESH} after {self.replayed} products: those that an interrupted run had kept are with other "
+            text = (
+                f"Started afresh after {self.replayed} products: those that an interrupted run had kept are with other "
                 "vectors from there on, as another number of threads or another library gives them."
             )
+            self.notes.append(Note("afresh", text))
         return None
 
     def _append(self, file: Path, head: Mapping[str, Any], arrays: Sequence[Tensor]) -> None:
@@ -188,10 +213,10 @@ class Journal:
                 write_record(handle, head, arrays)
                 end = handle.tell()
         except OSError as error:
-            self.notes.append(f"An interruption would have lost work: the journal could not grow, {error.strerror}.")
+            self.notes.append(_lossy(f"the journal could not grow, {error.strerror}"))
             with contextlib.suppress(OSError):
                 os.truncate(file, self._end)
-            self._file = None
+            self._folder = None
             return
         self._end = end
 
@@ -231,19 +256,16 @@ def open_journal(
     InputError
         The folder is not a journal's, or cannot be written.
     """
-    journal = Journal(seed)
+    processes = risk.sample.processes
+    journal = Journal(seed, processes)
     if folder is None:
         return journal
     place = Path(folder)
-    if risk.distributed:
-        journal.notes.append("An interruption would have lost work: processes cannot resume together yet.")
-        return journal
-    free, held = _free(place), _held(place)
+    free, held = processes.from_first((_free(place), _held(place)) if processes.rank == 0 else (0, 0))
     if size - held > free / 2:
-        journal.notes.append(
-            f"An interruption would have lost work: to keep it may take {size / 2**30:.1f} GiB of disk, more than half "
-            f"of the {free / 2**30:.1f} GiB that are free."
-        )
+        gib = 2**30
+        reason = f"may take {size / gib:.1f} GiB of disk, more than half of the {free / gib:.1f} GiB that are free"
+        journal.notes.append(_lossy(f"to keep it {reason}"))
         return journal
     point = [*risk.model.named_parameters(), *risk.model.named_buffers()]
     bound = {
@@ -251,7 +273,7 @@ def open_journal(
         "settings": digest([*settings, risk.layout.names, risk.mode, str(risk.dtype), str(risk.device)]),
         "seed": "drawn" if drawn else str(seed),
         "checkpoint": digest([point, str(risk.model)]),
-        "data": digest([weight, batch.inputs, batch.targets] for weight, batch in risk.batches()),
+        "data": digest(processes.gather(digest([w, b.inputs, b.targets] for w, b in risk.sample.read()))),
         "loss": digest(_loss_parts(risk.loss_fn)),
     }
     # On the CPU gradients repeat bit for bit, as long as the number of threads is the same. On other devices they need
@@ -269,6 +291,10 @@ def _loss_parts(loss: Callable[..., Any]) -> list[Any]:
     if isinstance(loss, nn.Module):
         return [str(loss), loss.state_dict()]
     return [getattr(loss, "__module__", ""), getattr(loss, "__qualname__", type(loss).__qualname__)]
+
+
+def _lossy(reason: str) -> Note:
+    return Note("journal", f"An interruption would have lost work: {reason}.")
 
 
 @contextlib.contextmanager

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pyhessian_spectra.analysis.analyze import chosen_layers, repeatable_gradient
-from pyhessian_spectra.analysis.recipe import Recipe
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, inspection
-from pyhessian_spectra.curvature.calling import Batch, tensors_in
-from pyhessian_spectra.curvature.operators import RiskOperator, timed
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, RiskOperator
+from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.inspection import CalledFunctions, dropout_modules
+from pyhessian_spectra.curvature.objective import tensors_in
+from pyhessian_spectra.curvature.partition import GroupSpec
 from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.spectra import LinearOperator, Settings
 from pyhessian_spectra.spectra.basis import forecast, free_bytes, readable
+from pyhessian_spectra.spectra.cost import bytes_needed, bytes_of_basis, forecast_products, is_built
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,14 @@ class Finding:
 
 def examine(
     risk: EmpiricalRisk,
-    recipe: Recipe,
+    settings: Settings | None = None,
     *,
-    layers: bool | Sequence[str] = True,
-    memory_budget: int | None = None,
-    matrix: Callable[..., RiskOperator] = HessianOperator,
+    layers: bool | GroupSpec = True,
+    matrix: Callable[[EmpiricalRisk], LinearOperator] = HessianOperator,
 ) -> list[Finding]:
     """Check model and data, take two products with the whole and each layer, and forecast what ``analyze`` would cost.
+
+    The arguments are those of ``analyze``.
 
     Raises
     ------
@@ -49,62 +54,85 @@ def examine(
     OutOfMemoryError
         Neither memory nor disk has room for the fewest Lanczos vectors.
     """
-    survey = risk.survey
-    findings = [
-        Finding(
-            "ok", f"n = {risk.n:,} parameters, N = {survey.num_examples:,} examples in {survey.num_batches} batches"
-        )
-    ]
-    findings += _modules(risk)
-    findings += _order(risk)
+    settings = settings or Settings()
+    risk = risk.replace(memory_budget=settings.memory_budget)
+    counts = f"n = {risk.n:,} parameters, N = {risk.num_examples:,} examples in {risk.num_batches} batches"
+    findings = [Finding("ok", counts), *_modules(risk), *_order(risk)]
     gradient_seconds = repeatable_gradient(risk)
     findings.append(Finding("ok", f"two gradients agree; one takes {gradient_seconds:.3g} s"))
-    _, batch = next(risk.batches())
-    point = risk.point()
-    unused = inspection.unused(risk, point, batch)
-    if unused:
-        names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
-        findings.append(Finding("WARN", f"{len(unused)} parameters do not enter the loss and have zero rows: {names}"))
-    if "scaled_dot_product_attention" in inspection.called_functions(risk, point, batch):
-        findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
-
-    told, product_seconds = _products(matrix(risk, memory_budget=memory_budget))
+    findings += _graph(risk)
+    told, product_seconds = _products(matrix(risk))
     findings += told
-    parts = [risk.restrict(group) for group in chosen_layers(risk, layers).values()]
-    whole, *of_layers = recipe.forecast([risk.n, *(part.n for part in parts)])
+    groups = chosen_layers(risk.layout, layers)
+    whole, *of_layers = forecast_products(settings, [risk.n, *map(len, groups)])
     findings.append(_time("the whole matrix", whole, whole * product_seconds))
     if any(of_layers):
-        each = [_product_seconds(matrix(part, memory_budget=memory_budget)) for part in parts]
+        each = [_product_seconds(block_operator(matrix, risk, group)) for group in groups]
         spent = sum(count * seconds for count, seconds in zip(of_layers, each, strict=True))
-        findings.append(_time(f"{len(parts)} layers", sum(of_layers), spent))
-    need, free = recipe.memory(risk.n, risk.dtype), free_bytes(torch.device("cpu"))
+        findings.append(_time(f"{len(groups)} layers", sum(of_layers), spent))
+    need, free = bytes_needed(settings, risk.n, risk.dtype), free_bytes(torch.device("cpu"))
     findings.append(
         Finding(
             "ok" if need < free else "WARN",
-            f"about {readable(need)} for {'the dense matrix' if recipe.builds(risk.n) else 'eigenvectors'}, "
+            f"about {readable(need)} for {'the dense matrix' if is_built(settings, risk.n) else 'eigenvectors'}, "
             f"{readable(free)} are free" + ("" if need < free else "; lower the eigenvalues or the exact limit"),
         )
     )
-    return findings + _basis(*recipe.basis(risk.n, risk.dtype), risk.device, memory_budget)
+    return findings + _basis(*bytes_of_basis(settings, risk.n, risk.dtype), risk.device, settings.memory_budget)
 
 
-def _products(op: RiskOperator) -> tuple[list[Finding], float]:
+def _graph(risk: EmpiricalRisk) -> list[Finding]:
+    """Parameters that the first batch's loss does not depend on, and attention."""
+    point, (_, batch) = risk.point(), next(risk.sample.read())
+    called = CalledFunctions()
+
+    def unused() -> list[str]:
+        with called:
+            outputs = risk.objective.outputs(batch)
+        value = risk.objective.loss(outputs, batch)
+        if not value.requires_grad:
+            return list(risk.layout.names)
+        parts = torch.autograd.grad(value, point.coordinates, allow_unused=True)
+        return [name for name, part in zip(risk.layout.names, parts, strict=True) if part is None]
+
+    findings, names = [], risk.objective.run(point, batch, unused)
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        findings.append(Finding("WARN", f"{len(names)} parameters do not enter the loss and have zero rows: {shown}"))
+    if "scaled_dot_product_attention" in called.names:
+        findings.append(Finding("note", "attention runs unfused: its fused kernels have no second derivative"))
+    return findings
+
+
+def _products(op: LinearOperator) -> tuple[list[Finding], float]:
     """Whether two products are symmetric, how the linearisation is held, and the seconds of one."""
-    u, v = (torch.randn(op.shape[0], generator=_seeded(seed)).to(op.device, op.dtype) for seed in (0, 1))
+    u, v = (op.space.randn(_seeded(seed)) for seed in (0, 1))
     hu = op @ u
-    hv, seconds = timed(lambda: op @ v, op.device)
-    scale = float(torch.linalg.vector_norm(hu) * torch.linalg.vector_norm(v)) or 1.0
-    asymmetry = abs(float(hu.double() @ v.double() - u.double() @ hv.double())) / scale
-    trusted = asymmetry < 1e3 * torch.finfo(op.dtype).eps
-    symmetry = Finding("ok" if trusted else "WARN", f"products are symmetric to {asymmetry:.1e}, relative")
-    return [symmetry, Finding("ok", f"the linearisation was {op.linearisation}")], seconds
+    hv, seconds = _timed(op, v)
+    scale = op.space.norm(hu) * op.space.norm(v) or 1.0
+    asymmetry = abs(op.space.inner(hu, v) - op.space.inner(u, hv)) / scale
+    trusted = asymmetry < 1e3 * op.space.eps
+    findings = [Finding("ok" if trusted else "WARN", f"products are symmetric to {asymmetry:.1e}, relative")]
+    if isinstance(op, RiskOperator):
+        size = f": {readable(op.linearised_bytes)}" if op.linearised_bytes else ""
+        findings.append(Finding("ok", f"the linearisation was {op.linearised.value}{size}"))
+    return findings, seconds
 
 
-def _product_seconds(op: RiskOperator) -> float:
+def _product_seconds(op: LinearOperator) -> float:
     """Seconds of a product once the linearisation is there."""
-    v = torch.ones(op.shape[0], dtype=op.dtype, device=op.device)
+    v = torch.ones(op.space.local_n, dtype=op.dtype, device=op.device)
     op @ v
-    return timed(lambda: op @ v, op.device)[1]
+    return _timed(op, v)[1]
+
+
+def _timed(op: LinearOperator, v: Tensor) -> tuple[Tensor, float]:
+    """A product, and its wall time in seconds."""
+    start = time.perf_counter()
+    product = op @ v
+    if op.device.type == "cuda":
+        torch.cuda.synchronize(op.device)
+    return product, time.perf_counter() - start
 
 
 def _time(what: str, products: int, seconds: float) -> Finding:
@@ -128,7 +156,7 @@ def _modules(risk: EmpiricalRisk) -> list[Finding]:
     """Dropout, BatchNorm and frozen parameters."""
     modules = list(risk.model.modules())
     findings = []
-    dropout = inspection.dropout_modules(risk.model)
+    dropout = dropout_modules(risk.model)
     if dropout:
         findings.append(
             Finding("note", f"{len(dropout)} modules with dropout ({dropout[0]}, ...) are off in eval mode")
@@ -145,7 +173,7 @@ def _modules(risk: EmpiricalRisk) -> list[Finding]:
 
 def _order(risk: EmpiricalRisk) -> list[Finding]:
     """Whether two passes begin with the same batch."""
-    first, second = (next(risk.batches())[1] for _ in range(2))
+    first, second = (next(risk.sample.read())[1] for _ in range(2))
     same = all(torch.equal(a, b) for a, b in zip(_tensors(first), _tensors(second), strict=True))
     if same:
         return [Finding("ok", "batches come in the same order each time")]

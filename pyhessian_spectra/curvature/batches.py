@@ -1,0 +1,113 @@
+"""Batches: the data of a risk, read from what users have, and how much each batch counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyhessian_spectra.errors import InputError
+
+_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the parameters' device: what the model is called with, and the targets."""
+
+    inputs: Any
+    targets: Any
+    index: int
+
+    @property
+    def num_examples(self) -> int:
+        """Length of the targets' first dimension."""
+        return len(self.targets) if isinstance(self.targets, Tensor) and self.targets.dim() else 1
+
+
+class Batches:
+    """The batches of a risk, read anew in each pass.
+
+    Parameters
+    ----------
+    data, unpack, weight
+        See :class:`EmpiricalRisk`.
+    num_terms : callable
+        Targets to the number of terms that the loss averages, where ``weight`` is None.
+    """
+
+    def __init__(
+        self,
+        data: Iterable[Any],
+        *,
+        unpack: Callable[[Any], tuple[Any, Any]] | None,
+        weight: Callable[[Any], float] | None,
+        num_terms: Callable[[Any], float],
+    ) -> None:
+        if isinstance(data, Tensor) or not isinstance(data, Iterable):
+            raise InputError(f"data must be batches or one (inputs, targets) pair, got {type(data).__name__}")
+        if isinstance(data, Iterator):
+            raise InputError("data is an iterator and can be read only once; pass a list or a DataLoader")
+        if isinstance(data, Mapping) or (isinstance(data, tuple) and not isinstance(data[0], (tuple, list, Mapping))):
+            data = [data]
+        self.data = data
+        self._unpack, self._weight, self._num_terms = unpack or _inputs_and_targets, weight, num_terms
+
+    def read(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[float, Batch]]:
+        """One pass: weights and batches on a device, floating tensors in a dtype; weightless batches are left out."""
+        for index, raw in enumerate(self.data):
+            try:
+                inputs, targets = self._unpack(raw)
+            except (TypeError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"batch {index} ({type(raw).__name__}) cannot be read as (inputs, targets): {error}; pass unpack="
+                ) from error
+            weight = self._weight(raw) if self._weight else self._num_terms(targets)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise InputError(f"the weight of batch {index} is {weight}; it must be finite and not negative")
+            if weight:
+                yield weight, Batch(_placed(inputs, dtype, device), _placed(targets, dtype, device), index)
+
+
+def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:
+    """How many terms a mean loss averages: what its value is multiplied with to add batches up."""
+    if not isinstance(targets, Tensor):
+        raise InputError(f"targets are a {type(targets).__name__}, not a tensor; pass weight= to weigh the batches")
+    if setting(loss_fn, "reduction", "mean") == "batchmean":
+        return float(len(targets))
+    if targets.is_floating_point():
+        return float(targets.numel())
+    counted = targets[targets != setting(loss_fn, "ignore_index", -100)]
+    class_weights = setting(loss_fn, "weight", None)
+    if isinstance(class_weights, Tensor):
+        return float(class_weights.to(targets.device)[counted].sum())
+    return float(counted.numel())
+
+
+def setting(loss_fn: Callable[..., Any], name: str, default: Any) -> Any:
+    """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``."""
+    return getattr(loss_fn, "keywords", {}).get(name, getattr(loss_fn, name, default))
+
+
+def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: _placed(item, dtype, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_placed(item, dtype, device) for item in value)
+    return value
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        for key in _TARGET_KEYS:
+            if key in batch:
+                return {name: value for name, value in batch.items() if name != key}, batch[key]
+        raise KeyError(f"none of {', '.join(_TARGET_KEYS)} among its keys {', '.join(map(str, batch))}")
+    inputs, targets = batch
+    return inputs, targets

@@ -1,0 +1,149 @@
+"""Ensembles: thousands of small networks trained and diagonalised at once.
+
+One network of a hundred parameters leaves a processor idle: each operation costs its overhead. Here the members of
+an ensemble share every operation through ``torch.func.vmap``, in groups that fit the cache. What a group computes is
+recorded once as a list of tensor operations, so that a step of training pays for arithmetic and not for
+differentiation, and each core works on a group of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from pyhessian_spectra.ensembles.objective import flat_loss
+from pyhessian_spectra.ensembles.recorded import Recorded, num_workers, one_thread_each
+from pyhessian_spectra.ensembles.results import TrainedEnsemble
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.training import GradientDescent
+
+# Bytes of a group's intermediate values: training repeats its step thousands of times and is fastest in the cache.
+_GROUP_BYTES = 2**24
+
+# A group with fewer bytes than this costs its overhead: splitting it among cores or recording it anew gains nothing.
+_WORTHWHILE_BYTES = 2**20
+
+
+def sphere_starts(
+    count: int, n: int, *, radius: float, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Starting points uniform on the sphere of a given radius, shape (count, n)."""
+    if count < 1 or n < 1 or not radius > 0:
+        raise InputError(f"sphere_starts needs count >= 1, n >= 1 and radius > 0, got {count}, {n} and {radius}")
+    points = torch.randn(count, n, generator=generator, dtype=torch.float64)
+    return (points * (radius / points.norm(dim=1, keepdim=True))).to(dtype)
+
+
+def train_ensemble(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    data: tuple[Tensor, Any],
+    starts: Tensor,
+    *,
+    step: float,
+    tolerance: float = 1e-4,
+    max_iterations: int = 100_000,
+    memory_budget: int = _GROUP_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> TrainedEnsemble:
+    """Full-batch gradient descent with a constant step from every start, each until its own gradient is small.
+
+    A group of fixed size is stepped together. A member that finishes leaves its place to the next start, and when
+    none is waiting the group shrinks, so that no work is spent on members that have converged.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The architecture, taken in eval mode; its own parameters are neither read nor changed.
+    loss_fn : callable
+        ``loss_fn(outputs, targets) -> scalar``, a mean over the examples.
+    data : tuple (x, y)
+        All training examples.
+    starts : Tensor, shape (E, n)
+        Flat parameters in the order of ``ParameterLayout``; their dtype and device are those of the training.
+    step : float
+        Step length of gradient descent.
+    tolerance : float
+        A member has converged when the norm of its gradient is at most this.
+    max_iterations : int
+        Steps after which a member is taken out unconverged.
+    memory_budget : int
+        Bytes that the intermediate values of a group may take.
+    progress : callable, optional
+        Called with the number of members finished so far, whenever it changes.
+
+    Raises
+    ------
+    InputError
+        ``starts`` does not fit the model, or a setting is out of range.
+    """
+    if not (step > 0 and tolerance > 0 and max_iterations >= 0):
+        raise InputError(
+            f"step and tolerance must be positive and max_iterations not negative, got {step}, {tolerance} and "
+            f"{max_iterations}"
+        )
+    loss = flat_loss(model, loss_fn, data, starts)
+    gradients, count = Recorded(vmap(grad(loss))), len(starts)
+    bytes_each, workers = gradients.bytes_per_member(starts), num_workers(starts)
+    fewest = -(-_WORTHWHILE_BYTES // bytes_each)
+    places = max(1, min(memory_budget // bytes_each, max(fewest, -(-count // workers)), count))
+    workers = min(workers, -(-count // places))
+    final, ages = starts.clone(), torch.zeros(count, dtype=torch.int64, device=starts.device)
+    norms = torch.full((count,), torch.nan, dtype=starts.dtype, device=starts.device)
+    waiting, finished = iter(range(count)), 0
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def finish(member: Tensor, theta: Tensor, norm: Tensor, age: Tensor) -> Tensor:
+        """Keep what left its places; the next members to sit there, as many as are waiting."""
+        nonlocal finished
+        with lock:
+            final[member], norms[member], ages[member] = theta, norm, age
+            finished += len(member)
+            if progress and len(member):
+                progress(finished)
+            following = list(itertools.islice(waiting, len(member)))
+        return torch.tensor(following, dtype=torch.int64, device=starts.device)
+
+    def descend(_: int) -> None:
+        with lock:
+            member = torch.tensor(list(itertools.islice(waiting, places)), dtype=torch.int64, device=starts.device)
+        descent, age = GradientDescent(gradients, starts[member], step=step), torch.zeros_like(member)
+        while len(member) and not stopped.is_set():
+            norm = torch.linalg.vector_norm(descent.evaluate(), dim=1)
+            # "not greater" also holds for NaN, so a diverged member leaves at once; a place nobody sits in is -1
+            leaving = (~(norm > tolerance) | norm.isinf() | (age >= max_iterations)) & (member >= 0)
+            if leaving.any():
+                seats = leaving.nonzero()[:, 0]
+                arriving = finish(member[seats], descent.theta[seats], norm[seats], age[seats])
+                taken, empty = seats[: len(arriving)], seats[len(arriving) :]
+                member[taken], member[empty], age[taken] = arriving, -1, -1
+                descent.seat(taken, starts[arriving])
+                descent.gradient[empty] = 0
+                active = member >= 0
+                if not active.any() or (len(member) > fewest and int(active.sum()) <= len(member) // 4):
+                    descent.keep(active)
+                    member, age = member[active], age[active]
+            descent.step()
+            age += 1
+
+    with one_thread_each(starts) as run:
+        try:
+            run(descend, range(workers))
+        finally:  # after an error or Ctrl-C the other workers end too
+            stopped.set()
+    losses = torch.cat([vmap(loss)(rows) for rows in final.split(places)])
+    finite = (norms.isfinite() & losses.isfinite()).cpu().numpy()
+    return TrainedEnsemble(
+        parameters=final,
+        losses=losses.double().cpu().numpy(),
+        gradient_norms=norms.double().cpu().numpy(),
+        iterations=ages.cpu().numpy(),
+        converged=finite & (norms <= tolerance).cpu().numpy(),
+        finite=finite,
+    )

@@ -1,0 +1,1 @@
+"""How a long analysis is watched, kept and forecast."""

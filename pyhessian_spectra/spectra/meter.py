@@ -1,0 +1,75 @@
+"""Meter: the one thing on a vector's way from an algorithm to an operator, where products are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator, Observation, TermwiseOperator, observe
+
+
+class Take(Protocol):
+    """Takes products, or gives those that were kept of an earlier run.
+
+    ``ask`` names what is asked about ``v``, and ``call`` gives the answer, a list of tensors.
+    """
+
+    def __call__(self, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]: ...
+
+
+def _plainly(ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    return call()
+
+
+class Meter(TermwiseOperator):
+    """An operator whose products are counted, and taken through a function that may time, show or keep them.
+
+    Parameters
+    ----------
+    op : LinearOperator
+    take : callable, optional
+        See :class:`Take`; by default products are just taken.
+
+    Attributes
+    ----------
+    num_products : int
+        Products so far; one with ``k`` columns counts ``k``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyhessian_spectra import MatrixOperator
+    >>> meter = Meter(MatrixOperator(torch.eye(3)))
+    >>> _ = meter @ torch.ones(3, 2)
+    >>> meter.num_products
+    2
+    """
+
+    def __init__(self, op: LinearOperator, take: Take = _plainly) -> None:
+        self.op, self.space, self.kind = op, op.space, op.kind
+        self.num_products, self._take = 0, take
+
+    @classmethod
+    def of(cls, op: LinearOperator) -> Meter:
+        """The operator itself where it is metered, so that a product is counted once and a vector passes one meter."""
+        return op if isinstance(op, Meter) else cls(op)
+
+    def _product(self, v: Tensor) -> Tensor:
+        self.num_products += 1 if v.dim() == 1 else v.shape[1]
+        return self._take("product", v, lambda: [self.op @ v])[0]
+
+    _matvec = _matmat = _product
+
+    def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        self.num_products += 1
+        product, weights, seen = self._take("observation", v, lambda: list(observe(self.op, v, look)))
+        return product, weights, seen
+
+    def to_dense(self) -> Tensor:
+        """The matrix; without a product where its entries are at hand."""
+        inner = self.op
+        while isinstance(inner, Meter):
+            inner = inner.op
+        return inner.to_dense() if isinstance(inner, MatrixOperator) else super().to_dense()

@@ -1,0 +1,260 @@
+"""Spectrum: the distribution of an operator's eigenvalues, and bounds on how far it may be off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.quadrature import bracket, probe_bounds, smoothed_bounds, step_bounds
+from pyhessian_spectra.spectra.results import Floats
+
+# Evaluation of a kernel on a grid is done in blocks of at most this many grid-by-node entries (8 bytes each).
+_BLOCK = 2_000_000
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A probability measure on the real line standing for the eigenvalue distribution of an operator.
+
+    One row per probe; exact eigenvalues are the case of one row with weights ``1 / n``, and deflated
+    quadrature is atoms followed by quadrature nodes. Nothing downstream asks where a spectrum came from.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (r, m), float64
+        Eigenvalues or Ritz values, in the units of the operator.
+    weights : ndarray, shape (r, m), float64
+        Non-negative; each row sums to 1. Rows shorter than ``m`` are padded with weight 0.
+    n : int
+        Dimension of the operator; mass times ``n`` is a number of eigenvalues.
+    num_atoms : int
+        With so many eigenvalues that are known one by one, of weight ``1 / n`` each, every row begins.
+    dtype : str
+        Precision of the products it was found with, such as ``"float32"``.
+    exact : bool
+        True when the nodes are all the eigenvalues, so that no sampling error is left.
+    facts : mapping
+        What a report records about the run (JSON scalars), such as the number of Lanczos steps. No number depends on
+        them.
+    """
+
+    nodes: Floats
+    weights: Floats
+    n: int
+    _: KW_ONLY
+    num_atoms: int
+    dtype: str
+    exact: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.nodes.ndim != 2 or self.nodes.shape != self.weights.shape:
+            raise InputError(
+                f"nodes and weights must share one shape (probes, nodes); got {self.nodes.shape} and "
+                f"{self.weights.shape}"
+            )
+        if not np.isfinite(self.nodes).all() or not np.isfinite(self.weights).all():
+            raise InputError("nodes and weights must be finite; drop or repair the probe that produced them")
+        if (self.weights < 0).any() or not np.allclose(self.weights.sum(axis=1), 1.0, atol=1e-8):
+            raise InputError("weights must be non-negative and sum to 1 in each row")
+        if not 0 <= self.num_atoms <= self.nodes.shape[1]:
+            raise InputError(f"num_atoms must be between 0 and the {self.nodes.shape[1]} nodes, got {self.num_atoms}")
+
+    @classmethod
+    def from_eigenvalues(cls, eigenvalues: ArrayLike, *, dtype: str = "float64") -> Spectrum:
+        """The exact spectrum of an operator whose eigenvalues are all known.
+
+        >>> Spectrum.from_eigenvalues([0.0, 0.0, 2.0]).moment(1)
+        0.6666666666666666
+        """
+        values = np.sort(np.asarray(eigenvalues, dtype=np.float64).ravel())
+        if values.size == 0:
+            raise InputError("eigenvalues is empty; a spectrum needs at least one")
+        n = values.size
+        return cls(values[None, :], np.full((1, n), 1.0 / n), n, num_atoms=n, dtype=dtype, exact=True)
+
+    @classmethod
+    def from_quadrature(
+        cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, facts: Mapping[str, Any]
+    ) -> Spectrum:
+        """Atoms of weight ``1 / n`` and, a row a probe, the quadrature of the rest of the space.
+
+        ``rows`` hold nodes, and weights that sum to 1; without rows the atoms must be the whole spectrum.
+        """
+        width = max((len(nodes) for nodes, _ in rows), default=0)
+        nodes = np.empty((max(1, len(rows)), len(atoms) + width))
+        weights = np.zeros_like(nodes)
+        nodes[:, : len(atoms)], weights[:, : len(atoms)] = atoms, 1 / n
+        for i, (theta, weight) in enumerate(rows):
+            stop = len(atoms) + len(theta)
+            nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
+            nodes[i, stop:] = theta[-1]
+        return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, facts=facts)
+
+    @property
+    def num_probes(self) -> int:
+        """Number of rows ``r``."""
+        return self.nodes.shape[0]
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest and largest node with positive weight."""
+        used = self.nodes[self.weights > 0]
+        return float(used.min()), float(used.max())
+
+    def flat(self) -> tuple[Floats, Floats]:
+        """The average over probes as one measure: ascending nodes and their weights, each shape (r * m,)."""
+        order = np.argsort(self.nodes, axis=None, kind="stable")
+        return self.nodes.ravel()[order], self.weights.ravel()[order] / self.num_probes
+
+    def cdf(self, grid: ArrayLike) -> Floats:
+        """Fraction of eigenvalues at or below each grid point, averaged over probes; shape of ``grid``."""
+        grid = np.asarray(grid, dtype=np.float64)
+        nodes, weights = self.flat()
+        cumulative = np.concatenate([[0.0], np.cumsum(weights)])
+        return np.minimum(cumulative[np.searchsorted(nodes, grid, side="right")], 1.0)
+
+    def cdf_bounds(
+        self, grid: ArrayLike, *, level: float | None = None, others: tuple[float, float] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Bounds on the fraction of eigenvalues at or below each grid point.
+
+        Without ``level``, what the quadratures leave open: the distribution a probe sees lies between its bounds
+        whatever lies between its nodes (Chebyshev, Markov and Stieltjes), and averaged over probes they hold the
+        average. With ``level``, a confidence band for the operator's own distribution, which holds at all points of the
+        line together, by a bound for independent probes uniform on the sphere. The weights of the
+        atoms are known; for an exact spectrum both bounds are the CDF.
+
+        Parameters
+        ----------
+        grid : array_like
+        level : float, optional
+            Probability that the band holds the operator's distribution everywhere.
+        others : (float, float), optional
+            An interval known to hold all eigenvalues but the atoms, such as ``Eigenpairs.others``.
+
+        Returns
+        -------
+        lower, upper : ndarray, shape of ``grid``, float64
+        """
+        grid = np.asarray(grid, dtype=np.float64)
+        if self.exact:
+            return self.cdf(grid), self.cdf(grid)
+        lower, upper = step_bounds(*self._seen_bounds, grid)
+        lower, upper = self._rest_bounds(lower, upper, level)
+        if others is not None:
+            lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
+            upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
+        known = np.searchsorted(np.sort(self._atoms), grid, side="right") / self.n
+        share = 1 - len(self._atoms) / self.n
+        return known + share * lower, np.minimum(known + share * upper, 1.0)
+
+    def cdf_error(self, *, level: float) -> float:
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds` anywhere; 0 for an exact spectrum."""
+        if self.exact:
+            return 0.0
+        _, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
+        share = 1 - len(self._atoms) / self.n
+        return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+
+    @property
+    def _atoms(self) -> Floats:
+        """The eigenvalues known one by one."""
+        return self.nodes[0, : self.num_atoms]
+
+    @cached_property
+    def _seen_bounds(self) -> tuple[Floats, Floats, Floats]:
+        """Points, and bounds there on what the probes see on average of the eigenvalues that are no atoms."""
+        atoms = len(self._atoms)
+        share = 1 - atoms / self.n
+        rows = [bracket(x[atoms:], w[atoms:] / share) for x, w in zip(self.nodes, self.weights, strict=True)]
+        points = np.unique(np.concatenate([row[0] for row in rows]))
+        lower, upper = np.mean([step_bounds(*row, points) for row in rows], axis=0).clip(0.0, 1.0)
+        return points, lower, np.append(upper[:-1], 1.0)
+
+    def _rest_bounds(self, lower: Floats, upper: Floats, level: float | None) -> tuple[Floats, Floats]:
+        """From bounds on what the probes see, those for the eigenvalues themselves where a ``level`` is given."""
+        if level is None:
+            return lower, upper
+        return probe_bounds(lower, upper, self.num_probes, self.n - len(self._atoms), level=level)
+
+    def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
+        """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
+
+        The bandwidth is the standard deviation of the Gaussian, in eigenvalue units. Nothing is
+        renormalised: mass outside the grid is missing from it, visibly.
+        """
+        nodes, weights = self.flat()
+        nodes, weights = nodes[weights > 0], weights[weights > 0]
+        return _in_blocks(grid, nodes.size, lambda x: smoothed_bounds(x, nodes, nodes, weights, bandwidth))[0]
+
+    def density_bounds(
+        self,
+        grid: ArrayLike,
+        *,
+        bandwidth: float,
+        level: float | None = None,
+        others: tuple[float, float] | None = None,
+        coordinate: Callable[[ArrayLike], Floats] = np.asarray,
+    ) -> tuple[Floats, Floats]:
+        """Bounds on the Gaussian-smoothed density that follow from those of :meth:`cdf_bounds`, at all points together.
+
+        They are the least and the greatest smoothed density of all distributions between the bounds of the CDF: each
+        quantile lies in an interval, where the upper bound puts it nearest to the grid point and the lower bound
+        farthest. For an exact spectrum both are :meth:`density`.
+
+        Parameters
+        ----------
+        grid : array_like
+        bandwidth : float
+            Standard deviation of the Gaussian, in units of the coordinate.
+        level, others
+            As for :meth:`cdf_bounds`.
+        coordinate : callable, optional
+            Increasing function of the eigenvalue: smoothing is Gaussian along its values, such as those of
+            ``EigenvalueAxis.decades``. By default the eigenvalue itself.
+
+        Returns
+        -------
+        lower, upper : ndarray, shape of ``grid``, float64
+            Per unit of the coordinate.
+        """
+        grid = coordinate(grid)
+        if self.exact:
+            density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
+            return density, density
+        points, lower, upper = self._seen_bounds
+        lower, upper = self._rest_bounds(lower, upper, level)
+        # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
+        ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
+        middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.n) * np.diff(ranks)
+        left = np.concatenate([[-np.inf], coordinate(points)])[np.searchsorted(upper, middle)]
+        right = np.append(coordinate(points), np.inf)[np.searchsorted(lower, middle)]
+        if others is not None:
+            left, right = np.clip(left, *coordinate(others)), np.clip(right, *coordinate(others))
+        atoms = coordinate(self._atoms)
+        left, right = np.append(left, atoms), np.append(right, atoms)
+        masses = np.append(masses, np.full(len(self._atoms), 1 / self.n))
+        return _in_blocks(grid, masses.size, lambda x: smoothed_bounds(x, left, right, masses, bandwidth))
+
+    def moment(self, power: int) -> float:
+        """Mean of ``eigenvalue ** power``: ``n`` times moment 1 is the trace, moment 2 the squared Frobenius norm."""
+        return float((self.weights * self.nodes**power).sum(axis=1).mean())
+
+
+def _in_blocks(
+    grid: ArrayLike, size: int, evaluate: Callable[[Floats], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """Two functions of a grid, evaluated so that no intermediate array of grid by ``size`` is too large."""
+    grid = np.asarray(grid, dtype=np.float64)
+    step = max(1, _BLOCK // max(1, size))
+    parts = [evaluate(grid.ravel()[i : i + step]) for i in range(0, max(1, grid.size), step)]
+    first, second = (np.concatenate(part).reshape(grid.shape) for part in zip(*parts, strict=True))
+    return first, second
