@@ -15,8 +15,7 @@ from pathlib import Path
 import problems
 import torch
 
-from pyhessian_spectra import EmpiricalRisk, HessianOperator
-from pyhessian_spectra.analysis.analyze import chosen_layers
+from pyhessian_spectra import EmpiricalRisk, HessianOperator, Partition
 
 # Of one product; the shortest counts.
 REPEATS = 3
@@ -44,17 +43,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     risk = problems.resnet20(options.data, None, options.images)
-    layers = {
-        name: parameters
-        for name, parameters in chosen_layers(risk, True).items()
-        if not name.split(".")[-1].startswith("bn")
-    }
     whole = seconds_per_product(risk)
     print(f"{'the whole matrix':24} {whole:7.3f} s")
     parts = []
-    for name, parameters in layers.items():
-        parts.append(seconds_per_product(risk.restrict(parameters)))
-        print(f"{name:24} {parts[-1]:7.3f} s  {parts[-1] / whole:5.2f}", flush=True)
+    for layer in Partition.by_layer(risk.layout):
+        parts.append(seconds_per_product(risk.restrict(layer.names)))
+        print(f"{layer.label:24} {parts[-1]:7.3f} s  {parts[-1] / whole:5.2f}", flush=True)
     share = sum(parts) / (len(parts) * whole)
     print(f"{len(parts)} layers, one product each: {share:.2f} of as many products with the whole matrix")
 

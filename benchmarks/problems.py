@@ -29,6 +29,12 @@ def mlp(data: Path | None) -> EmpiricalRisk:
     return EmpiricalRisk(MLP([784, 256, 128, 10]), nn.CrossEntropyLoss(), _images(data, "mnist", 2000, (784,)))
 
 
+def small_mlp(data: Path | None) -> EmpiricalRisk:
+    """784-64-64-10 on 128 MNIST images."""
+    torch.manual_seed(0)
+    return EmpiricalRisk(MLP([784, 64, 64, 10]), nn.CrossEntropyLoss(), _images(data, "mnist", 128, (784,)))
+
+
 def resnet20(data: Path | None, state_dict: dict[str, torch.Tensor] | None = None, count: int = 100) -> EmpiricalRisk:
     """ResNet20 on 100 CIFAR-10 images, eval mode."""
     torch.manual_seed(0)

@@ -22,26 +22,16 @@ import problems
 import torch
 from torch import nn
 
-from pyhessian_spectra import EmpiricalRisk, HessianOperator
+from pyhessian_spectra import EmpiricalRisk, HessianOperator, Meter, Settings
 from pyhessian_spectra.problems import read_checkpoint
 from pyhessian_spectra.spectra.krylov import krylov_pass
 
 
 def ours(risk: EmpiricalRisk) -> dict[str, Any]:
     """One Krylov pass: the top ten with certificates, density with atoms, trace with its interval."""
-    op = HessianOperator(risk)
-    found = krylov_pass(
-        op,
-        k=10,
-        which="LA",
-        num_probes=1,
-        num_steps=20,
-        tol=1e-3,
-        max_steps=200,
-        rtol=0.1,
-        trace_probes=20,
-        generator=torch.Generator().manual_seed(0),
-    )
+    op = Meter(HessianOperator(risk))
+    settings = Settings(num_probes=2, num_steps=10, tol=1e-3, max_steps=200, rtol=0.1, trace_probes=20)
+    found = krylov_pass(op, settings, which="LA", generator=torch.Generator().manual_seed(0))
     largest = found.largest
     return {
         "top": largest.eigenvalues[::-1].tolist(),
@@ -49,7 +39,7 @@ def ours(risk: EmpiricalRisk) -> dict[str, Any]:
         "trace": found.trace.value,
         "trace_interval95": list(found.trace.interval()),
         "density": "top ten exact, quadrature on the rest, bracketed",
-        "products": op.num_matvecs,
+        "products": op.num_products,
     }
 
 

@@ -1,95 +1,30 @@
 """Hessian spectra of neural networks, every number with its error."""
 
+from pyhessian_spectra import curvature, spectra
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.operators import analyze_operator
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
-from pyhessian_spectra.curvature import (
-    Decomposition,
-    EmpiricalFisherOperator,
-    EmpiricalRisk,
-    GGNOperator,
-    HessianOperator,
-    Linearised,
-    ParameterLayout,
-    Partition,
-    Point,
-    ResidualOperator,
-    RiskOperator,
-)
+from pyhessian_spectra.curvature import *  # noqa: F403 - both rooms list what is public
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.spectra import (
-    BlockDiagonalOperator,
-    CGResult,
-    CongruenceOperator,
-    DiagonalOperator,
-    Eigenpairs,
-    IdentityOperator,
-    LinearOperator,
-    MatrixOperator,
-    Meter,
-    Settings,
-    ShiftedOperator,
-    Spectrum,
-    TraceEstimate,
-    Tridiagonal,
-    VectorSpace,
-    cg,
-    eigh,
-    eigsh,
-    frobenius_norm,
-    lanczos,
-    slq,
-    trace,
-)
+from pyhessian_spectra.spectra import *  # noqa: F403
 
 __all__ = [
     "BlockAnalysis",
-    "BlockDiagonalOperator",
     "BulkEdge",
     "BulkFit",
-    "CGResult",
-    "CongruenceOperator",
-    "Decomposition",
-    "DiagonalOperator",
-    "Eigenpairs",
-    "EmpiricalFisherOperator",
-    "EmpiricalRisk",
-    "GGNOperator",
-    "HessianOperator",
-    "IdentityOperator",
-    "LinearOperator",
-    "Linearised",
-    "MatrixOperator",
-    "Meter",
     "Note",
-    "ParameterLayout",
-    "Partition",
-    "Point",
-    "ResidualOperator",
-    "RiskOperator",
-    "Settings",
-    "ShiftedOperator",
     "SpectralAnalysis",
-    "Spectrum",
-    "TraceEstimate",
-    "Tridiagonal",
-    "VectorSpace",
     "__version__",
     "analyze",
     "analyze_operator",
-    "cg",
-    "eigh",
-    "eigsh",
     "fit_marchenko_pastur",
     "fit_semicircle",
-    "frobenius_norm",
-    "lanczos",
     "load_analyses",
     "save_analyses",
-    "slq",
     "split_bulk",
-    "trace",
 ]
+__all__ += spectra.__all__
+__all__ += curvature.__all__

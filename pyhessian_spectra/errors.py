@@ -1,7 +1,7 @@
-"""Every error the package raises on purpose.
+"""Every error that the package raises on purpose.
 
-One sentence each, naming what was given, what was expected and what to do next. The command line prints
-that sentence and exits with :attr:`SpectraError.exit_status`; a traceback means a bug in this package.
+The message is one sentence that names what was given, what was expected and what to do next. The command line prints it
+and exits with :attr:`SpectraError.exit_status`; a traceback means a bug in this package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class SpectraError(Exception):
-    """Base class: something went wrong that the user can be told about in one sentence."""
+    """Base class of errors that one sentence explains to the user."""
 
     exit_status = 1
 
@@ -35,7 +35,7 @@ class ConvergenceError(SpectraError, RuntimeError):
     Attributes
     ----------
     partial : object
-        What was reached: the same type the call would have returned, with ``converged`` telling the entries apart.
+        What was reached, of the type that the call would have returned; ``converged`` says which entries are converged.
     """
 
     def __init__(self, message: str, partial: Any) -> None:
@@ -44,7 +44,7 @@ class ConvergenceError(SpectraError, RuntimeError):
 
 
 class OutOfMemoryError(SpectraError, MemoryError):
-    """The device or the host ran out of memory, or a forecast says it would."""
+    """The device or the host ran out of memory, or a forecast says that it would."""
 
 
 class Interrupted(SpectraError, KeyboardInterrupt):

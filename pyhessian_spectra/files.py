@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are either written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a neighbour and rename it, so that a reader finds the old file or the new one, never half of one.
+    """Write a temporary file and rename it, so that a reader finds the old file or the new one, never a partial one.
 
     Parameters
     ----------
     path : Path
-        Its folder is created where it is missing.
+        Its folder is created if it does not exist.
     write : callable
         Called with the open binary file.
     """

@@ -1,4 +1,4 @@
-"""Notes: sentences that a reader of results must see, told apart by kind and never by their words."""
+"""Notes: sentences that a reader of results must see, distinguished by kind and never by their wording."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ NoteKind = Literal[
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the reader.
+    """A sentence for the reader of results.
 
     Parameters
     ----------
     kind : str
-        ``"linearisation"``: whether it was kept. ``"unconverged"``: eigenpairs that did not reach the tolerance.
-        ``"interrupted"``: what was not finished. ``"resumed"``, ``"afresh"``: what became of an earlier run's products.
-        ``"journal"``: why an interruption would lose work. ``"data"``, ``"verification"``: of the data, of the
-        products.
+        ``"linearisation"``: says whether it was kept. ``"unconverged"``: counts eigenpairs that did not reach the
+        tolerance. ``"interrupted"``: names what is unfinished. ``"resumed"``, ``"afresh"``: say whether an earlier
+        run's products were used. ``"journal"``: says why an interruption would lose work. ``"data"``,
+        ``"verification"``: concern the data, the products.
     text : str
     """
 

@@ -1,4 +1,4 @@
-"""For tests of operators, one's own included: what an operator must be, and matrices whose spectra are known."""
+"""For tests of operators, also of users' own: checks of an operator, and matrices with a known spectrum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyhessian_spectra.spectra.operator import require_operator
 
 @dataclass(frozen=True)
 class OperatorCheck:
-    """How far an operator is from what it must be; each number is relative to the products.
+    """Deviations of an operator from a symmetric linear map, each relative to the norm of products.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ class OperatorCheck:
     nonlinearity : float
         ``||A (2 u - 3 v) - 2 A u + 3 A v||``.
     columns : float
-        Difference of the products with several columns from those with each.
+        Largest distance between a product with several columns and the products with each.
     differences : float or None
-        Distance of a product from central differences; None where there is nothing to differentiate.
+        Distance of a product from central differences of the gradient; None if no gradient is known.
     """
 
     asymmetry: float
@@ -44,16 +44,16 @@ def check_operator(
     tol: float | None = None,
     generator: torch.Generator | None = None,
 ) -> OperatorCheck:
-    """Check that an operator is symmetric and linear, that columns are multiplied like vectors, and what it is.
+    """Check that an operator is symmetric, linear and a gradient's derivative, and multiplies columns like vectors.
 
     Parameters
     ----------
     op : LinearOperator, shape (n, n)
     gradient : callable, optional
-        ``step * v`` of shape (n,) to the gradient whose derivative the operator is, moved by that much: a product is
-        then compared with central differences of fourth order. Known of a :class:`HessianOperator`.
+        Maps a displacement (n,) of the point to the gradient (n,) there, for comparison of a product with fourth-order
+        central differences. By default known for a :class:`HessianOperator` only.
     tol : float, optional
-        Largest number that passes, by default ``1e4 eps``; differences may be off by ``eps ** 0.5``.
+        Largest deviation that passes, by default ``1e4 eps``; for ``differences`` at least ``eps ** 0.5``.
     generator : torch.Generator, optional
         Source of the vectors; by default seed 0.
 
@@ -64,7 +64,7 @@ def check_operator(
     Raises
     ------
     AssertionError
-        A number is larger; the sentence says which.
+        A deviation is larger; the message says which.
 
     Examples
     --------
@@ -97,11 +97,12 @@ def check_operator(
 def matrix_with_spectrum(
     eigenvalues: ArrayLike, *, dtype: torch.dtype = torch.float64, generator: torch.Generator | None = None
 ) -> MatrixOperator:
-    """A dense matrix with these eigenvalues and random eigenvectors, to the rounding of the dtype.
+    """A dense symmetric operator (n, n) with these eigenvalues, up to rounding, and random eigenvectors.
 
     Parameters
     ----------
     eigenvalues : array_like, shape (n,)
+        At least one; other shapes raise InputError.
     dtype : torch.dtype
     generator : torch.Generator, optional
         Source of the eigenvectors; by default seed 0.
@@ -131,6 +132,6 @@ def _distance_from_differences(
 
 
 def _size(op: LinearOperator) -> float:
-    """Root mean square of the coordinates of the point, where there is one."""
+    """Root mean square of the point's coordinates; 0 if the operator has no point."""
     point = getattr(op, "point", None)
     return 0.0 if point is None else float(point.flat().square().mean().sqrt())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_spectra import generator, with_spectrum
 from torch import nn
 
 from pyhessian_spectra import (
+    Eigenpairs,
     EmpiricalRisk,
     GGNOperator,
     HessianOperator,
@@ -252,6 +254,25 @@ def test_the_model_is_left_as_it_was():
         analyze(risk, exact_limit=limit, num_eigenvalues=2)
     assert all(torch.equal(before[name], value) for name, value in risk.model.state_dict().items())
     assert all(p.grad is None for p in risk.model.parameters())
+
+
+def test_a_reader_is_told_once_whether_the_linearisation_of_the_whole_was_kept():
+    for budget, told in ((None, "kept between products"), (0, "rebuilt for each product")):
+        notes = analyze(network(), exact_limit=0, num_eigenvalues=2, memory_budget=budget, generator=generator()).notes
+        (text,) = [note.text for note in notes if note.kind == "linearisation"]
+        assert told in text
+
+
+def test_equal_eigenvalues_keep_their_own_residuals_and_vectors_when_saved(tmp_path):
+    block = analyze(network(), num_eigenvalues=2, layers=False).full
+    values, residuals = np.array([3.0, 3.0]), np.array([1.0, 2.0])
+    twins = Eigenpairs(values, residuals, np.array([True, False]), np.eye(block.n)[:, :2])
+    SpectralAnalysis({}, replace(block, largest=twins, smallest=twins)).save(tmp_path / "twins")
+    full = SpectralAnalysis.load(tmp_path / "twins").full
+    for pairs in (full.largest, full.smallest):
+        np.testing.assert_array_equal(pairs.residuals, residuals)
+        np.testing.assert_array_equal(pairs.converged, twins.converged)
+        np.testing.assert_array_equal(pairs.eigenvectors, twins.eigenvectors)
 
 
 @pytest.mark.parametrize("limit", [3000, 0])

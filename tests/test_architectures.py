@@ -12,7 +12,7 @@ from torch import nn
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.problems.architectures import ARCHITECTURES, build_model, find_architecture
+from pyhessian_spectra.problems.architectures import ARCHITECTURES, build_model
 from pyhessian_spectra.problems.architectures.gpt import GPT
 from pyhessian_spectra.problems.architectures.lenet import LeNet
 from pyhessian_spectra.problems.architectures.lstm import LSTMClassifier
@@ -21,6 +21,7 @@ from pyhessian_spectra.problems.architectures.resnet import ResNet, cifar_resnet
 from pyhessian_spectra.problems.architectures.vgg import VGG11
 from pyhessian_spectra.problems.checkpoints import Checkpoint
 from pyhessian_spectra.problems.losses import cross_entropy
+from pyhessian_spectra.problems.names import find_builtin
 
 _SLIM = (4, 4, 6, 6, 8, 8, 8, 8)
 
@@ -241,9 +242,9 @@ def test_the_number_of_heads_is_said_and_can_be_overridden():
 
 def test_an_unknown_name_lists_the_known_ones_and_the_closest():
     with pytest.raises(InputError, match=r"did you mean resnet20\?.*mlp, lenet, resnet20.*gpt") as error:
-        find_architecture("resent20")
+        find_builtin("model", "resent20", ARCHITECTURES)
     assert "\n" not in str(error.value)
-    assert find_architecture("VGG11-BN") is ARCHITECTURES["vgg11_bn"]
+    assert find_builtin("model", "VGG11-BN", ARCHITECTURES) is ARCHITECTURES["vgg11_bn"]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from torch import nn
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.problems.architectures.gpt import GPT
 from pyhessian_spectra.problems.architectures.mlp import MLP
-from pyhessian_spectra.problems.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
-from pyhessian_spectra.problems.fitting import fit_state_dict
+from pyhessian_spectra.problems.checkpoints import Checkpoint, fit_state_dict, read_checkpoint, save_checkpoint
 
 _PROBLEM = {"model": "mlp", "model_args": {"widths": (3, 4, 2)}, "data": "digits", "loss": "mse"}
 

@@ -19,7 +19,7 @@ from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, writ
 
 from pyhessian_spectra.analysis.result import load_analyses
 from pyhessian_spectra.cli import run
-from pyhessian_spectra.cli.main import commands
+from pyhessian_spectra.cli.main import commands, size
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_with_error
 from pyhessian_spectra.problems import training
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
@@ -273,6 +273,20 @@ def test_wrong_options_are_told_in_a_sentence(folder, cli, arguments, part):
     held = snapshot(folder)
     assert part in one_sentence(cli("report", "a.pt", *arguments, "--out", "o"), 2)
     assert snapshot(folder) == held
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("12B", 12), (" 2 k", 2**11), ("1.5MiB", 3 * 2**19), ("4GB", 2**32), (".5t", 2**39), ("3.", 3)],
+)
+def test_sizes_are_read_with_their_units(text, number):
+    assert size(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1.2.3", "-1", "4 apples", "1iB"])
+def test_what_is_no_size_is_refused(folder, cli, text):
+    result = cli("doctor", "a.pt", f"--memory-budget={text}")
+    assert result.status == 2 and "write it as 512MiB" in result.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.problems.datasets import load_data
@@ -249,7 +251,7 @@ def test_damaged_idx_files_are_one_sentence(tmp_path):
     labels.write_bytes(_idx(_labels(5)))
     assert "holds 6 images but" in _sentence(tmp_path) and "5 labels" in _sentence(tmp_path)
     labels.write_bytes(_idx(np.array([1, 2, 12, 3, 99, 0], dtype=np.uint8)))
-    assert "label 2 of MNIST (train-images-idx3-ubyte) is 12, outside the classes 0 to 9" in _sentence(tmp_path)
+    assert "label 2 of MNIST (train-images-idx3-ubyte) is 12, outside the 10 classes, 0 to 9" in _sentence(tmp_path)
     images.write_bytes(_idx(_pixels(0, 28, 28)))
     labels.write_bytes(_idx(_labels(0)))
     assert "holds no training examples" in _sentence(tmp_path)
@@ -293,7 +295,7 @@ def test_defective_npz_files_are_one_sentence(tmp_path):
         ({"x": np.ones(2), "y": np.array([0, 1])}, "do not pair up"),
         ({"x": np.ones((2, 3)), "y": np.array(["a", "b"])}, "dtype <U1"),
         ({"x": np.array([[None]], dtype=object), "y": np.array([0])}, "objects rather than numbers"),
-        ({"x": np.ones((2, 3)), "y": np.array([0, -1])}, "label 1 of a.npz is -1, outside the classes 0 to 0"),
+        ({"x": np.ones((2, 3)), "y": np.array([0, -1])}, "label 1 of a.npz is -1, outside the 1 classes, 0 to 0"),
         ({"x": np.ones((0, 3)), "y": np.array([], dtype=int)}, "holds no training examples"),
         ({"x": np.ones((2, 0)), "y": np.array([0, 1])}, "holds no training examples"),
     ):
@@ -343,13 +345,21 @@ def test_defective_texts_are_one_sentence(tmp_path):
         ((2, 64), "rows", (2, 8, 8)),
     ],
 )
-def test_inputs_are_arranged_for_the_kind_of_model(shape, kind, expected):
-    assert arrange_inputs(torch.zeros(shape), kind).shape == expected
+def test_inputs_are_arranged_for_the_first_layer(shape, kind, expected):
+    layers = {"flat": nn.Linear(math.prod(expected[1:]), 1), "image": nn.Conv2d(1, 1, 1), "rows": nn.LSTM(1, 1)}
+    network = nn.Sequential(nn.Dropout(), layers[kind], nn.Embedding(1, 1))
+    assert arrange_inputs(torch.zeros(shape), network).shape == expected
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding(1, 1), nn.Linear(5, 1), nn.Identity()])
+def test_inputs_stay_as_they_are_where_no_rule_fits(layer):
+    inputs = torch.zeros(2, 3, 4, dtype=torch.int64)
+    assert arrange_inputs(inputs, layer) is inputs
 
 
 def test_a_row_holds_the_same_row_of_each_channel():
     image = torch.arange(24.0).view(1, 2, 3, 4)
-    assert arrange_inputs(image, "rows")[0, 1].tolist() == [*image[0, 0, 1].tolist(), *image[0, 1, 1].tolist()]
+    assert arrange_inputs(image, nn.LSTM(1, 1))[0, 1].tolist() == [*image[0, 0, 1].tolist(), *image[0, 1, 1].tolist()]
 
 
 @_needs("mnist")

@@ -61,7 +61,7 @@ def _readme_blocks() -> list[str]:
 
 def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(_readme_blocks()[0], {})
-    assert "each within" in capsys.readouterr().out
+    assert "between" in capsys.readouterr().out
 
 
 def test_readme_factory_serves_the_command_line(tmp_path: Path) -> None:

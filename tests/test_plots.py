@@ -175,7 +175,7 @@ def test_layer_trace_bars_have_the_values_and_their_95_percent_intervals(slq):
     ax = plot_layer_traces(slq)
     values = [block.trace.value for block in slq.layers.values()]
     np.testing.assert_allclose([bar.get_width() for bar in ax.patches], values)
-    bars = ax.containers[-1].lines[2][0].get_segments()
+    bars = ax.containers[-1].errorbar.lines[2][0].get_segments()
     halves = [(segment[1, 0] - segment[0, 0]) / 2 for segment in bars]
     intervals = [block.trace.interval(0.95) for block in slq.layers.values()]
     np.testing.assert_allclose(halves, [(high - low) / 2 for low, high in intervals])
@@ -270,8 +270,8 @@ def test_bounds_rely_on_the_interval_of_the_others_only_where_the_atoms_are_the_
     values = network_eigenvalues(np.random.default_rng(2), 500)
     spectrum = Spectrum(values[None, 10:], np.full((1, 490), 1 / 490), 500, num_atoms=0, dtype="float64")
     top = pairs(values[-10:], relative=1e-8, others=(-1.0, 1.0))
-    assert known_others(spectrum, [top]) is None
-    assert known_others(dataclasses.replace(spectrum, num_atoms=10), [top]) == (-1.0, 1.0)
+    assert known_others(spectrum, [top]) == (None, "99 %")
+    assert known_others(dataclasses.replace(spectrum, num_atoms=10), [top]) == ((-1.0, 1.0), "98 %")
 
 
 def test_an_exact_cdf_has_no_band(exact):

@@ -23,7 +23,8 @@ from pyhessian_spectra.problems.architectures.gpt import GPT
 from pyhessian_spectra.problems.architectures.lstm import LSTMClassifier
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
-from pyhessian_spectra.problems.losses import cross_entropy, find_loss, mse
+from pyhessian_spectra.problems.losses import LOSSES, cross_entropy, mse
+from pyhessian_spectra.problems.names import find_builtin
 from pyhessian_spectra.problems.training import checkpoint_steps
 
 _DATA = Path(os.environ.get("PYHESSIAN_SPECTRA_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -241,7 +242,8 @@ def test_cross_entropy_averages_over_positions_and_skips_ignored_ones():
 def test_mse_compares_with_one_hot_vectors():
     outputs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
     assert float(mse(outputs, torch.tensor([0, 1]))) == pytest.approx((1 + 9) / 6)
-    assert find_loss("MSE") is mse and find_loss("cross-entropy") is cross_entropy
+    assert find_builtin("loss", "MSE", LOSSES) is mse
+    assert find_builtin("loss", "cross-entropy", LOSSES) is cross_entropy
 
 
 @pytest.fixture

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyhessian_spectra.analysis.operators import built, diagonalise, estimated
+from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.errors import InputError, Interrupted
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.runs.journal import Journal, open_journal
-from pyhessian_spectra.runs.watch import Ledger, Progress, watched
-from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Meter, Settings
+from pyhessian_spectra.runs.journal import open_journal
+from pyhessian_spectra.runs.watch import Progress, Watch
+from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings
 from pyhessian_spectra.spectra.basis import readable
 from pyhessian_spectra.spectra.cost import forecast_products, is_dense
 from pyhessian_spectra.spectra.space import fresh_generator
@@ -62,10 +63,9 @@ def analyze(
     progress : callable, optional
         Called as ``progress(what, products_done, products_expected)`` after each product.
     journal : path-like, optional
-        Folder in which products are kept as they are taken. Called again after an interruption, with the same
-        arguments, ``analyze`` takes what is there from it and goes on, to the same numbers; called again when it has
-        finished, it returns the analysis. What was kept of another checkpoint, other data or other settings is not
-        used, and a note says so.
+        Folder in which products are kept as they are taken. Called again with the same arguments, ``analyze`` goes on
+        from there to the same numbers, or returns the analysis if it had finished. What was kept of another checkpoint,
+        other data or other settings is not used, and a note says so.
     **fields
         Fields of ``settings`` to replace, such as ``num_eigenvalues=5``.
 
@@ -81,32 +81,29 @@ def analyze(
         Ctrl-C after the whole matrix was analysed: ``partial`` holds the analysis with the layers finished by then.
     """
     if not isinstance(risk, EmpiricalRisk):
-        raise InputError(
-            f"analyze takes an EmpiricalRisk, got {type(risk).__name__}; pass EmpiricalRisk(model, loss_fn, data)"
-        )
+        kind = type(risk).__name__
+        raise InputError(f"analyze takes an EmpiricalRisk, got {kind}; pass EmpiricalRisk(model, loss_fn, data)")
     settings = (settings or Settings()).replace(**fields)
     risk = risk.replace(memory_budget=settings.memory_budget)
     groups = chosen_layers(risk.layout, layers)
-    drawn = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
-    processes = risk.sample.processes
-    seed = processes.from_first(drawn)
+    drawn = torch.randint(2**62, (), generator=generator or fresh_generator())
+    seed = risk.sample.processes.from_first(int(drawn))
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
     op = matrix(risk)
     sizes = [risk.n, *map(len, groups)]
     forecasts = forecast_products(settings, sizes)
-    kept = open_journal(
-        journal,
-        risk,
-        [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind],
-        seed=seed,
-        drawn=generator is None,
-        size=sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize,
-    )
-    earlier = processes.from_first(_finished(kept) if processes.rank == 0 else None)
+    identity = [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind]
+    size = sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize
+    folder = None if journal is None else Path(journal)
+    kept = open_journal(folder, risk, identity, seed=seed, drawn=generator is None, size=size)
+    earlier = kept.result(SpectralAnalysis.load)
     if earlier is not None:
-        return replace(earlier, problem={**earlier.problem, **(problem or {})})
-    run = _Run(risk, settings, groups, matrix, kept, Ledger(progress, forecasts))
+        resumed = Note("resumed", "Resumed: the analysis was finished by an earlier run.")
+        notes = [note for note in earlier.notes if note.kind != "resumed"]
+        return replace(earlier, problem={**earlier.problem, **(problem or {})}, notes=(*notes, resumed))
+    watch = Watch(kept, progress, forecasts)
+    run = _Run(risk, settings, groups, matrix, watch)
     facts = {
         "n": risk.n,
         "N": risk.num_examples,
@@ -123,12 +120,15 @@ def analyze(
     def result() -> SpectralAnalysis:
         timing = {
             "seconds": time.perf_counter() - start + kept.seconds,
-            "num_products": run.ledger.products,
-            "seconds_per_product": run.ledger.seconds_per_product,
+            "num_products": watch.products,
+            "seconds_per_product": watch.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
-        notes = (*run.notes, *kept.remarks(run.ledger.products))
-        return SpectralAnalysis(facts, run.full, run.layers, timing, notes)
+        notes = [*run.notes, *kept.notes]
+        if kept.replayed:
+            share = f"{kept.replayed} of its {watch.products} products"
+            notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))
+        return SpectralAnalysis(facts, run.full, run.layers, timing, tuple(notes))
 
     try:
         run.analyse(op, kept.seed)
@@ -143,84 +143,59 @@ def analyze(
     return analysis
 
 
+@dataclass
 class _Run:
-    """The whole matrix, then its layers: what has been found of them so far."""
+    """An analysis under way, and what it has found so far: first of the whole matrix, then of each layer."""
 
-    def __init__(
-        self,
-        risk: EmpiricalRisk,
-        settings: Settings,
-        groups: Sequence[Group],
-        matrix: Callable[[EmpiricalRisk], LinearOperator],
-        journal: Journal,
-        ledger: Ledger,
-    ) -> None:
-        self._risk, self._settings, self._groups = risk, settings, groups
-        self._matrix, self._journal, self.ledger = matrix, journal, ledger
-        self.full: BlockAnalysis = None  # type: ignore[assignment]  # until it is found
-        self.layers: dict[str, BlockAnalysis] = {}
-        self.notes: list[Note] = []
+    risk: EmpiricalRisk
+    settings: Settings
+    groups: Sequence[Group]
+    matrix: Callable[[EmpiricalRisk], LinearOperator]
+    watch: Watch
+    full: BlockAnalysis = None  # type: ignore[assignment]  # until it is found
+    layers: dict[str, BlockAnalysis] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
     def analyse(self, op: LinearOperator, seed: int) -> None:
         """Fill ``full`` and ``layers``."""
-        settings, modules = self._settings, Partition.by_module(self._risk.layout)
-        whole = watched(op, "the whole matrix", self.ledger, self._journal)
-        if self._risk.n <= settings.exact_limit:
-            matrix, self.full = built(whole, settings, modules, seed)
-            self.ledger.close_block("the whole matrix", 0)
-            self.layers = {group.label: self._cut_out(matrix, group, modules) for group in self._groups}
+        what, modules = "the whole matrix", Partition.by_module(self.risk.layout)
+        if self.risk.n <= self.settings.exact_limit:
+            matrix, self.full = built(self.watch.meter(op, what), self.settings, modules, seed)
+            self.watch.close_block(what, 0)
+            self.layers = {group.label: self._cut_out(matrix, group, modules) for group in self.groups}
             return
-        self.full = self._own(whole, "the whole network", modules, seed, 0)
-        self._note_linearisation("the whole network")
-        for index, group in enumerate(self._groups, start=1):
-            what = f"layer {group.label}"
-            part = watched(block_operator(self._matrix, self._risk, group), what, self.ledger, self._journal)
-            own = Partition.by_module(self._risk.layout.restrict(group.names)) if group.whole else None
-            self.layers[group.label] = self._own(part, what, own, seed + index, index)
+        self.full = self._own(op, what, modules, seed, 0)
+        for index, group in enumerate(self.groups, start=1):
+            part = block_operator(self.matrix, self.risk, group)
+            own = Partition.by_module(self.risk.layout.restrict(group.names)) if group.whole else None
+            self.layers[group.label] = self._own(part, f"layer {group.label}", own, seed + index, index)
 
-    def _own(self, op: Meter, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
-        """What the products of one operator say."""
-        settings = self._settings
+    def _own(self, op: LinearOperator, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
+        """Analyse one operator by products of its own, and note what a reader must know of them."""
+        settings, meter = self.settings, self.watch.meter(op, what)
         if is_dense(settings, op.n):
-            block = built(op, settings, partition, seed)[1]
+            block = built(meter, settings, partition, seed)[1]
         else:
-            block = estimated(op, settings, partition, seed, atol=_LAYER_ATOL if index else 0.0)
+            block = estimated(meter, settings, partition, seed, atol=_LAYER_ATOL if index else 0.0)
         if block.unconverged:
-            total = len(block.largest) + len(block.smallest)
-            text = (
-                f"{block.unconverged} of {total} eigenpairs of {what} did not reach the tolerance within "
-                f"{settings.max_steps} Lanczos steps and as many of restarts; raise max_steps, or ask for fewer."
-            )
+            pairs = f"{block.unconverged} of {len(block.largest) + len(block.smallest)} eigenpairs of {what}"
+            limit = f"within {settings.max_steps} Lanczos steps and as many of restarts"
+            text = f"{pairs} did not reach the tolerance {limit}; raise max_steps, or ask for fewer."
             self.notes.append(Note("unconverged", text))
-        self.ledger.close_block(what, index)
+        facts = self.watch.last
+        if index == 0 and "linearised" in facts:
+            size = f", {readable(facts['bytes'])}" if facts["bytes"] else ""
+            text = f"The linearisation at the parameters was {Linearised[facts['linearised']].value}{size}."
+            self.notes.append(Note("linearisation", text))
+        self.watch.close_block(what, index)
         return block
 
     def _cut_out(self, matrix: MatrixOperator, group: Group, modules: Partition) -> BlockAnalysis:
-        """A diagonal block of a matrix that is there; the products of the whole tell the data's error of its trace."""
+        """Analyse a diagonal block of the built matrix; the whole's products tell the sampling error of its trace."""
         entries = matrix.to_dense()[group.indices][:, group.indices]
-        block = diagonalise(MatrixOperator(entries), self._settings, self._risk.dtype)
+        block, _ = diagonalised(MatrixOperator(entries), self.settings, self.risk.dtype)
         same = modules.groups.get(group.label)
         if same is None or not torch.equal(same.indices, group.indices):
             return block
         error = self.full.group_traces[group.label].data_stderr
         return replace(block, trace=replace(block.trace, data_stderr=error))
-
-    def _note_linearisation(self, what: str) -> None:
-        facts = self.ledger.facts.get(what, {})
-        if "linearised" in facts:
-            size = f", {readable(facts['bytes'])}" if facts["bytes"] else ""
-            text = f"The linearisation at the parameters was {Linearised[facts['linearised']].value}{size}."
-            self.notes.append(Note("linearisation", text))
-
-
-def _finished(journal: Journal) -> SpectralAnalysis | None:
-    """What an earlier run has finished, with a note that says so."""
-    if journal.finished is None:
-        return None
-    try:
-        analysis = SpectralAnalysis.load(journal.finished)
-    except InputError:
-        journal.forget_finished()
-        return None
-    notes = [note for note in analysis.notes if note.kind != "resumed"]
-    return replace(analysis, notes=(*notes, Note("resumed", "Resumed: the analysis was finished by an earlier run.")))

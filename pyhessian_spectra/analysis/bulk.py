@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from pyhessian_spectra.analysis.merged import MergedNodes, merge_nodes
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.edges import ROUNDING
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -20,8 +21,6 @@ from pyhessian_spectra.spectra.spectrum import Spectrum
 # A gap must exceed the largest one inside the bulk by this factor. With nothing planted, at most 0.3 % of Wigner and
 # 3 % of Wishart matrices of order 20 to 400 (400 to 2,000 each) were split at this value.
 _FACTOR = 3.0
-
-_SIDES = ("above", "below")
 
 # A bulk narrower than this part of the whole range counts as this wide. Without it the step from the smallest nonzero
 # eigenvalue to those that are zero to rounding would be the largest relative gap of every singular matrix.
@@ -55,12 +54,14 @@ class Gap:
     @property
     def over_inside(self) -> float:
         """How many times wider it is than the largest gap inside the bulk."""
-        return _ratio(self.width, self.largest_inside)
+        return self.width / self.largest_inside if self.largest_inside > 0 else math.inf
 
     @property
     def over_residual(self) -> float | None:
         """How many times wider it is than the residuals of its two ends; None where no residual is known."""
-        return None if self.residual is None else _ratio(self.width, self.residual)
+        if self.residual is None:
+            return None
+        return self.width / self.residual if self.residual > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,12 @@ class BulkEdge:
     gap_above, gap_below : Gap or None
         The largest relative gap on each side, whether it was accepted as the boundary or not; None where all
         eigenvalues of that half coincide.
-    zero_mass : float
-        Fraction of eigenvalues of magnitude at most ``zero_threshold``.
+    zero_mass, negative_mass : float
+        Fractions of eigenvalues of magnitude at most ``zero_threshold``, and below ``-zero_threshold``.
     zero_threshold : float
         ``n eps max |eigenvalue|``, what the rank of a matrix is decided by (Press et al. 2007, section 2.6.1). Of an
         estimate ``100 eps max |eigenvalue|`` where that is less: what the rounding of products comes to, which does not
         grow with ``n``.
-    negative_mass : float
-        Fraction of eigenvalues below ``-zero_threshold``.
     zero_bounds, negative_bounds : tuple of float
         Bounds on these two fractions, which hold with 99 % confidence each. A quadrature sees what lies near zero as a
         few nodes, so the bounds of an estimate are wide; those of an exact spectrum coincide.
@@ -127,31 +126,14 @@ class BulkEdge:
 
     def __str__(self) -> str:
         zero, negative = _percent(self.zero_bounds), _percent(self.negative_bounds)
-        tail = f"{zero} at zero (|x| <= {self.zero_threshold:.2g}), {negative} negative"
-        if not self.separable:
-            return f"not separable: {self.reason}; {tail}"
-        return (
-            f"bulk [{self.bulk[0]:.3g}, {self.bulk[1]:.3g}], {self.num_above} edges above and {self.num_below} below; "
-            f"{tail}"
-        )
+        bulk = f"bulk [{self.bulk[0]:.3g}, {self.bulk[1]:.3g}]"
+        edges = f"{bulk}, {self.num_above} edges above and {self.num_below} below"
+        head = edges if self.separable else f"not separable: {self.reason}"
+        return f"{head}; {zero} at zero (|x| <= {self.zero_threshold:.2g}), {negative} negative"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON scalars and lists; ratios that are infinite become null."""
-        return {
-            "separable": self.separable,
-            "bulk": list(self.bulk),
-            "above": self.above.tolist(),
-            "below": self.below.tolist(),
-            "gap_above": _gap_to_json(self.gap_above),
-            "gap_below": _gap_to_json(self.gap_below),
-            "zero_mass": self.zero_mass,
-            "zero_threshold": self.zero_threshold,
-            "negative_mass": self.negative_mass,
-            "zero_bounds": list(self.zero_bounds),
-            "negative_bounds": list(self.negative_bounds),
-            "exact": self.exact,
-            "reason": self.reason,
-        }
+        """The fields and ``separable`` as JSON scalars and lists; ratios that are infinite become null."""
+        return {"separable": self.separable, **{f.name: _to_json(getattr(self, f.name)) for f in fields(self)}}
 
 
 def split_bulk(
@@ -173,8 +155,7 @@ def split_bulk(
         Exact or estimated; eigenvalues in any order. Of an analysis that is not exact, converged eigenpairs from each
         end inwards replace the quadrature there; of a SpectralAnalysis the full Hessian is taken.
     dtype : str or torch.dtype, optional
-        Precision the operator was evaluated in, whose ``eps`` sets ``zero_threshold``; by default what the spectrum of
-        it says of itself.
+        Precision of the products, whose ``eps`` sets ``zero_threshold``; by default that of the spectrum.
     factor : float
         How many times the boundary must exceed the largest gap inside the bulk.
 
@@ -194,19 +175,17 @@ def split_bulk(
     if isinstance(source, SpectralAnalysis):
         dtype, source = dtype or source.problem.get("dtype"), source.full
     measured = merge_nodes(source)
-    dtype = dtype or measured.spectrum.dtype
-    values, weights = measured.values, measured.weights
-    units = measured.n if measured.exact else min(measured.n, ROUNDING)
-    resolution = units * _eps(dtype) * float(np.abs(values).max())
+    values, weights, spectrum = measured.values, measured.weights, measured.spectrum
+    units = spectrum.n if spectrum.exact else min(spectrum.n, ROUNDING)
+    resolution = units * _eps(dtype or spectrum.dtype) * float(np.abs(values).max())
     gaps, refusals = _boundaries(measured, resolution, factor)
-    low = gaps["below"].upper if "below" not in refusals else values[0]
-    high = gaps["above"].lower if "above" not in refusals else values[-1]
-    negative = measured.mass_upto(float(np.nextafter(-resolution, -np.inf)))
-    upto_zero = measured.mass_upto(resolution)
-    reasons = [refusals[side] for side in _SIDES if side in refusals]
+    low = float(values[0]) if "below" in refusals else gaps["below"].upper
+    high = float(values[-1]) if "above" in refusals else gaps["above"].lower
+    ends = [np.nextafter(-resolution, -np.inf), resolution]
+    least, most = (bounds.tolist() for bounds in spectrum.cdf_bounds(ends, level=1 - FAILURE))
     return BulkEdge(
-        n=measured.n,
-        bulk=(float(low), float(high)),
+        n=spectrum.n,
+        bulk=(low, high),
         above=measured.distinct(values > high),
         below=measured.distinct(values < low),
         gap_above=gaps.get("above"),
@@ -214,24 +193,24 @@ def split_bulk(
         zero_mass=float(weights[np.abs(values) <= resolution].sum()),
         zero_threshold=resolution,
         negative_mass=float(weights[values < -resolution].sum()),
-        zero_bounds=(max(upto_zero[0] - negative[1], 0.0), upto_zero[1] - negative[0]),
-        negative_bounds=negative,
-        exact=measured.exact,
-        reason="; ".join(dict.fromkeys(reasons)),
+        zero_bounds=(max(least[1] - most[0], 0.0), most[1] - least[0]),
+        negative_bounds=(least[0], most[0]),
+        exact=spectrum.exact,
+        reason="; ".join(dict.fromkeys(refusals[side] for side in sorted(refusals))),
     )
 
 
 def _boundaries(measured: MergedNodes, resolution: float, factor: float) -> tuple[dict[str, Gap], dict[str, str]]:
-    """The largest relative gap on each side, and why it is no boundary where it is none."""
+    """The largest relative gap on each side, and the reason for each side where it is no boundary."""
     values, weights, residuals = measured.values, measured.weights, measured.residuals
     if values[-1] - values[0] <= resolution:
-        return {}, dict.fromkeys(_SIDES, f"all {measured.n} eigenvalues are equal to rounding")
+        return {}, dict.fromkeys(("above", "below"), f"all {measured.spectrum.n} eigenvalues are equal to rounding")
     standing = {}
-    if (above := _largest_gap(values, weights)) is not None:
-        standing["above"] = above
-    if (below := _largest_gap(-values[::-1], weights[::-1])) is not None:
-        standing["below"] = len(values) - 2 - below
-    refusals = {side: f"no eigenvalue {side} the median" for side in _SIDES if side not in standing}
+    if (index := _largest_gap(values, weights)) is not None:
+        standing["above"] = index
+    if (index := _largest_gap(-values[::-1], weights[::-1])) is not None:
+        standing["below"] = len(values) - 2 - index
+    refusals = {side: f"no eigenvalue {side} the median" for side in ("above", "below") if side not in standing}
     gaps: dict[str, Gap] = {}
     while standing:
         bulk = slice(standing.get("below", -1) + 1, standing.get("above", len(values) - 1) + 1)
@@ -242,15 +221,13 @@ def _boundaries(measured: MergedNodes, resolution: float, factor: float) -> tupl
             ends = residuals[index : index + 2]
             residual = None if np.isnan(ends).all() else float(np.nansum(ends))
             gap = gaps[side] = Gap(float(values[index]), float(values[index + 1]), residual, inside)
-            error = max(resolution, residual or 0.0)
+            error, largest = max(resolution, residual or 0.0), f"the largest gap {side}"
             if gap.width <= error:
-                refused[side] = f"the largest gap {side} is {gap.width:.3g}, within the error {error:.3g} of its ends"
+                refused[side] = f"{largest} is {gap.width:.3g}, within the error {error:.3g} of its ends"
             elif gap.over_inside < factor:
-                refused[side] = (
-                    f"the largest gap {side} is {gap.over_inside:.1f} times the largest inside the bulk, not {factor:g}"
-                )
+                refused[side] = f"{largest} is {gap.over_inside:.1f} times the largest inside the bulk, not {factor:g}"
             elif held <= 0.5:
-                refused[side] = f"beyond the largest gap {side} the bulk would hold {held:.0%}, not a majority"
+                refused[side] = f"beyond {largest} the bulk would hold {held:.0%}, not a majority"
         if not refused:
             break
         # what is refused rejoins the bulk, whose largest gap may then refuse the other side
@@ -276,10 +253,6 @@ def _percent(bounds: tuple[float, float]) -> str:
     return f"{low:.1%}" if high - low < 1e-9 else f"{low:.1%} to {high:.1%}"
 
 
-def _ratio(width: float, other: float) -> float:
-    return width / other if other > 0 else math.inf
-
-
 def _eps(dtype: str | torch.dtype) -> float:
     named = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
@@ -287,9 +260,10 @@ def _eps(dtype: str | torch.dtype) -> float:
     return float(torch.finfo(named).eps)
 
 
-def _gap_to_json(gap: Gap | None) -> dict[str, Any] | None:
-    if gap is None:
-        return None
-    ratios = {"over_inside": gap.over_inside, "over_residual": gap.over_residual}
-    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in ratios.items()}
-    return {**asdict(gap), "width": gap.width, **finite}
+def _to_json(value: Any) -> Any:
+    """Turn a field of a BulkEdge into JSON scalars and lists."""
+    if isinstance(value, Gap):
+        ratios = {"over_inside": value.over_inside, "over_residual": value.over_residual}
+        finite = {key: None if ratio == math.inf else ratio for key, ratio in ratios.items()}
+        return {**asdict(value), "width": value.width, **finite}
+    return np.asarray(value).tolist() if isinstance(value, (tuple, np.ndarray)) else value

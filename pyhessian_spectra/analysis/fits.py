@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import ArrayLike
 
 from pyhessian_spectra.analysis.bulk import split_bulk
@@ -35,8 +34,7 @@ class BulkFit:
     edges : tuple of float
         Ends of the law's continuous part, in eigenvalue units.
     distance : float
-        Kolmogorov distance between the law and the bulk, in [0, 1]: the largest difference of their distribution
-        functions.
+        Kolmogorov distance from the bulk, in [0, 1]: the largest difference of the distribution functions.
     """
 
     law: str
@@ -58,13 +56,12 @@ def fit_semicircle(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFit:
     InputError
         The bulk has no width.
     """
-    nodes, weights = _bulk(source)
-    mean, variance = _moments(nodes, weights)
+    nodes, weights, mean, variance = _bulk(source)
     start = np.array([mean, np.log(2 * np.sqrt(variance))])
-    (centre, log_radius), distance = _closest(lambda p: _semicircle(p[0], np.exp(p[1])), start, nodes, weights)
-    radius = float(np.exp(log_radius))
-    parameters = {"centre": float(centre), "radius": radius}
-    return BulkFit("semicircle", parameters, (float(centre) - radius, float(centre) + radius), distance)
+    found, distance = _closest(lambda x, p: _semicircle(x, p[0], np.exp(p[1])), start, nodes, weights)
+    centre, radius = float(found[0]), float(np.exp(found[1]))
+    edges = (centre - radius, centre + radius)
+    return BulkFit("semicircle", {"centre": centre, "radius": radius}, edges, distance)
 
 
 def fit_marchenko_pastur(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFit:
@@ -83,60 +80,49 @@ def fit_marchenko_pastur(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFi
     InputError
         The bulk has no width, or its mean is not positive.
     """
-    nodes, weights = _bulk(source)
-    mean, variance = _moments(nodes, weights)
+    nodes, weights, mean, variance = _bulk(source)
     if not mean > 0:
         raise InputError(f"the mean of the bulk is {mean:.3g}; a Marchenko-Pastur law needs a positive one")
     start = np.log([mean, variance / mean**2])
-    logs, distance = _closest(lambda p: _marchenko_pastur(*np.exp(p)), start, nodes, weights)
+    logs, distance = _closest(lambda x, p: _marchenko_pastur(x, *np.exp(p)), start, nodes, weights)
     scale, ratio = (float(value) for value in np.exp(logs))
     edges = (scale * (1 - math.sqrt(ratio)) ** 2, scale * (1 + math.sqrt(ratio)) ** 2)
     return BulkFit("marchenko-pastur", {"variance": scale, "ratio": ratio}, edges, distance)
 
 
-# A law is a continuous distribution function and the mass of an atom at zero on top of it.
-_Law = tuple[Callable[[Floats], Floats], float]
+def _semicircle(x: Floats, centre: float, radius: float) -> tuple[Floats, float]:
+    """The continuous part of the distribution function at ``x``, and the mass of an atom at zero on top of it."""
+    t = np.clip((x - centre) / radius, -1.0, 1.0)
+    return 0.5 + (t * np.sqrt(1 - t**2) + np.arcsin(t)) / np.pi, 0.0
 
 
-def _semicircle(centre: float, radius: float) -> _Law:
-    def cdf(x: Floats) -> Floats:
-        t = np.clip((x - centre) / radius, -1.0, 1.0)
-        return 0.5 + (t * np.sqrt(1 - t**2) + np.arcsin(t)) / np.pi
-
-    return cdf, 0.0
-
-
-def _marchenko_pastur(variance: float, ratio: float) -> _Law:
-    # with x = variance (1 + ratio + 2 sqrt(ratio) cos(phi)) the density becomes smooth in phi
-    x = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(_ANGLES)
-    density = 2 * np.sin(_ANGLES) ** 2 / (np.pi * np.maximum(x, np.finfo(np.float64).tiny))
+def _marchenko_pastur(x: Floats, variance: float, ratio: float) -> tuple[Floats, float]:
+    """The distribution function and the atom, as for the semicircle."""
+    # at nodes variance (1 + ratio + 2 sqrt(ratio) cos(phi)) the density becomes smooth in phi
+    nodes = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(_ANGLES)
+    density = 2 * np.sin(_ANGLES) ** 2 / (np.pi * np.maximum(nodes, np.finfo(np.float64).tiny))
     above = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(_ANGLES))])
     continuous = min(1.0, 1.0 / ratio)
-
-    def cdf(t: Floats) -> Floats:
-        return np.interp(t, variance * x[::-1], (continuous - above)[::-1], left=0.0, right=continuous)
-
-    return cdf, 1.0 - continuous
+    values = np.interp(x, variance * nodes[::-1], (continuous - above)[::-1], left=0.0, right=continuous)
+    return values, 1.0 - continuous
 
 
-def _bulk(source: Spectrum | BlockAnalysis | ArrayLike) -> tuple[Floats, Floats]:
-    """Nodes and weights inside the bulk, the weights summing to 1; nodes that are zero to rounding are zero."""
-    split = split_bulk(source)
-    measured = merge_nodes(source)
+def _bulk(source: Spectrum | BlockAnalysis | ArrayLike) -> tuple[Floats, Floats, float, float]:
+    """Nodes inside the bulk, those that are zero to rounding set to zero; weights of sum 1; their mean and variance."""
+    split, measured = split_bulk(source), merge_nodes(source)
     inside = (measured.values >= split.bulk[0]) & (measured.values <= split.bulk[1])
     nodes, weights = measured.values[inside], measured.weights[inside]
     if nodes[-1] - nodes[0] <= split.zero_threshold:
         raise InputError(f"the bulk is the single value {nodes[0]:.3g}; there is no width to fit a law to")
     nodes = np.where(np.abs(nodes) <= split.zero_threshold, 0.0, nodes)
-    return nodes, weights / weights.sum()
-
-
-def _moments(nodes: Floats, weights: Floats) -> tuple[float, float]:
+    weights = weights / weights.sum()
     mean = float(weights @ nodes)
-    return mean, float(weights @ (nodes - mean) ** 2)
+    return nodes, weights, mean, float(weights @ (nodes - mean) ** 2)
 
 
-def _closest(law: Callable[[Floats], _Law], start: Floats, nodes: Floats, weights: Floats) -> tuple[Floats, float]:
+def _closest(
+    law: Callable[[Floats, Floats], tuple[Floats, float]], start: Floats, nodes: Floats, weights: Floats
+) -> tuple[Floats, float]:
     """Parameters of least Kolmogorov distance, from the moments as a start (Nelder and Mead 1965)."""
     grid, index = np.unique(np.append(nodes, 0.0), return_inverse=True)
     mass = np.bincount(index, weights=np.append(weights, 0.0), minlength=len(grid))
@@ -144,10 +130,11 @@ def _closest(law: Callable[[Floats], _Law], start: Floats, nodes: Floats, weight
     before = after - mass
 
     def distance(parameters: Floats) -> float:
-        cdf, atom = law(parameters)
-        values = cdf(grid)
+        values, atom = law(grid, parameters)
         below, upto = values + atom * (grid > 0), values + atom * (grid >= 0)
         return float(max(np.abs(upto - after).max(), np.abs(below - before).max()))
 
-    found = scipy.optimize.minimize(distance, start, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6})
+    from scipy.optimize import minimize  # takes a third of a second, and only fits need it
+
+    found = minimize(distance, start, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6})
     return found.x, float(found.fun)

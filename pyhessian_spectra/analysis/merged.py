@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
@@ -24,7 +23,7 @@ _SAME = 1e-6
 
 @dataclass(frozen=True)
 class MergedNodes:
-    """Eigenvalues or Ritz values in ascending order and what is known of each; arrays share one shape."""
+    """Eigenvalues or Ritz values and what is known of each; arrays share one shape."""
 
     values: Floats
     weights: Floats
@@ -32,15 +31,11 @@ class MergedNodes:
     probes: NDArray[np.intp]  # the row a node came from, -1 for an exact eigenvalue
     spectrum: Spectrum
 
-    @property
-    def n(self) -> int:
-        """Number of eigenvalues."""
-        return self.spectrum.n
-
-    @property
-    def exact(self) -> bool:
-        """Whether the values are all eigenvalues."""
-        return self.spectrum.exact
+    def ascending(self) -> MergedNodes:
+        """The same nodes, with values in ascending order."""
+        order = np.argsort(self.values, kind="stable")
+        arrays = {name: getattr(self, name)[order] for name in ("values", "weights", "residuals", "probes")}
+        return replace(self, **arrays)
 
     def distinct(self, part: NDArray[np.bool_]) -> Floats:
         """The exact eigenvalues of a part, and the Ritz values of the probe that has most of them there."""
@@ -49,77 +44,46 @@ class MergedNodes:
         fullest = np.bincount(seen).argmax() if len(seen) else -1
         return values[(probes == -1) | (probes == fullest)]
 
-    def mass_upto(self, x: float) -> tuple[float, float]:
-        """Bounds on the fraction of eigenvalues at or below ``x``, with confidence ``1 - FAILURE`` for an estimate."""
-        lower, upper = self.spectrum.cdf_bounds([x], level=None if self.exact else 1 - FAILURE)
-        return float(lower[0]), float(upper[0])
-
 
 def merge_nodes(source: Spectrum | BlockAnalysis | ArrayLike) -> MergedNodes:
-    """The nodes of a spectrum, of an analysis with its converged eigenpairs in place, or of a list of eigenvalues.
-
-    Raises
-    ------
-    InputError
-        An eigenvalue is not finite, or there is none.
-    """
-    if isinstance(source, BlockAnalysis):
-        spectrum = source.spectrum
-    elif isinstance(source, Spectrum):
-        spectrum = source
-    else:
-        if isinstance(source, Eigenpairs):
-            raise InputError("Eigenpairs are a part of a spectrum; pass their eigenvalues, if these are all there are")
-        values = np.asarray(source, dtype=np.float64)
+    """The nodes of a spectrum, of an analysis with its converged eigenpairs in place, or of a list of eigenvalues."""
+    if isinstance(source, Eigenpairs):
+        raise InputError("Eigenpairs are a part of a spectrum; pass their eigenvalues, if these are all there are")
+    spectrum = source.spectrum if isinstance(source, BlockAnalysis) else source
+    if not isinstance(spectrum, Spectrum):
+        values = np.asarray(spectrum, dtype=np.float64)
         if not np.isfinite(values).all():
             raise InputError(f"{int((~np.isfinite(values)).sum())} eigenvalues are not finite; leave that run out")
         spectrum = Spectrum.from_eigenvalues(values)
     used = spectrum.weights > _LIGHTEST / spectrum.n
-    probes = np.broadcast_to(np.arange(spectrum.num_probes)[:, None], used.shape)[used]
     values, weights = spectrum.nodes[used], spectrum.weights[used] / spectrum.num_probes
-    nodes = _ascending(values, weights, np.full(values.shape, np.nan), probes, spectrum)
+    nodes = MergedNodes(values, weights, np.full(values.shape, np.nan), np.nonzero(used)[0], spectrum).ascending()
     if not isinstance(source, BlockAnalysis):
         return nodes
-    low, high = _converged_pairs(source)
-    if spectrum.exact:
-        nodes.residuals[: len(low)] = low.residuals
-        nodes.residuals[len(values) - len(high) :] = high.residuals
-        return nodes
-    return _with_atoms(nodes, low, high, spectrum)
-
-
-def _ascending(
-    values: Floats, weights: Floats, residuals: Floats, probes: NDArray[np.intp], spectrum: Spectrum
-) -> MergedNodes:
-    order = np.argsort(values, kind="stable")
-    return MergedNodes(values[order], weights[order], residuals[order], probes[order], spectrum)
-
-
-def _converged_pairs(block: BlockAnalysis) -> tuple[Eigenpairs, Eigenpairs]:
-    """Pairs from the lower and from the upper end, each up to the first that has not converged."""
-    low, high = block.smallest, block.largest
+    # each end keeps its pairs up to the first that has not converged
+    low, high = source.smallest, source.largest
     low = low.take(slice(0, int(np.argmin([*low.converged, False]))))
     high = high.take(slice(len(high) - int(np.argmin([*high.converged[::-1], False])), None))
-    return low, high
+    if not spectrum.exact:
+        return _with_atoms(nodes, low, high)
+    nodes.residuals[: len(low)] = low.residuals
+    nodes.residuals[len(values) - len(high) :] = high.residuals
+    return nodes
 
 
-def _with_atoms(nodes: MergedNodes, low: Eigenpairs, high: Eigenpairs, spectrum: Spectrum) -> MergedNodes:
-    """Eigenvalues of weight 1 / n in place of the quadrature nodes at and beyond them, on both sides."""
-    if len(high):
-        low = low.take(low.eigenvalues < high.eigenvalues[0])
+def _with_atoms(nodes: MergedNodes, low: Eigenpairs, high: Eigenpairs) -> MergedNodes:
+    """Put eigenvalues of weight 1 / n in place of the quadrature nodes at and beyond them, on both sides."""
+    n = nodes.spectrum.n
+    above = high.eigenvalues[0] if len(high) else np.inf
+    low = low.take(low.eigenvalues < above)
+    below = low.eigenvalues[-1] if len(low) else -np.inf
     slack = _SAME * np.abs(nodes.values).max()
-    kept = np.ones(len(nodes.values), dtype=bool)
-    if len(low):
-        kept &= nodes.values > low.eigenvalues[-1] + slack
-    if len(high):
-        kept &= nodes.values < high.eigenvalues[0] - slack
+    kept = (nodes.values > below + slack) & (nodes.values < above - slack)
     atoms = np.concatenate([low.eigenvalues, high.eigenvalues])
     rest = nodes.weights[kept].sum()
-    share = (spectrum.n - len(atoms)) / spectrum.n / rest if rest else 0.0
-    return _ascending(
-        np.concatenate([nodes.values[kept], atoms]),
-        np.concatenate([nodes.weights[kept] * share, np.full(len(atoms), 1 / spectrum.n)]),
-        np.concatenate([nodes.residuals[kept], low.residuals, high.residuals]),
-        np.concatenate([nodes.probes[kept], np.full(len(atoms), -1)]),
-        spectrum,
-    )
+    share = (n - len(atoms)) / n / rest if rest else 0.0
+    values = np.concatenate([nodes.values[kept], atoms])
+    weights = np.concatenate([nodes.weights[kept] * share, np.full(len(atoms), 1 / n)])
+    residuals = np.concatenate([nodes.residuals[kept], low.residuals, high.residuals])
+    probes = np.concatenate([nodes.probes[kept], np.full(len(atoms), -1)])
+    return MergedNodes(values, weights, residuals, probes, nodes.spectrum).ascending()

@@ -15,11 +15,14 @@ import numpy as np
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.spectra import Eigenpairs, Spectrum, TraceEstimate
 from pyhessian_spectra.spectra.bounds import FAILURE
-from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
-from pyhessian_spectra.spectra.spectrum import Spectrum
 
 SCHEMA_VERSION = 2
+
+# Keys in a row of ``largest`` or ``smallest``, and the arrays of Eigenpairs they are from; an array may be None.
+_COLUMNS = {"eigenvalue": "eigenvalues", "residual": "residuals"}
+_COLUMNS |= {name: name for name in ("converged", "lower", "upper", "data_stderr")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class SpectralAnalysis:
         JSON scalars that say what was analysed: ``checkpoint``, ``sha256``, ``model``, ``n``, ``N``, ``loss``,
         ``mode``, ``dtype``, ``device``, ``seed`` and whatever else is known (``step``, ``accuracy``, ...).
     full : BlockAnalysis
-        The whole Hessian.
+        The whole matrix.
     layers : mapping of str to BlockAnalysis
         Diagonal blocks by layer name, in the order of the model.
     timing : mapping
@@ -93,14 +96,12 @@ class SpectralAnalysis:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``path`` with suffixes ``.json`` (numbers) and ``.npz`` (quadrature and eigenvectors)."""
-        path = Path(path)
-        save_analyses([self], json_path=path.with_suffix(".json"), npz_path=path.with_suffix(".npz"))
+        save_analyses([self], json_path=Path(path).with_suffix(".json"), npz_path=Path(path).with_suffix(".npz"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SpectralAnalysis:
         """Read what :meth:`save` wrote; nothing is unpickled."""
-        path = Path(path)
-        return load_analyses(json_path=path.with_suffix(".json"), npz_path=path.with_suffix(".npz"))[0]
+        return load_analyses(json_path=Path(path).with_suffix(".json"), npz_path=Path(path).with_suffix(".npz"))[0]
 
 
 def save_analyses(
@@ -111,13 +112,15 @@ def save_analyses(
     One analysis is the JSON document itself; several are its list ``checkpoints``.
     """
     entries = [analysis.to_json() for analysis in analyses]
-    document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-    document.update(entries[0] if len(entries) == 1 else {"checkpoints": entries})
+    document = {"schema_version": SCHEMA_VERSION, **(entries[0] if len(entries) == 1 else {"checkpoints": entries})}
     arrays: dict[str, np.ndarray] = {}
     for index, analysis in enumerate(analyses):
-        for name, block in [("full", analysis.full), *(("layers/" + k, b) for k, b in analysis.layers.items())]:
-            for key, array in _block_arrays(block).items():
-                arrays[f"{index}/{name}/{key}"] = array
+        blocks = {"full": analysis.full, **{f"layers/{name}": block for name, block in analysis.layers.items()}}
+        for name, block in blocks.items():
+            arrays |= {f"{index}/{name}/{key}": getattr(block.spectrum, key) for key in ("nodes", "weights")}
+            for edge in ("largest", "smallest"):
+                if (vectors := getattr(block, edge).eigenvectors) is not None:
+                    arrays[f"{index}/{name}/{edge}_eigenvectors"] = vectors
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
     write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
@@ -130,42 +133,38 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
         arrays = dict(np.load(npz_path, allow_pickle=False))
     except (OSError, ValueError) as error:
         raise InputError(f"no analysis can be read from {json_path} and {npz_path}: {error}") from None
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{json_path} has schema_version {document.get('schema_version')!r}; this release reads {SCHEMA_VERSION}"
-        )
-    if not all(f"{index}/full/nodes" in arrays for index, _ in enumerate(document.get("checkpoints", [document]))):
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{json_path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")
+    entries = document.get("checkpoints", [document])
+    if not all(f"{index}/full/nodes" in arrays for index in range(len(entries))):
         raise InputError(f"{npz_path} does not belong to {json_path}: it lacks the spectra of some checkpoint")
     return [
         SpectralAnalysis(
             problem=entry["problem"],
             full=_block_from(entry["full"], arrays, f"{index}/full"),
-            layers={
-                name: _block_from(block, arrays, f"{index}/layers/{name}") for name, block in entry["layers"].items()
-            },
+            layers={k: _block_from(block, arrays, f"{index}/layers/{k}") for k, block in entry["layers"].items()},
             timing=entry["timing"],
             notes=tuple(Note(**note) for note in entry["notes"]),
         )
-        for index, entry in enumerate(document.get("checkpoints", [document]))
+        for index, entry in enumerate(entries)
     ]
 
 
 def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"eigenvalue": float(value), "residual": float(residual), "converged": bool(converged)}
-        for value, residual, converged in zip(pairs.eigenvalues, pairs.residuals, pairs.converged, strict=True)
-    ]
-    if pairs.lower is not None and pairs.upper is not None:
-        for row, lower, upper in zip(rows, pairs.lower, pairs.upper, strict=True):
-            row.update(lower=float(lower), upper=float(upper))
-    if pairs.data_stderr is not None:
-        for row, error in zip(rows, pairs.data_stderr, strict=True):
-            row.update(data_stderr=float(error))
-    return rows
+    columns = {key: getattr(pairs, name) for key, name in _COLUMNS.items()}
+    known = {key: column.tolist() for key, column in columns.items() if column is not None}
+    return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+
+
+def _pairs_from(rows: Sequence[Mapping[str, Any]], **others: Any) -> Eigenpairs:
+    known = {name: [row[key] for row in rows] for key, name in _COLUMNS.items() if all(key in row for row in rows)}
+    others |= {name: np.array(column, dtype=bool if name == "converged" else float) for name, column in known.items()}
+    return Eigenpairs(**others)
 
 
 def _trace_to_json(trace: TraceEstimate) -> dict[str, Any]:
-    """With the 95 % confidence interval spelled out, for readers without Student's t at hand."""
+    """The fields, and the 95 % confidence interval for readers without Student's t at hand."""
     return {**dataclasses.asdict(trace), "interval95": list(trace.interval(0.95))}
 
 
@@ -175,69 +174,36 @@ def _trace_from(entry: Mapping[str, Any]) -> TraceEstimate:
 
 def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
     """One block; ``largest`` and ``smallest`` list the most extreme eigenvalue first."""
+    spectrum, level = block.spectrum, 1 - FAILURE
     return {
         "n": block.n,
-        "exact": block.spectrum.exact,
+        "exact": spectrum.exact,
         "trace": _trace_to_json(block.trace),
         "frobenius": _trace_to_json(block.frobenius),
         "largest": _pairs_to_json(block.largest)[::-1],
         "smallest": _pairs_to_json(block.smallest),
         "others": None if block.largest.others is None else list(block.largest.others),
         "spectrum": {
-            "num_probes": block.spectrum.num_probes,
-            "num_atoms": block.spectrum.num_atoms,
-            "dtype": block.spectrum.dtype,
-            "band": _band(block.spectrum),
-            "facts": dict(block.spectrum.facts),
+            "num_probes": spectrum.num_probes,
+            "num_atoms": spectrum.num_atoms,
+            "dtype": spectrum.dtype,
+            "band": None if spectrum.exact else {"level": level, "halfwidth": spectrum.cdf_error(level=level)},
+            "facts": dict(spectrum.facts),
         },
         "num_products": block.num_products,
         "group_traces": {name: _trace_to_json(trace) for name, trace in block.group_traces.items()},
     }
 
 
-def _band(spectrum: Spectrum) -> dict[str, float] | None:
-    """How far the distribution function may be off, for readers of the numbers alone."""
-    if spectrum.exact:
-        return None
-    return {"level": 1 - FAILURE, "halfwidth": spectrum.cdf_error(level=1 - FAILURE)}
-
-
-def _block_arrays(block: BlockAnalysis) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {"nodes": block.spectrum.nodes, "weights": block.spectrum.weights}
-    for key, pairs in (("largest", block.largest), ("smallest", block.smallest)):
-        if pairs.eigenvectors is not None:
-            arrays[f"{key}_eigenvectors"] = pairs.eigenvectors
-    return arrays
-
-
 def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
-    def pairs(key: str) -> Eigenpairs:
-        rows = sorted(entry[key], key=lambda row: row["eigenvalue"])
-        return Eigenpairs(
-            np.array([row["eigenvalue"] for row in rows], dtype=np.float64),
-            np.array([row["residual"] for row in rows], dtype=np.float64),
-            np.array([row["converged"] for row in rows], dtype=bool),
-            arrays.get(f"{prefix}/{key}_eigenvectors"),
-            lower=np.array([row["lower"] for row in rows]) if rows and "lower" in rows[0] else None,
-            upper=np.array([row["upper"] for row in rows]) if rows and "upper" in rows[0] else None,
-            others=tuple(entry["others"]) if entry.get("others") else None,
-            data_stderr=np.array([row["data_stderr"] for row in rows]) if rows and "data_stderr" in rows[0] else None,
-        )
-
-    found = entry["spectrum"]
+    largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
+    others = tuple(entry["others"]) if entry.get("others") else None
+    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "facts")} | {"exact": entry["exact"]}
     return BlockAnalysis(
         n=entry["n"],
-        spectrum=Spectrum(
-            arrays[f"{prefix}/nodes"],
-            arrays[f"{prefix}/weights"],
-            entry["n"],
-            num_atoms=found["num_atoms"],
-            dtype=found["dtype"],
-            exact=entry["exact"],
-            facts=found["facts"],
-        ),
-        largest=pairs("largest"),
-        smallest=pairs("smallest"),
+        spectrum=Spectrum(arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["n"], **known),
+        largest=_pairs_from(entry["largest"][::-1], eigenvectors=largest, others=others),
+        smallest=_pairs_from(entry["smallest"], eigenvectors=smallest, others=others),
         trace=_trace_from(entry["trace"]),
         frobenius=_trace_from(entry["frobenius"]),
         num_products=entry["num_products"],

@@ -77,15 +77,12 @@ def check_softmax_shift(op: HessianOperator, *, output: str) -> SymmetryCheck:
     InputError
         No such layer, or its weight is not among the coordinates.
     """
-    weight = _tensor(op, f"{output}.weight")
-    columns = []
-    for unit in range(weight.shape[1]):
-        part = torch.zeros_like(weight)
-        part[:, unit] = 1
-        columns.append(_embed(op, {f"{output}.weight": part}))
-    if f"{output}.bias" in op.risk.layout.slices:
-        columns.append(_embed(op, {f"{output}.bias": torch.ones_like(_tensor(op, f"{output}.bias"))}))
-    directions = torch.stack(columns, dim=1)
+    inputs = torch.arange(_shape(op, f"{output}.weight")[1])
+    biased = f"{output}.bias" in op.risk.layout.shapes
+    directions, parts = _rows(op, len(inputs) + biased)
+    parts[f"{output}.weight"][inputs, :, inputs] = 1
+    if biased:
+        parts[f"{output}.bias"][-1] = 1
     return _check(op, directions, torch.zeros_like(directions))
 
 
@@ -107,27 +104,17 @@ def check_relu_rescaling(op: HessianOperator, *, incoming: str, outgoing: str) -
     InputError
         No such layers, or they do not meet in the same units.
     """
-    entering, leaving = _tensor(op, f"{incoming}.weight"), _tensor(op, f"{outgoing}.weight")
-    if leaving.shape[1] != entering.shape[0]:
-        raise InputError(
-            f"{incoming} has {entering.shape[0]} units and {outgoing} takes {leaving.shape[1]} inputs; name two layers "
-            "that follow each other"
-        )
-    gradient = op.risk.gradient()
-    biased = f"{incoming}.bias" in op.risk.layout.slices
-    columns, expected = [], []
-    for unit in range(len(entering)):
-        signs_in, signs_out = torch.zeros_like(entering), torch.zeros_like(leaving)
-        signs_in[unit], signs_out[:, unit] = 1, -1
-        signs = {f"{incoming}.weight": signs_in, f"{outgoing}.weight": signs_out}
-        if biased:
-            signs[f"{incoming}.bias"] = torch.nn.functional.one_hot(
-                torch.tensor(unit, device=op.device), len(entering)
-            ).to(op.dtype)
-        generator = _embed(op, signs)
-        columns.append(generator * _parameters(op))
-        expected.append(-generator * gradient)
-    return _check(op, torch.stack(columns, dim=1), torch.stack(expected, dim=1))
+    entering, leaving = _shape(op, f"{incoming}.weight"), _shape(op, f"{outgoing}.weight")
+    if leaving[1] != entering[0]:
+        told = f"{incoming} has {entering[0]} units and {outgoing} takes {leaving[1]} inputs"
+        raise InputError(f"{told}; name two layers that follow each other")
+    units = torch.arange(entering[0])
+    generators, parts = _rows(op, len(units))
+    for name in (f"{incoming}.weight", f"{incoming}.bias"):
+        if name in parts:
+            parts[name][units, units] = 1
+    parts[f"{outgoing}.weight"][units, :, units] = -1
+    return _check(op, generators * op.point.flat(), -generators * op.risk.gradient(op.point))
 
 
 def check_ggn_rank(op: GGNOperator, *, num_outputs: int) -> RankCheck:
@@ -142,38 +129,32 @@ def check_ggn_rank(op: GGNOperator, *, num_outputs: int) -> RankCheck:
     """
     if num_outputs < 1:
         raise InputError(f"num_outputs must be at least 1, got {num_outputs}")
-    n = op.n
     magnitudes = np.sort(np.abs(eigh(op).eigenvalues))[::-1]
-    bound = min(n, op.risk.num_examples * (num_outputs - 1))
+    bound = min(op.n, op.risk.num_examples * (num_outputs - 1))
     largest = float(magnitudes[0])
     beyond = float(magnitudes[bound:].max(initial=0.0))
-    rank = int((magnitudes > n * torch.finfo(op.dtype).eps * largest).sum())
+    rank = int((magnitudes > op.n * torch.finfo(op.dtype).eps * largest).sum())
     return RankCheck(bound, rank, beyond / largest if largest > 0 else beyond)
 
 
+def _shape(op: HessianOperator, name: str) -> torch.Size:
+    shapes = op.risk.layout.shapes
+    if name not in shapes:
+        raise InputError(f"{name!r} is not among the coordinates; there are {', '.join(shapes)}")
+    return shapes[name]
+
+
+def _rows(op: HessianOperator, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Zeros (count, n), and views of them by parameter, (count, *shape)."""
+    layout, rows = op.risk.layout, torch.zeros(count, op.n, dtype=op.dtype, device=op.device)
+    return rows, dict(zip(layout.names, layout.unflatten(rows), strict=True))
+
+
 def _check(op: HessianOperator, directions: Tensor, expected: Tensor) -> SymmetryCheck:
-    """Residuals of ``H d = expected`` for each column, both divided by the norm of ``d``."""
+    """Compare ``H d`` with what is expected, relative to the norm of ``d``, for each row ``d`` of ``directions``."""
     # a unit that is switched off has no direction; 0 = 0 is then checked
-    norms = directions.norm(dim=0).clamp_min(torch.finfo(op.dtype).tiny)
-    residuals = ((op @ (directions / norms)) - expected / norms).norm(dim=0)
+    norms = directions.norm(dim=1, keepdim=True).clamp_min(torch.finfo(op.dtype).tiny)
+    columns = (directions / norms).T
+    residuals = ((op @ columns) - (expected / norms).T).norm(dim=0)
     top = eigsh(op, 1, which="LM", tol=1e-3, generator=torch.Generator().manual_seed(0))
-    scale = float(np.abs(top.eigenvalues[0]))
-    return SymmetryCheck(directions / norms, residuals.double().cpu().numpy(), scale)
-
-
-def _tensor(op: HessianOperator, name: str) -> Tensor:
-    if name not in op.risk.layout.slices:
-        raise InputError(f"{name!r} is not among the coordinates; there are {', '.join(op.risk.layout.names)}")
-    return op.risk.model.get_parameter(name).detach()
-
-
-def _parameters(op: HessianOperator) -> Tensor:
-    return op.risk.layout.flatten([_tensor(op, name) for name in op.risk.layout.names])
-
-
-def _embed(op: HessianOperator, parts: dict[str, Tensor]) -> Tensor:
-    """The flat vector (n,) with these parameters and zeros elsewhere."""
-    flat = torch.zeros(op.n, dtype=op.dtype, device=op.device)
-    for name, part in parts.items():
-        flat[op.risk.layout.slices[name]] = part.reshape(-1)
-    return flat
+    return SymmetryCheck(columns, residuals.double().cpu().numpy(), float(np.abs(top.eigenvalues[0])))

@@ -1,5 +1,3 @@
 """The command line: a checkpoint in, a spectrum report out."""
 
-from pyhessian_spectra.cli.main import main
-
-__all__ = ["main"]
+from pyhessian_spectra.cli.main import main as main

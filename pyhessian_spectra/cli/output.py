@@ -20,21 +20,7 @@ _OWN_AFTER_TRAINING = (*_OWN, "checkpoints", "checkpoints/step-[0-9]*.pt")
 
 
 def check_free(out: Path, *, force: bool, trained: bool = False) -> None:
-    """Raise where writing to ``out`` would lose something.
-
-    Parameters
-    ----------
-    out : Path
-    force : bool
-        Whether a report that is there may go.
-    trained : bool
-        Whether its checkpoints may go too, because the command trains them again.
-
-    Raises
-    ------
-    InputError
-        ``out`` is a file, cannot be listed, holds the current directory, or holds what may not be replaced.
-    """
+    """Raise unless ``out`` may be written; ``force`` gives up a report that is there, ``trained`` its checkpoints."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; name a directory with --out")
     try:
@@ -48,25 +34,19 @@ def check_free(out: Path, *, force: bool, trained: bool = False) -> None:
         raise InputError(f"{out} cannot be read: {error.strerror}; name another directory with --out") from None
     if held and "results.json" not in held:
         raise InputError(f"{out} holds {held[0]} but no results.json and so no report; --force replaces reports only")
-    if Path.cwd().is_relative_to(_resolved(out)):
+    if Path.cwd().is_relative_to(os.path.realpath(out)):
         raise InputError(f"{out} holds the current directory, which cannot be replaced; name one in it with --out")
 
 
 class Stage:
-    """A folder beside the output, ``.OUT.resume``, in which a run keeps everything until the output is whole.
+    """A folder beside the output, ``.OUT.resume``, in which a run keeps everything until the output is whole."""
 
-    Attributes
-    ----------
-    new : Path
-        What takes the place of the output.
-    unfinished : bool
-        Set where something is left to be done: the journals are then kept although the output was written.
-    """
-
-    def __init__(self, place: Path) -> None:
-        self._holder = place.with_name(f".{place.name}.resume")
+    def __init__(self, out: Path) -> None:
+        self.place = Path(os.path.realpath(out))  # the directory itself where ``out`` is a link to it
+        self._holder = self.place.with_name(f".{self.place.name}.resume")
+        # new takes the place of the output, and old is what was there before
         self.lock, self.new, self.old = (self._holder / name for name in ("lock", "new", "old"))
-        self.unfinished = False
+        self.unfinished = False  # set where something is left to be done: the journals are then kept
 
     def journal(self, checkpoint: Path, copy: int = 0) -> Path:
         """Where the journal of a checkpoint lies, the same in every run; ``copy`` counts equal ones before it."""
@@ -83,6 +63,17 @@ class Stage:
         for journal in self._holder.glob("journal-*"):
             shutil.rmtree(journal)
 
+    def replace(self) -> None:
+        """Move what is new to its place and what was there to ``old``, or leave the place as it was."""
+        try:
+            if self.place.exists():
+                self.place.rename(self.old)
+            self.new.rename(self.place)
+        except BaseException:
+            if self.old.exists() and not self.place.exists():
+                self.old.rename(self.place)
+            raise
+
     def clean(self) -> None:
         """Remove what is of no use to a later run."""
         for folder in (self.new, self.old):
@@ -93,34 +84,32 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False) -> Iterator[Stage]:
-    """A directory beside ``out`` that takes its place when the block ends, and goes when the block fails.
-
-    Journals beside that directory stay when the block fails or says that it is unfinished; ``fresh`` removes those of
-    an earlier run.
-    """
+    """A directory that takes the place of ``out`` when the block ends, or goes when it fails; journals stay then."""
     check_free(out, force=force, trained=trained)  # before anything is written
-    place = _resolved(out)
-    stage = Stage(place)
+    stage = Stage(out)
+    place = stage.place
     with contextlib.ExitStack() as stack:
         try:
             stage.lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(filelock.FileLock(stage.lock, timeout=0))
             stack.callback(stage.clean)
-            _recover(place, stage)
+            if stage.old.exists() and not place.exists():  # a run was killed when it had moved the output away
+                stage.old.rename(place)
+            for folder in filter(Path.exists, (stage.new, stage.old)):
+                shutil.rmtree(folder)
             check_free(out, force=force, trained=trained)
             if fresh:
                 stage.forget()
             stage.new.mkdir()  # in a folder that only this user may enter, so that it has the usual permissions itself
         except filelock.Timeout:
-            raise InputError(
-                f"another run is writing {out}; wait for it, or name another directory with --out"
-            ) from None
+            told = f"another run is writing {out}; wait for it, or name another directory with --out"
+            raise InputError(told) from None
         except OSError as error:
             raise InputError(f"{out} cannot be written: {error.strerror}; name another directory with --out") from None
         yield stage
         try:
             check_free(out, force=force, trained=trained)  # again: another program may have written there since
-            _replace(place, stage.new, stage.old)
+            stage.replace()
         except (InputError, OSError) as error:
             kept = next(name for i in itertools.count(1) if not (name := place.with_name(f"{place.name}.{i}")).exists())
             stage.new.rename(kept)
@@ -130,38 +119,8 @@ def staged(out: Path, *, force: bool, trained: bool = False, fresh: bool = False
             stage.forget()
 
 
-def _recover(place: Path, stage: Stage) -> None:
-    """Put the output back that a run had moved away when it was killed, and remove what it had begun."""
-    if stage.old.exists() and not place.exists():
-        stage.old.rename(place)
-    for folder in (stage.new, stage.old):
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _replace(place: Path, new: Path, old: Path) -> None:
-    """Move ``new`` to ``place`` and what was there to ``old``, or leave ``place`` as it was."""
-    try:
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
-    except BaseException:
-        if old.exists() and not place.exists():
-            old.rename(place)
-        raise
-
-
 def _refuse_foreign(out: Path, names: list[str], own: tuple[str, ...]) -> None:
-    foreign = [name for name in names if not _matches(name, own)]
-    if foreign:
-        raise InputError(f"{out} holds {foreign[0]}, which this command did not write; --force replaces reports only")
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    # a pattern matches from the right, so that the depths must agree as well
-    return any(Path(name).match(p) and name.count(os.sep) == p.count("/") for p in patterns)
-
-
-def _resolved(out: Path) -> Path:
-    """The directory itself where ``out`` is a link to it."""
-    return Path(os.path.realpath(out))
+    for name in names:
+        # a pattern matches from the right, so that the depths must agree as well
+        if not any(Path(name).match(p) and name.count(os.sep) == p.count("/") for p in own):
+            raise InputError(f"{out} holds {name}, which this command did not write; --force replaces reports only")

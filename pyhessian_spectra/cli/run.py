@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
+from pyhessian_spectra.cli.main import unforeseen
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.curvature.distributed import Processes, launched
@@ -27,52 +29,33 @@ from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
 from pyhessian_spectra.runs.doctor import examine
+from pyhessian_spectra.runs.journal import agreed
 from pyhessian_spectra.spectra.settings import Settings
 
-_MATRICES = {
-    "hessian": HessianOperator,
-    "ggn": GGNOperator,
-    "residual": ResidualOperator,
-    "fisher": EmpiricalFisherOperator,
-}
+_MATRICES = dict(hessian=HessianOperator, ggn=GGNOperator, residual=ResidualOperator, fisher=EmpiricalFisherOperator)
+_LAYERS: dict[tuple[str, ...], bool | Sequence[str]] = {(): True, ("all",): ("*",), ("none",): False}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked: arguments of ``load_problem``, the settings, and the other arguments of ``analyze``."""
+    """What a command was asked: arguments of ``load_problem``, those of ``analyze`` and ``examine``, and the seed."""
 
     problem: Mapping[str, Any]
-    settings: Settings
-    matrix: Callable[..., Any]
-    layers: bool | Sequence[str]
+    how: Mapping[str, Any]
     seed: int
 
     @classmethod
-    def of(
-        cls,
-        *,
-        matrix: str,
-        layers: tuple[str, ...],
-        seed: int,
-        model_args: tuple[str, ...],
-        params: tuple[str, ...],
-        **others: Any,
-    ) -> Request:
+    def of(cls, *, matrix: str, layers: tuple[str, ...], seed: int, **given: Any) -> Request:
         """Sort the command line's options."""
-        settings = {field.name: others.pop(field.name) for field in dataclasses.fields(Settings)}
-        special: dict[tuple[str, ...], bool | Sequence[str]] = {(): True, ("all",): ("*",), ("none",): False}
-        problem = {**others, "model_args": _key_values(model_args) or None, "params": params or None}
-        return cls(problem, Settings(**settings), _MATRICES[matrix], special.get(layers, layers), seed)
+        settings = Settings(**{field.name: given.pop(field.name) for field in dataclasses.fields(Settings)})
+        given.update(model_args=_key_values(given["model_args"]) or None, params=given["params"] or None)
+        how = {"settings": settings, "matrix": _MATRICES[matrix], "layers": _LAYERS.get(layers, layers)}
+        return cls(given, how, seed)
 
-    def load(self, path: Path, processes: Processes | None = None) -> Problem:
+    def load(self, path: Path, processes: Processes) -> Problem:
         """The problem of a checkpoint, its batches dealt out among processes."""
-        problem, failure = None, None
-        try:
+        with agreed(processes):
             problem = load_problem(path, **self.problem)
-        except Exception as error:
-            failure = error
-        (processes or Processes()).agree(failure)
-        assert problem is not None
         return replace(problem, risk=problem.risk.dealt(processes)) if processes else problem
 
 
@@ -81,46 +64,32 @@ class StoppedError(SpectraError):
 
     def __init__(self, message: str, cause: BaseException) -> None:
         super().__init__(message)
-        interrupted = 130 if isinstance(cause, KeyboardInterrupt) else 1
-        self.exit_status = getattr(cause, "exit_status", interrupted)
+        self.exit_status = getattr(cause, "exit_status", 130 if isinstance(cause, KeyboardInterrupt) else 1)
 
 
-def demo(out: Path, *, force: bool, fresh: bool, seed: int, command: Sequence[str]) -> None:
+def demo(out: Path, *, force: bool, fresh: bool, seed: int) -> None:
     """Train on the digits and report on the checkpoints."""
-    request = Request({"data": "digits"}, Settings(), HessianOperator, True, seed)
+    run = _Run(Request({"data": "digits"}, {}, seed), out, Processes())
     with staged(out, force=force, trained=True, fresh=fresh) as stage:
         with _bar("training on handwritten digits", "step") as advance:
             paths = train_digits(stage.new / "checkpoints", seed=seed, progress=advance)
-        written = _write(paths, request, stage, Processes(), out, command)
-    written.tell(out)
+        run.write(paths, stage)
+    run.tell()
 
 
-def report(
-    checkpoints: Sequence[Path], request: Request, out: Path, *, force: bool, fresh: bool, command: Sequence[str]
-) -> None:
+def report(checkpoints: Sequence[Path], request: Request, out: Path, *, force: bool, fresh: bool) -> None:
     """Analyse checkpoints and write their report; the first of several processes writes it."""
-    with launched(request.problem.get("device")) as processes:
-        if processes.rank == 0:
-            check_free(out, force=force)
+    with launched(request.problem.get("device")) as processes, contextlib.ExitStack() as stack:
+        run, first = _Run(request, out, processes), processes.rank == 0
+        with agreed(processes):
+            if first:
+                check_free(out, force=force)
         for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
             request.load(path, processes)
-        with _staged_together(processes, out, force=force, fresh=fresh) as stage:
-            written = _write(checkpoints, request, stage, processes, out, command)
-    written.tell(out)
-
-
-@contextmanager
-def _staged_together(processes: Processes, out: Path, **how: bool) -> Iterator[Stage | None]:
-    """The stage, which the first process holds; where it cannot, all end."""
-    stage, failure = None, None
-    with contextlib.ExitStack() as stack:
-        if processes.rank == 0:
-            try:
-                stage = stack.enter_context(staged(out, **how))
-            except SpectraError as error:
-                failure = error
-        processes.agree(failure)
-        yield stage
+        with agreed(processes):
+            stage = stack.enter_context(staged(out, force=force, fresh=fresh)) if first else None
+        run.write(checkpoints, stage)
+    run.tell()
 
 
 def doctor(checkpoints: Sequence[Path], request: Request) -> int:
@@ -129,108 +98,92 @@ def doctor(checkpoints: Sequence[Path], request: Request) -> int:
     for path in checkpoints:
         click.echo(f"{path}")
         try:
-            risk = request.load(path).risk
-            findings = examine(risk, request.settings, layers=request.layers, matrix=request.matrix)
+            for finding in examine(request.load(path, Processes()).risk, **request.how):
+                click.echo(f"  {finding.level:4}  {finding.sentence}")
         except SpectraError as error:
             click.echo(f"  FAIL  {error}")
             status = error.exit_status
-            continue
-        for finding in findings:
-            click.echo(f"  {finding.level:4}  {finding.sentence}")
     return status
 
 
-@dataclass(frozen=True)
-class _Written:
-    """What was finished, and what stopped the rest."""
+class _Run:
+    """The analyses of one command: which were finished, where it is now, and what stopped it."""
 
-    finished: Sequence[SpectralAnalysis]
-    stopped: BaseException | None
-    where: str
-    resumable: bool
+    def __init__(self, request: Request, out: Path, processes: Processes) -> None:
+        self._request, self._out, self._processes = request, out, processes
+        self._finished: list[SpectralAnalysis] = []
+        self._where, self._resumable = "", False
+        self._stopped: BaseException | None = None
 
-    def tell(self, out: Path) -> None:
-        """Say where the report is, once it is there; raise where it is not of everything."""
-        if self.stopped is None:
-            click.echo(f"{out / 'report.html'}: {_summary(self.finished)}")
+    def write(self, checkpoints: Sequence[Path], stage: Stage | None) -> None:
+        """Analyse the checkpoints until something stops it and, where there is a stage, write what was finished."""
+        for index, path in enumerate(checkpoints):
+            number = f" ({index + 1} of {len(checkpoints)})" if len(checkpoints) > 1 else ""
+            self._where, shown, journal = path.name + number, path, None
+            if stage is not None:
+                shown = self._out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
+                journal = stage.journal(path, list(checkpoints[:index]).count(path))
+            try:
+                self._finished.append(self._analyze(path, shown, self._processes.from_first(journal)))
+            except (Exception, KeyboardInterrupt) as error:
+                self._stop(error, stage)
+                break
+        if stage is None:
             return
-        sentence = f"{self.where}: {_reason(self.stopped)}; what was finished is in {out}"
-        if self.resumable:
-            sentence += ", and the same command with --force goes on from there"
-        raise StoppedError(sentence, self.stopped) from self.stopped
-
-
-def _write(
-    checkpoints: Sequence[Path],
-    request: Request,
-    stage: Stage | None,
-    processes: Processes,
-    out: Path,
-    command: Sequence[str],
-) -> _Written:
-    """Analyse, and write where there is a stage; where something stops it after the first, what was finished."""
-    finished: list[SpectralAnalysis] = []
-    stopped: BaseException | None = None
-    where = ""
-    for index, path in enumerate(checkpoints, start=1):
-        where = f"{path.name} ({index} of {len(checkpoints)})" if len(checkpoints) > 1 else path.name
-        shown, journal = path, None
-        if stage is not None:
-            shown = out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
-            journal = stage.journal(path, list(checkpoints[: index - 1]).count(path))
+        save_analyses(self._finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
         try:
-            finished.append(_analyze(path, shown, request, where, processes.from_first(journal), processes))
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, Interrupted):
-                finished.append(error.partial)
-            if not finished and isinstance(error, KeyboardInterrupt) and stage is not None and stage.resumable:
-                raise StoppedError(f"{where}: interrupted; the same command goes on from there", error) from error
-            if not finished:
-                raise
-            note = Note("interrupted", f"The analysis stopped at {where}: {_reason(error)}.")
-            finished[-1] = replace(finished[-1], notes=(*finished[-1].notes, note))
-            stopped = error
-            break
-    if stage is None:
-        return _Written(finished, stopped, where, False)
-    save_analyses(finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
-    try:
-        write_report(finished, stage.new, reproduce=command)
-    except (Exception, KeyboardInterrupt) as error:  # the numbers stay
-        stopped, where = stopped or error, where if stopped else "drawing the report"
-    stage.unfinished = stopped is not None
-    return _Written(finished, stopped, where, stage.resumable)
+            write_report(self._finished, stage.new, reproduce=["pyhessian-spectra " + shlex.join(sys.argv[1:])])
+        except (Exception, KeyboardInterrupt) as error:  # the numbers stay
+            if self._stopped is None:
+                self._stopped, self._where = error, "drawing the report"
+        stage.unfinished, self._resumable = self._stopped is not None, stage.resumable
+
+    def tell(self) -> None:
+        """Print where the report is; raise where something stopped it from holding everything."""
+        if self._stopped is None:
+            click.echo(f"{self._out / 'report.html'}: {_summary(self._finished[-1])}")
+            return
+        sentence = f"{self._where}: {_reason(self._stopped)}; what was finished is in {self._out}"
+        if self._resumable:
+            sentence += ", and the same command with --force goes on from there"
+        raise StoppedError(sentence, self._stopped) from self._stopped
+
+    def _analyze(self, path: Path, shown: Path, journal: Path | None) -> SpectralAnalysis:
+        request, where = self._request, self._where
+        problem = request.load(path, self._processes)
+        with _bar(where, "product") as advance:
+            analysis = analyze(
+                problem.risk,
+                problem={**problem.description, "checkpoint": str(shown), "seed": request.seed},
+                generator=torch.Generator().manual_seed(request.seed),
+                progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
+                journal=journal,
+                **request.how,
+            )
+        for note in analysis.notes:
+            if note.kind in ("resumed", "afresh"):
+                click.echo(f"{where}: {note.text}", err=True)
+        return analysis
+
+    def _stop(self, error: BaseException, stage: Stage | None) -> None:
+        """Note in the last analysis that was finished what stopped the run; raise where none was."""
+        if isinstance(error, Interrupted):
+            self._finished.append(error.partial)
+        if not self._finished:
+            if isinstance(error, KeyboardInterrupt) and stage is not None and stage.resumable:
+                told = f"{self._where}: interrupted; the same command goes on from there"
+                raise StoppedError(told, error) from error
+            raise error
+        note = Note("interrupted", f"The analysis stopped at {self._where}: {_reason(error)}.")
+        last = self._finished[-1]
+        self._finished[-1], self._stopped = replace(last, notes=(*last.notes, note)), error
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of an error of this package; type and first line of any other."""
+    """What an error says, as part of a sentence."""
     if isinstance(error, SpectraError):
         return f"interrupted, {error}" if isinstance(error, Interrupted) else str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _analyze(
-    path: Path, shown: Path, request: Request, where: str, journal: Path | None, processes: Processes
-) -> SpectralAnalysis:
-    problem = request.load(path, processes)
-    with _bar(where, "product") as advance:
-        analysis = analyze(
-            problem.risk,
-            request.settings,
-            layers=request.layers,
-            matrix=request.matrix,
-            problem={**problem.description, "checkpoint": str(shown), "seed": request.seed},
-            generator=torch.Generator().manual_seed(request.seed),
-            progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
-            journal=journal,
-        )
-    for note in analysis.notes:
-        if note.kind in ("resumed", "afresh"):
-            click.echo(f"{where}: {note.text}", err=True)
-    return analysis
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else unforeseen(error)
 
 
 def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -247,14 +200,13 @@ def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-# What numbers are printed with that a terminal may not know.
+# Characters of formatted numbers that a terminal may lack, and what stands for them.
 _ASCII = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789") | {ord("±"): "+-"}
 
 
-def _summary(finished: Sequence[SpectralAnalysis]) -> str:
-    """The last checkpoint's numbers, each with its error and the data's; in ASCII, as terminals differ."""
-    full = finished[-1].full
-    top, trace = full.largest, full.trace
+def _summary(analysis: SpectralAnalysis) -> str:
+    """The numbers of a checkpoint, each with its error and the data's, in ASCII because terminals differ."""
+    top, trace = analysis.full.largest, analysis.full.trace
     data = None if top.data_stderr is None else float(top.data_stderr[-1])
     value = _number(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data)
     return f"largest eigenvalue {value}, trace {_number(trace.value, trace_error(trace), trace.data_stderr)}"
@@ -265,7 +217,7 @@ def _number(value: float, error: float, data: float | None) -> str:
     return shown.replace("×10", "e").translate(_ASCII)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar on a terminal; the function it gives takes what is done, of how much, and a new label."""
     with tqdm(desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:

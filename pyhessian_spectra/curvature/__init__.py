@@ -1,4 +1,4 @@
-"""What matrix: the risk, its parameters and its curvature operators. The only home of autograd."""
+"""Empirical risks, their parameters and their curvature operators. Only this package calls autograd."""
 
 from pyhessian_spectra.curvature.decomposition import Decomposition
 from pyhessian_spectra.curvature.operators import (

@@ -1,8 +1,8 @@
-"""Derivatives of one batch's loss: the only caller of torch.autograd on a user's model.
+"""Derivatives of one batch's loss. No other module calls torch.autograd on a user's model.
 
-A *linearisation* is the derivative of something at a point, built once and applied to many vectors: the graph
-of a gradient for the Hessian, the Gauss-Newton matrix and what remains between them. Building it costs one or two
-gradients, applying it less than building; its owner decides whether to keep it.
+A *linearisation* is a derivative at a point, built once and applied to many vectors: the graph of a gradient for the
+Hessian, the Gauss-Newton matrix or their difference. Building it costs one or two gradients, applying it less; the
+operator that owns it decides whether to keep it.
 """
 
 from __future__ import annotations
@@ -16,73 +16,63 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.inspection import refuse_once_differentiable
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
 
 
 class _Product(Protocol):
-    """A product with (n,), or with the rows of (k, n) where ``batched``.
+    """The product with (n,), or with the rows of (k, n) if ``batched``; ``how`` are arguments of :func:`_grad`."""
 
-    ``last`` frees the graph on the way; ``create_graph`` leaves one, to differentiate the product.
-    """
-
-    def __call__(self, v: Tensor, *, batched: bool = ..., last: bool = ..., create_graph: bool = ...) -> Tensor: ...
+    def __call__(self, v: Tensor, **how: bool) -> Tensor: ...
 
 
 def loss(objective: Objective, point: Point, batch: Batch) -> Tensor:
-    """The loss of one batch, a scalar without graph."""
-    return objective.run(point, batch, lambda: objective.loss(objective.outputs(batch), batch).detach())
+    """The loss of one batch, a scalar without a graph."""
+    return objective.run(point, batch, lambda: objective.evaluate(batch)[1].detach())
 
 
 def gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
     """The gradient of one batch's loss, shape (n,)."""
 
-    def call() -> Tensor:
-        value = objective.loss(objective.outputs(batch), batch)
-        return _join(_grad(value, point.coordinates), ())
-
-    return objective.run(point, batch, call)
+    return objective.run(point, batch, lambda: _join(_grad(objective.evaluate(batch)[1], point.coordinates), ()))
 
 
 class Linearisation:
-    """A symmetric matrix of one batch, ready to be applied to many vectors."""
+    """A symmetric matrix of one batch, built once and applied to many vectors."""
 
     def __init__(self, objective: Objective, point: Point, batch: Batch, product: _Product) -> None:
         self.index, self._objective, self._point, self._batch = batch.index, objective, point, batch
         self._product = product
 
     def matvec(self, v: Tensor, *, last: bool = False, create_graph: bool = False) -> Tensor:
-        """The product with ``v`` of shape (n,)."""
-        return self._run(lambda: self._product(v, batched=False, last=last, create_graph=create_graph))
+        """The product with ``v`` of shape (n,); ``last`` frees the graph during the product."""
+        return self._run(lambda: self._product(v, retain_graph=not last, create_graph=create_graph))
 
     def matmat(self, rows: Tensor) -> Tensor:
-        """Products with the rows of (k, n), all at once; shape (k, n)."""
-        return self._run(lambda: self._product(rows, batched=True, last=False, create_graph=False))
+        """The products with the rows of (k, n) in one backward pass; shape (k, n)."""
+        return self._run(lambda: self._product(rows, batched=True, retain_graph=True))
 
     def _run(self, call: Callable[[], Tensor]) -> Tensor:
         return self._objective.run(self._point, self._batch, call)
 
 
 def hessian(objective: Objective, point: Point, batch: Batch) -> Linearisation:
-    """The Hessian of one batch's loss, by double backward (Pearlmutter 1994) through the graph of its gradient."""
+    """The Hessian of one batch's loss, by double backward (Pearlmutter 1994) through the gradient's graph."""
 
     def call() -> GradientGraph:
-        value = objective.loss(objective.outputs(batch), batch)
-        return GradientGraph(point.layout, value, point.coordinates)
+        return GradientGraph(point.layout, objective.evaluate(batch)[1], point.coordinates)
 
     return Linearisation(objective, point, batch, objective.run(point, batch, call).derivative)
 
 
 class Split(Linearisation):
-    """The Hessian, its Gauss-Newton matrix and what remains, of one batch; products are of shape (3, n)."""
+    """The Hessian, the Gauss-Newton matrix and their difference for one batch; products have shape (3, n)."""
 
     def __init__(self, objective: Objective, point: Point, batch: Batch) -> None:
         def call() -> SplitGraph:
-            outputs = objective.outputs(batch)
-            tensors = objective.selected(outputs)
-            return SplitGraph(point.layout, tensors, objective.loss(outputs, batch), point.coordinates)
+            outputs, value = objective.evaluate(batch)
+            return SplitGraph(point.layout, objective.selected(outputs), value, point.coordinates)
 
         graph = objective.run(point, batch, call)
         super().__init__(objective, point, batch, graph.together)
@@ -100,7 +90,7 @@ def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable
     counted = terms > 0
 
     def call() -> SplitGraph:
-        outputs = objective.outputs(batch)
+        outputs, _ = objective.evaluate(batch)
         objective.selected(outputs)
         tensors, rebuild = _taken_apart(outputs)
         one = torch.func.vmap(lambda y, *z: objective.loss_fn(rebuild([t[None] for t in z]), y[None]))
@@ -112,41 +102,31 @@ def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable
 
 
 class GradientGraph:
-    """The gradient of a scalar with its graph, to be differentiated along vectors."""
+    """The gradient of a scalar with its graph, for derivatives along vectors."""
 
     def __init__(self, layout: ParameterLayout, value: Tensor, coordinates: Sequence[Tensor]) -> None:
         self._layout, self._coordinates = layout, coordinates
-        refuse_once_differentiable(value)
         self._gradient = _grad(value, coordinates, create_graph=True)
 
-    def derivative(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
-        """The Hessian of the scalar times (n,), or times the rows of (k, n) where ``batched``."""
-        parts = _grad(
-            self._gradient,
-            self._coordinates,
-            self._layout.unflatten(v),
-            batched=batched,
-            retain_graph=not last,
-            create_graph=create_graph,
-        )
-        return _join(parts, v.shape[:-1])
+    def derivative(self, v: Tensor, **how: bool) -> Tensor:
+        """The scalar's Hessian times ``v`` (n,), or times the rows of (k, n) if ``batched``."""
+        return _join(_grad(self._gradient, self._coordinates, self._layout.unflatten(v), **how), v.shape[:-1])
 
 
 class SplitGraph:
-    """The gradient ``J^T s`` of a scalar of outputs with its graph; ``s`` are the slopes of the scalar in the outputs.
+    """The graph of the gradient ``J^T s`` of a scalar function of outputs; ``s`` is its gradient in the outputs.
 
-    Along ``v`` its derivative is ``H v``, and ``R v`` where ``s`` is held fixed. With respect to ``s`` it is ``J v``,
-    which the graph of ``s`` takes on to ``G v = J^T (second derivative of the scalar in the outputs) J v``. A product
-    with G takes two thirds of the arithmetic of one with H or R, and all three at once four thirds.
+    The derivative of ``v^T J^T s`` in the parameters is ``H v``, and ``R v`` if ``s`` is held fixed. Its derivative in
+    ``s`` is ``J v``, which the graph of ``s`` maps to ``G v = J^T (second derivative of the scalar in the outputs) J
+    v``. A product with G takes two thirds of the arithmetic of one with H or R; all three together take four thirds.
     """
 
     def __init__(
         self, layout: ParameterLayout, outputs: Sequence[Tensor], value: Tensor, coordinates: Sequence[Tensor]
     ) -> None:
         self._layout, self._coordinates = layout, coordinates
-        refuse_once_differentiable(value)
         slopes = _grad(value, outputs, create_graph=True)
-        # where the scalar is linear in the outputs, the slopes have no graph
+        # if the scalar is linear in the outputs, the slopes have no graph
         self._slopes = [s if s.requires_grad else s.requires_grad_() for s in slopes]
         self._gate = _Gate()
         for slope in self._slopes:
@@ -154,33 +134,30 @@ class SplitGraph:
         self._cotangents = [slope.view_as(slope) for slope in self._slopes]
         self._gradient = _grad(outputs, coordinates, self._cotangents, create_graph=True)
 
-    def hessian(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
+    def hessian(self, v: Tensor, **how: bool) -> Tensor:
         """The products with H."""
-        parts = self._along(v, self._coordinates, batched=batched, retain_graph=not last, create_graph=create_graph)
-        return _join(parts, v.shape[:-1])
+        return _join(self._along(v, self._coordinates, **how), v.shape[:-1])
 
-    def residual(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
-        """The products with R, by themselves: nothing cancels as in a difference of H and G."""
+    def residual(self, v: Tensor, **how: bool) -> Tensor:
+        """The products with R, taken directly: no digits cancel as in the difference of H and G."""
         with self._gate.closed():
-            return self.hessian(v, batched=batched, last=last, create_graph=create_graph)
+            return self.hessian(v, **how)
 
-    def ggn(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
+    def ggn(self, v: Tensor, **how: bool) -> Tensor:
         """The products with G."""
-        pushed = self._along(v, self._cotangents, batched=batched, retain_graph=True, create_graph=create_graph)
-        return self._pull_back(pushed, v, batched=batched, retain_graph=not last, create_graph=create_graph)
+        pushed = self._along(v, self._cotangents, **{**how, "retain_graph": True})
+        return self._pull_back(pushed, v, **how)
 
-    def together(self, v: Tensor, *, batched: bool = False, last: bool = False, create_graph: bool = False) -> Tensor:
+    def together(self, v: Tensor, **how: bool) -> Tensor:
         """The products with H, G and R; shape (3, n), or (3, k, n) where ``batched``."""
         count = len(self._cotangents)
         with self._gate.closed():
-            inputs = (*self._cotangents, *self._coordinates)
-            parts = self._along(v, inputs, batched=batched, retain_graph=True, create_graph=create_graph)
-        ggn = self._pull_back(parts[:count], v, batched=batched, retain_graph=not last, create_graph=create_graph)
-        residual = _join(parts[count:], v.shape[:-1])
+            parts = self._along(v, (*self._cotangents, *self._coordinates), **{**how, "retain_graph": True})
+        ggn, residual = self._pull_back(parts[:count], v, **how), _join(parts[count:], v.shape[:-1])
         return torch.stack([ggn + residual, ggn, residual])
 
     def _along(self, v: Tensor, inputs: Sequence[Tensor], **how: bool) -> tuple[Tensor, ...]:
-        """The derivative of the gradient times ``v`` with respect to inputs."""
+        """The derivative of ``v`` times the gradient with respect to ``inputs``."""
         return _grad(self._gradient, inputs, self._layout.unflatten(v), **how)
 
     def _pull_back(self, pushed: Sequence[Tensor], v: Tensor, **how: bool) -> Tensor:
@@ -188,7 +165,7 @@ class SplitGraph:
 
 
 class _Gate:
-    """Lets what arrives at the slopes pass on to the graph they come from, or stops it there."""
+    """A hook that stops cotangents at the slopes while it is closed, so that the slopes count as constants."""
 
     def __init__(self) -> None:
         self._stopped = False
@@ -198,7 +175,7 @@ class _Gate:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Within it nothing passes."""
+        """Within this context the gate is closed."""
         self._stopped = True
         try:
             yield
@@ -215,24 +192,18 @@ def _grad(
     retain_graph: bool | None = None,
     batched: bool = False,
 ) -> tuple[Tensor, ...]:
-    """``torch.autograd.grad`` with zeros for what does not depend on what."""
+    """``torch.autograd.grad``, with zeros for inputs that the outputs do not depend on."""
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    cotangent_of = zip(outputs, [None] * len(outputs) if vectors is None else vectors, strict=True)
-    pairs = [(out, vector) for out, vector in cotangent_of if out.requires_grad]
-    if not pairs:
-        lead = vectors[0].shape[:1] if batched and vectors else ()
-        return tuple(x.new_zeros(*lead, *x.shape) for x in inputs)
-    used, cotangents = zip(*pairs, strict=True)
-    found = torch.autograd.grad(
-        used,
-        inputs,
-        cotangents,
-        create_graph=create_graph,
-        retain_graph=True if create_graph else retain_graph,
-        allow_unused=True,
-        is_grads_batched=batched,
-    )
-    lead = cotangents[0].shape[:1] if batched and cotangents[0] is not None else ()
+    cotangents = [None] * len(outputs) if vectors is None else vectors
+    pairs = [(out, vector) for out, vector in zip(outputs, cotangents, strict=True) if out.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        used, along = zip(*pairs, strict=True)
+        retain_graph = True if create_graph else retain_graph
+        found = torch.autograd.grad(
+            used, inputs, along, retain_graph, create_graph, allow_unused=True, is_grads_batched=batched
+        )
+    lead = vectors[0].shape[:1] if batched and vectors is not None else ()
     return tuple(x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True))
 
 
@@ -241,7 +212,7 @@ def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
 
 
 def _taken_apart(outputs: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The tensors of a model's outputs, and a function that puts others in their place."""
+    """The tensors in a model's outputs, and a function that rebuilds the outputs from other tensors."""
     if isinstance(outputs, Tensor):
         return [outputs], lambda tensors: tensors[0]
     if isinstance(outputs, Mapping):

@@ -1,4 +1,4 @@
-"""Batches: the data of a risk, read from what users have, and how much each batch counts."""
+"""Batches: reads the data of a risk in the forms that users have, and determines each batch's weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the parameters' device: what the model is called with, and the targets."""
+    """One batch on the parameters' device: the model's inputs and the targets."""
 
     inputs: Any
     targets: Any
@@ -25,20 +25,12 @@ class Batch:
 
     @property
     def num_examples(self) -> int:
-        """Length of the targets' first dimension."""
+        """Length of the targets' first dimension; 1 if they have none."""
         return len(self.targets) if isinstance(self.targets, Tensor) and self.targets.dim() else 1
 
 
 class Batches:
-    """The batches of a risk, read anew in each pass.
-
-    Parameters
-    ----------
-    data, unpack, weight
-        See :class:`EmpiricalRisk`.
-    num_terms : callable
-        Targets to the number of terms that the loss averages, where ``weight`` is None.
-    """
+    """The batches of an :class:`EmpiricalRisk`, read anew in each pass and by default weighted by ``num_terms``."""
 
     def __init__(
         self,
@@ -58,7 +50,7 @@ class Batches:
         self._unpack, self._weight, self._num_terms = unpack or _inputs_and_targets, weight, num_terms
 
     def read(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[float, Batch]]:
-        """One pass: weights and batches on a device, floating tensors in a dtype; weightless batches are left out."""
+        """One pass: yield weights and batches, with floating tensors in ``dtype``; batches of weight 0 are left out."""
         for index, raw in enumerate(self.data):
             try:
                 inputs, targets = self._unpack(raw)
@@ -74,22 +66,22 @@ class Batches:
 
 
 def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:
-    """How many terms a mean loss averages: what its value is multiplied with to add batches up."""
+    """Number of terms that a mean loss averages, by which the means of several batches are weighted."""
     if not isinstance(targets, Tensor):
         raise InputError(f"targets are a {type(targets).__name__}, not a tensor; pass weight= to weigh the batches")
     if setting(loss_fn, "reduction", "mean") == "batchmean":
         return float(len(targets))
     if targets.is_floating_point():
         return float(targets.numel())
-    counted = targets[targets != setting(loss_fn, "ignore_index", -100)]
+    counted = targets != setting(loss_fn, "ignore_index", -100)
     class_weights = setting(loss_fn, "weight", None)
     if isinstance(class_weights, Tensor):
-        return float(class_weights.to(targets.device)[counted].sum())
-    return float(counted.numel())
+        return float(class_weights.to(targets.device)[targets[counted]].sum())
+    return float(counted.sum())
 
 
 def setting(loss_fn: Callable[..., Any], name: str, default: Any) -> Any:
-    """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``."""
+    """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``; else ``default``."""
     return getattr(loss_fn, "keywords", {}).get(name, getattr(loss_fn, name, default))
 
 

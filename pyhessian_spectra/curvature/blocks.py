@@ -1,4 +1,4 @@
-"""Diagonal blocks of a curvature matrix, and what is asked of a risk before its matrix is looked at."""
+"""Diagonal blocks of a curvature matrix, and the check that precedes an analysis of a risk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyhessian_spectra.spectra.structured import CongruenceOperator
 
 
 def chosen_layers(layout: ParameterLayout, layers: bool | GroupSpec) -> Sequence[Group]:
-    """The groups of parameters meant by ``layers``, as :func:`analyze` takes it."""
+    """The groups of parameters that ``layers`` selects; for its values see :func:`analyze`."""
     if isinstance(layers, bool):
         return list(Partition.by_layer(layout)) if layers else []
     if isinstance(layers, Sequence) and not isinstance(layers, str):
@@ -27,10 +27,7 @@ def chosen_layers(layout: ParameterLayout, layers: bool | GroupSpec) -> Sequence
 def block_operator(
     matrix: Callable[[EmpiricalRisk], LinearOperator], risk: EmpiricalRisk, group: Group
 ) -> LinearOperator:
-    """The diagonal block of one group of coordinates.
-
-    A group of whole parameters has a matrix of its own, whose backward pass ends where the parameters do.
-    """
+    """The diagonal block of one group; for whole parameters, the backward pass ends at these."""
     part = risk.restrict(group.names)
     op = matrix(part)
     if group.whole:
@@ -40,11 +37,11 @@ def block_operator(
 
 
 def repeatable_gradient(risk: EmpiricalRisk) -> float:
-    """Seconds for one gradient, after checking that two of them agree."""
+    """Seconds for one gradient; raises InputError if two gradients at the same point differ."""
     first = risk.gradient()
     start = time.perf_counter()
     second = risk.gradient()
-    norm = float(torch.linalg.vector_norm(first))  # waits for the device
+    norm = float(torch.linalg.vector_norm(first))  # the conversion waits for the device
     seconds = time.perf_counter() - start
     change = float(torch.linalg.vector_norm(first - second))
     if change > torch.finfo(risk.dtype).eps ** 0.5 * norm:

@@ -1,4 +1,4 @@
-"""Decomposition: the Hessian, the Gauss-Newton matrix and what remains, over linearisations they share."""
+"""Decomposition: the Hessian, the Gauss-Newton matrix and their difference from shared linearisations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pyhessian_spectra.curvature.risk import EmpiricalRisk
 
 
 class Decomposition:
-    """``H = G + R`` of a risk: three operators that take the time and memory of one forward pass and one graph.
+    """``H = G + R`` of a risk: three operators that share the time and memory of one forward pass and one graph.
 
     Parameters
     ----------
     risk : EmpiricalRisk
-        Of outputs and targets.
+        With a loss of outputs and targets.
     point : Point, optional
-        By default a copy of the model's parameters as they are now.
+        By default a copy of the model's current parameters.
 
     Attributes
     ----------
@@ -52,20 +52,20 @@ class Decomposition:
 
     @property
     def linearised(self) -> Linearised:
-        """Whether linearisations are kept, once the first product has decided it."""
+        """Whether linearisations are kept between products; the first product decides it."""
         return self._shared.linearised
 
     def products(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``H v``, ``G v`` and ``R v`` of shape (n,), for four thirds of the arithmetic of ``H v`` alone.
+        """``H v``, ``G v`` and ``R v``, each of shape (n,), for four thirds of the arithmetic of ``H v`` alone.
 
-        ``H v`` is the sum of the other two, so that of a small ``R`` no digits are lost.
+        ``H v`` is computed as ``G v + R v``, so that a small ``R v`` loses no digits.
         """
         hessian, ggn, residual = self._shared @ v
         return hessian, ggn, residual
 
 
 class _Shared(RiskOperator):
-    """The linearisations of all batches; a product with (n,) has the three parts' products for rows."""
+    """The linearisations of all batches; a product with (n,) has shape (3, n), a row for each of H, G and R."""
 
     def _linearise(self, batch: Batch) -> autodiff.Split:
         return autodiff.Split(self.risk.objective, self.point, batch)
@@ -76,7 +76,7 @@ class _Shared(RiskOperator):
 
 
 class _Part(RiskOperator):
-    """One of the matrices whose linearisations are shared."""
+    """One of the three matrices, on the shared linearisations."""
 
     def __init__(self, shared: _Shared, name: str, kind: str) -> None:
         super().__init__(shared.risk, point=shared.point)

@@ -1,4 +1,4 @@
-"""Processes that share the work on one risk, or a single one. The only user of torch.distributed."""
+"""The processes that share the work on one risk. No other module uses torch.distributed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyhessian_spectra import errors
-from pyhessian_spectra.errors import InputError, SpectraError
+from pyhessian_spectra.errors import InputError
 
 _T = TypeVar("_T")
 
 
 class Processes:
-    """The ranks of a process group, which all call the same methods in the same order.
-
-    Parameters
-    ----------
-    group : torch.distributed.ProcessGroup, optional
-        None for this process alone.
-
-    Attributes
-    ----------
-    rank, size : int
-    """
+    """The ranks of a process group, which call the same methods in the same order; by default this process alone."""
 
     def __init__(self, group: Any | None = None) -> None:
         self.group = group
@@ -38,16 +28,10 @@ class Processes:
         return self.group is not None
 
     def sum(self, total: Tensor, extra: Tensor, failure: Exception | None) -> tuple[Tensor, Tensor]:
-        """The sums of two tensors over the ranks, in one reduction; where some rank has failed, all raise.
+        """The sums of two tensors over the ranks, in one reduction; if any rank has failed, all ranks raise.
 
-        Parameters
-        ----------
-        total : Tensor
-            Of the same shape on all ranks, those that failed included.
-        extra : Tensor, shape (q,), float64
-            Summed with the digits of float64 where ``total`` is float32, if all ranks but one give zero.
-        failure : Exception or None
-            What went wrong on this rank.
+        ``total`` has one shape on all ranks, including failed ones. ``extra`` (q,) is float64 and sent as two parts in
+        the dtype of ``total``: with float32 it keeps about 48 bits, if each entry is zero on all ranks but one.
         """
         high = extra.to(total.dtype)
         low = (extra - high.double()).to(total.dtype)
@@ -61,7 +45,7 @@ class Processes:
         return buffer[:count].view_as(total), summed
 
     def gather(self, value: _T) -> list[_T]:
-        """Each rank's value, in the order of ranks."""
+        """The list of each rank's value, in the order of ranks."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.size
@@ -77,7 +61,7 @@ class Processes:
         return values[0]
 
     def agree(self, failure: Exception | None) -> None:
-        """Raise on all ranks where something went wrong on one."""
+        """Raise on all ranks if one of them has failed."""
         if self.group is None:
             if failure is not None:
                 raise failure
@@ -85,7 +69,7 @@ class Processes:
             self.raise_failure(failure)
 
     def raise_failure(self, failure: Exception | None) -> None:
-        """Raise the first failure of any rank: its own error there, its sentence elsewhere. None may have failed."""
+        """Raise the first failure of any rank: its own exception there, its message on the other ranks."""
         told = None if failure is None else (type(failure).__name__, str(failure))
         for rank, found in enumerate(self.gather(told)):
             if found is None:
@@ -93,16 +77,13 @@ class Processes:
             if rank == self.rank and failure is not None:
                 raise failure
             kind = getattr(errors, found[0], None)
-            plain = kind is not None and issubclass(kind, SpectraError) and kind.__init__ is SpectraError.__init__
-            raise (kind if plain else InputError)(f"process {rank} of {self.size} failed: {found[1]}")  # type: ignore[misc]
+            alike = kind if kind is not None and issubclass(kind, InputError) else InputError
+            raise alike(f"process {rank} of {self.size} failed: {found[1]}")
 
 
 @contextlib.contextmanager
 def launched(device: str | None) -> Iterator[Processes]:
-    """The processes that ``torchrun`` has started beside this one, joined; else this process alone.
-
-    They talk by NCCL where the device is a GPU, each with its own, and else by gloo.
-    """
+    """The processes that ``torchrun`` started, joined by NCCL (one GPU each) or gloo; else this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
@@ -110,7 +91,9 @@ def launched(device: str | None) -> Iterator[Processes]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
+    processes = Processes(dist.group.WORLD)
     try:
-        yield Processes(dist.group.WORLD)
+        yield processes
     finally:
+        processes.group = None  # else a traceback may keep the group alive, and its threads abort
         dist.destroy_process_group()

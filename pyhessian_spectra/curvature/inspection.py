@@ -1,4 +1,4 @@
-"""What a model and the graph of its loss are made of, found without changing either."""
+"""Facts about a model and the graph of its loss, found without changing either."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.overrides import TorchFunctionMode
 
 from pyhessian_spectra.errors import SecondDerivativeError
 
-# All functions that the decorator wraps share the code of its wrapper.
+# The decorator's wrappers share one code object, by which they are recognised.
 _ONCE_DIFFERENTIABLE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
 
 def dropout_modules(model: nn.Module) -> list[str]:
-    """Names and rates of the modules that draw at random in train mode."""
+    """A phrase, with name, type and rate, for each module that applies dropout in train mode."""
     found = []
     for name, module in model.named_modules():
         rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
@@ -25,7 +25,7 @@ def dropout_modules(model: nn.Module) -> list[str]:
 
 
 class CalledFunctions(TorchFunctionMode):
-    """Within it, the names of the torch functions that are called are collected in ``names``."""
+    """Within this context, ``names`` collects the names of the torch functions that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class CalledFunctions(TorchFunctionMode):
 
 
 def refuse_once_differentiable(value: Tensor) -> None:
-    """Raise where a function in the graph of ``value`` is marked once_differentiable.
+    """Raise SecondDerivativeError if a function in the graph of ``value`` is marked once_differentiable.
 
-    The graph of its gradient is cut there, and a derivative with respect to given inputs comes out too small without a
-    word: torch's own error waits at a node that such a derivative never reaches, or is not there at all.
+    The gradient's graph ends there, so second derivatives silently lack a term: torch raises its own error only at a
+    node that a derivative with respect to given inputs may never reach.
     """
     for node in nodes_of(value):
         function = getattr(type(node), "_forward_cls", None)
@@ -52,7 +52,7 @@ def refuse_once_differentiable(value: Tensor) -> None:
 
 
 def nodes_of(value: Tensor) -> set[torch.autograd.graph.Node]:
-    """The nodes of the graph of a tensor."""
+    """All nodes of the graph of a tensor."""
     found: set[torch.autograd.graph.Node] = set()
     waiting = [value.grad_fn]
     while waiting:

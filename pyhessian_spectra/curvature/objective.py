@@ -1,11 +1,12 @@
-"""Objective: a model and its loss, evaluated at a point in one functional context. Nothing else calls users' code."""
+"""Objective: a model and its loss, evaluated at a point in a functional context. Only this module calls users' code."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.inspection import dropout_modules
+from pyhessian_spectra.curvature.inspection import dropout_modules, refuse_once_differentiable
 from pyhessian_spectra.curvature.kernels import RightDerivatives
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
@@ -24,18 +25,7 @@ _T = TypeVar("_T")
 
 
 class Objective:
-    """The loss of a batch as a function of a point.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    loss_fn : callable
-        ``loss_fn(outputs, targets) -> scalar``. It may use the model, its parameters and derivatives of either.
-    mode : {"eval", "train"}
-        Whether BatchNorm uses its running (eval) or the batch's (train) statistics.
-    select : callable, optional
-        From what the model returns to the tensor, or the tuple of tensors, that the loss is taken of.
-    """
+    """The loss of a batch as a function of a point; for the arguments see :class:`EmpiricalRisk`."""
 
     def __init__(
         self,
@@ -55,29 +45,81 @@ class Objective:
             raise InputError(
                 f"{dropout[0]} draws another Hessian each product in train mode; set its rate to 0 or use mode='eval'"
             )
-        self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper has no second derivatives
+        self.model = getattr(model, "_orig_mod", model)  # compiled models have no second derivatives
         self.loss_fn, self.mode, self._select = loss_fn, mode, select
-        self._inside = _Inside(self.model)
-        self._compiled = any(
-            getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules()
-        )
+        self._inside, self._modules = _Inside(self.model), list(self.model.modules())
+        self._buffered = any(True for _ in self.model.buffers())
+        self._inspected: set[int] = set()
+        self._within: tuple[Point, Batch] | None = None
+        self._rewrites = self._attends = True  # until the first evaluation has shown it
+        self._contexts: list[Callable[[], AbstractContextManager]] = []
+        if torch.backends.cudnn.is_available() and any(isinstance(module, nn.RNNBase) for module in self._modules):
+            self._contexts.append(lambda: torch.backends.cudnn.flags(enabled=False))  # nor has its RNN
+        if any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in self._modules):
+            self._contexts.append(lambda: torch.compiler.set_stance("force_eager"))
 
     def run(self, point: Point, batch: Batch, call: Callable[[], _T]) -> _T:
-        """What ``call()`` returns where the model is at the point, in its mode, and errors are told in a sentence.
+        """``call()``, made with the model at the point and in its mode; errors are raised again as a SpectraError.
 
-        All that calls the model belongs in it, and all that goes through a graph which the model has made: a
-        checkpointed segment is called again on the way back.
+        Every call of the model belongs in it, and so does every backward pass through a graph of the model, since
+        checkpointed segments call the model again. A nested run at the same point and batch just calls.
         """
-        with self._called(batch):
-            # buffers are cloned for each call: BatchNorm in train mode updates them in place
-            buffers = {name: point.values.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
-            values = {**point.values, **buffers}
-            if not values:
-                return call()
-            return torch.func.functional_call(self._inside, {f"model.{k}": v for k, v in values.items()}, (call,))
+        outer = self._within
+        if outer is not None and outer[0] is point and outer[1] is batch:
+            return call()
+        training = self.mode == "train"
+        others = [module for module in self._modules if module.training != training]
+        self._within = (point, batch)
+        try:
+            for module in others:
+                vars(module)["training"] = training  # ten times faster than setting the attribute
+            with torch.enable_grad():
+                return self._surrounded(lambda: self._placed(point, call))
+        except SpectraError:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError, MemoryError) as error:
+            raise _explained(error, batch) from error
+        finally:
+            self._within = outer
+            for module in others:
+                vars(module)["training"] = not training
 
-    def outputs(self, batch: Batch) -> Any:
-        """What the model returns for a batch; within :meth:`run`."""
+    def _surrounded(self, call: Callable[[], _T]) -> _T:
+        """``call()`` within the torch settings that the model needs; others are not set, since that costs time."""
+        if not (self._contexts or self._attends):
+            return call()
+        with contextlib.ExitStack() as stack:
+            for context in self._contexts:
+                stack.enter_context(context())
+            if self._attends:  # fused attention has no double backward
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            return call()
+
+    def _placed(self, point: Point, call: Callable[[], _T]) -> _T:
+        """``call()`` with the point's values in place of the model's parameters and buffers."""
+        values = point.values
+        if self._buffered:  # cloned for each call: BatchNorm in train mode updates them in place
+            buffers = {name: values.get(name, buffer).clone() for name, buffer in self.model.named_buffers()}
+            values = {**values, **buffers}
+        if not values:
+            return call()
+        return torch.func.functional_call(self._inside, {f"model.{k}": v for k, v in values.items()}, (call,))
+
+    def evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
+        """The model's outputs for a batch, and the scalar loss; to be called within :meth:`run`."""
+        with RightDerivatives() if self._rewrites else contextlib.nullcontext() as kernels:
+            outputs = self._outputs(batch)
+            value = self._loss(outputs, batch)
+        value = _scalar(value)
+        if batch.index not in self._inspected:
+            refuse_once_differentiable(value)
+            self._inspected.add(batch.index)
+            if kernels is not None and len(self._inspected) == 1:
+                scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._modules)
+                self._rewrites, self._attends = kernels.met or scripted, kernels.attended or scripted
+        return outputs, value
+
+    def _outputs(self, batch: Batch) -> Any:
         inputs = batch.inputs
         if isinstance(inputs, tuple):
             return self.model(*inputs)
@@ -85,12 +127,11 @@ class Objective:
             return self.model(**inputs)
         return self.model(inputs)
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of a batch's outputs, a scalar; within :meth:`run`."""
-        return _scalar(self.loss_fn(outputs, batch.targets))
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.loss_fn(outputs, batch.targets)
 
     def selected(self, outputs: Any) -> tuple[Tensor, ...]:
-        """The tensors that the loss is taken of."""
+        """The output tensors that the loss is a function of; raises InputError if they are no tensors."""
         chosen = outputs if self._select is None else self._select(outputs)
         tensors = chosen if isinstance(chosen, tuple) else (chosen,)
         for tensor in tensors:
@@ -102,60 +143,31 @@ class Objective:
         return tensors
 
     def _takes_keywords(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether the entries of a mapping are the model's arguments, rather than the mapping its one argument."""
+        """Whether the mapping's entries are keyword arguments of the model, or the mapping is its one argument."""
         try:
             signature = inspect.signature(self.model.forward)
             signature.bind(**inputs)
         except TypeError:
             return False
-        except ValueError:  # a function written in C need not have a signature
+        except ValueError:  # functions written in C may have no signature
             pass
         return True
 
-    @contextlib.contextmanager
-    def _called(self, batch: Batch) -> Iterator[None]:
-        """The model's mode set and put back, kernels that have second derivatives, errors in a sentence."""
-        training = self.mode == "train"
-        others = [module for module in self.model.modules() if module.training != training]
-        recurrent = torch.backends.cudnn.is_available() and any(isinstance(m, nn.RNNBase) for m in self.model.modules())
-        try:
-            for module in others:
-                module.training = training
-            # fused attention and cuDNN's recurrent layers have no double backward
-            with contextlib.ExitStack() as contexts:
-                contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-                contexts.enter_context(torch.backends.cudnn.flags(enabled=not recurrent))
-                if self._compiled:  # what torch compiles has no second derivatives
-                    contexts.enter_context(torch.compiler.set_stance("force_eager"))
-                contexts.enter_context(RightDerivatives())
-                contexts.enter_context(torch.enable_grad())
-                yield
-        except SpectraError:
-            raise
-        except (RuntimeError, IndexError, TypeError, ValueError, MemoryError) as error:
-            raise _explained(error, batch) from error
-        finally:
-            for module in others:
-                module.training = not training
-
 
 class BatchObjective(Objective):
-    """A loss that is not one of outputs and targets: ``loss_fn(model, batch) -> scalar``.
+    """A loss of the model and a whole batch, ``loss_fn(model, batch) -> scalar``; it has no Gauss-Newton matrix.
 
-    Residuals of differential equations, which differentiate the model, and contrastive losses are such. It has a
-    Hessian, but no Gauss-Newton matrix.
+    Examples are contrastive losses, and residuals of differential equations, which differentiate the model.
     """
 
-    def outputs(self, batch: Batch) -> Any:
-        """The model itself, for the loss to call."""
-        return self.model
+    def _outputs(self, batch: Batch) -> Any:
+        return self.model  # for the loss to call
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of the whole batch."""
-        return _scalar(self.loss_fn(outputs, batch.inputs))
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.loss_fn(outputs, batch.inputs)
 
     def selected(self, outputs: Any) -> tuple[Tensor, ...]:
-        """There are none."""
+        """Raises InputError: the loss is not a function of outputs."""
         raise InputError(
             "this matrix needs a loss of outputs and targets, and the risk has one of the whole batch; take the "
             "Hessian, or pass EmpiricalRisk(model, loss_fn, data)"
@@ -163,7 +175,7 @@ class BatchObjective(Objective):
 
 
 class _Inside(nn.Module):
-    """Calls something within ``functional_call``, where the model has other parameters and buffers."""
+    """A module whose forward makes a call, so that ``functional_call`` can replace the model's tensors during it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -177,7 +189,7 @@ def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"loss_fn must return a scalar tensor, got {got}; use reduction='mean'")
-    return value.reshape(())
+    return value.reshape(()) if value.dim() else value
 
 
 def _explained(error: Exception, batch: Batch) -> SpectraError:
@@ -200,7 +212,7 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nested structure of mappings, tuples and lists, in order."""
+    """The tensors in a nested structure of mappings, tuples and lists, in order."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):

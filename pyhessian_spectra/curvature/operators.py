@@ -22,9 +22,10 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.operator import LinearOperator, Observation, TermwiseOperator
 
-# Columns that one backward pass carries: their cotangents together take at most this many bytes, which is where
-# batching stopped paying on the networks measured, and never more columns than this.
-_BATCHED_BYTES, _MOST_COLUMNS = 2**24, 32
+# Products taken together in one backward pass share its overhead but need more cache. On ten networks (MLPs, LeNet,
+# LSTM) 32 together took 0.2 to 0.6 of the time if a batch's linearisation has less than 1 MiB, and saved nothing from 5
+# MiB on. So 16 MiB of intermediate values are taken together, but at most 32 products, and single ones if only 3 fit.
+_BATCHED_BYTES, _FEWEST_COLUMNS, _MOST_COLUMNS = 2**24, 4, 32
 
 
 class Linearised(enum.Enum):
@@ -37,29 +38,30 @@ class Linearised(enum.Enum):
 
 @dataclass
 class _Decision:
-    """What the first products of an operator have settled, for it and for itself at other points."""
+    """What an operator's first products have decided; shared with its copies at other points."""
 
     linearised: Linearised = Linearised.UNDECIDED
-    num_bytes: int = 0  # of linearisations, on the rank that holds most
-    columns_agree: bool | None = None  # whether products are linear in the columns of one backward pass
+    num_bytes: int = 0  # of all linearisations, on the rank that holds most
+    batch_bytes: int = 0  # of one batch's, on average, on the rank where it is largest
+    columns_agree: bool | None = None  # whether products taken together equal single ones
 
 
 class RiskOperator(TermwiseOperator):
     """A curvature matrix of a risk at a point.
 
-    The linearisations of all batches are kept between products when they fit a memory budget, and rebuilt for each
-    product when they do not: the same on all ranks.
+    If the linearisations of all batches fit the memory budget on all ranks, they are kept between products; if not,
+    they are rebuilt for each product. Products raise InputError if the model or the loss fails.
 
     Parameters
     ----------
     risk : EmpiricalRisk
     point : Point, optional
-        By default a copy of the model's parameters as they are now.
+        By default a copy of the model's current parameters.
     memory_budget : int, optional
-        Bytes that kept linearisations may take, by default the risk's. 0 rebuilds always.
+        Bytes that kept linearisations may take, by default the risk's budget. With 0 they are always rebuilt.
     columns : int, optional
-        Products that one backward pass carries where many are asked for at once; by default as many as pay for
-        networks of this size.
+        Number of products to take in one backward pass if many are asked for at once, at least 1; by default the number
+        expected to be fastest.
 
     Attributes
     ----------
@@ -86,16 +88,17 @@ class RiskOperator(TermwiseOperator):
         self._budget = risk.memory_budget if memory_budget is None else memory_budget
         self._columns, self._decision = columns, _Decision()
         self._kept: list[tuple[float, autodiff.Linearisation]] | None = None
-        self._versions: tuple[int, ...] = ()  # of the coordinates when the linearisations were built
+        self._versions: tuple[int, ...] = ()  # of the coordinates the linearisations were built at
+        self._is_new = False  # at another point: a first product may be the only one there
 
     @property
     def linearised(self) -> Linearised:
-        """Whether linearisations are kept, once the first product has decided it."""
+        """Whether linearisations are kept between products; the first product decides it."""
         return self._decision.linearised
 
     @property
     def linearised_bytes(self) -> int:
-        """Bytes of the linearisations that are kept, on the rank that holds most."""
+        """Bytes of the kept linearisations, on the rank that holds most; 0 if they are rebuilt."""
         return self._decision.num_bytes if self.linearised is Linearised.KEPT else 0
 
     @abstractmethod
@@ -103,23 +106,23 @@ class RiskOperator(TermwiseOperator):
         """The linearisation of one batch."""
 
     def at(self, point: Point) -> RiskOperator:
-        """This matrix at another point of the same coordinates; only its products cost anything."""
+        """This matrix at another point of the same risk, else InputError is raised; only products cost anything."""
         if point.layout.shapes != self.risk.layout.shapes:
             raise InputError("the point has other coordinates than the operator; take it from the same risk")
         other = copy.copy(self)
-        other.point, other._kept = point, None
+        other.point, other._kept, other._is_new = point, None, True
         return other
 
     def product(self, v: Tensor) -> Tensor:
-        """The product with ``v`` of shape (n,) with its graph: it can be differentiated in the point and in ``v``.
+        """The product with ``v`` (n,) with a graph: it can be differentiated in the point and in ``v``.
 
-        At ``risk.live()`` that is the gradient of a penalty in the model's own parameters. In a process group it is
-        this rank's mean alone, as gradients are before data parallelism averages them.
+        At ``risk.live()`` this gives gradients of curvature penalties in the model's parameters. In a process group it
+        is the mean over this rank's batches only, like gradients before data parallelism averages them.
         """
         self._check(v)
         if v.dim() != 1:
             raise InputError(f"a product with a graph is taken with one vector ({self.n},), got {tuple(v.shape)}")
-        return self.risk.sample.local_mean(lambda batch: self._linearise(batch).matvec(v, create_graph=True))
+        return self.risk.sample.local_mean(lambda batch: self._once(batch, v, create_graph=True))
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._mean(v, None, 0)[0]
@@ -133,7 +136,11 @@ class RiskOperator(TermwiseOperator):
         mean = self.risk.sample.observed_mean
         if self._kept is not None:
             return mean(lambda kept: kept.matvec(v), self._product_shape, look, num_looks, over=self._kept)
-        return mean(lambda batch: self._linearise(batch).matvec(v, last=True), self._product_shape, look, num_looks)
+        return mean(lambda batch: self._once(batch, v, last=True), self._product_shape, look, num_looks)
+
+    def _once(self, batch: Batch, v: Tensor, **how: bool) -> Tensor:
+        """One batch's product, with a linearisation that is built for it and dropped."""
+        return self.risk.objective.run(self.point, batch, lambda: self._linearise(batch).matvec(v, **how))
 
     @property
     def _product_shape(self) -> tuple[int, ...]:
@@ -146,30 +153,29 @@ class RiskOperator(TermwiseOperator):
         return torch.cat([self._rows(rows[i : i + step]) for i in range(0, len(rows), step)]).T
 
     def _rows(self, rows: Tensor) -> Tensor:
-        """Products with the rows of (k, n) in one backward pass; shape (k, n)."""
+        """The products with the rows of (k, n) in one backward pass; shape (k, n)."""
         if len(rows) == 1:
             return self._matvec(rows[0])[None]
         return self.risk.sample.mean(lambda kept: kept.matmat(rows), rows.shape, over=self._kept)
 
     def _columns_at_once(self, rows: Tensor) -> int:
-        """How many products one backward pass carries: what was asked for, or what pays for matrices of this size.
-
-        The rule looks at sizes that all ranks share and at no clock, so that they stay in step and round alike.
-        """
+        """Number of products in one backward pass: ``columns``, or by sizes (not timings) that all ranks share."""
         decision = self._decision
-        if decision.linearised is not Linearised.KEPT:
+        if self._kept is None:
             return 1
-        per_column = max(self.n * self.dtype.itemsize, decision.num_bytes)
-        width = min(len(rows), self._columns or min(_MOST_COLUMNS, _BATCHED_BYTES // per_column))
+        width = self._columns or _BATCHED_BYTES // max(self.n * self.dtype.itemsize, decision.batch_bytes)
+        if self._columns is None:
+            width = 1 if width < _FEWEST_COLUMNS else min(width, _MOST_COLUMNS)
+        width = min(width, len(rows))
         if width > 1 and decision.columns_agree is None:
             decision.columns_agree = self._agrees_with_single(rows[:width])
         return max(1, width) if decision.columns_agree else 1
 
     def _agrees_with_single(self, rows: Tensor) -> bool:
-        """Whether products in one backward pass are linear in their columns.
+        """Whether products taken together agree with single ones, for one linear combination of the rows.
 
-        ``vmap``, which carries them, does not know every operation, and gets some wrong (torch 2.13: batch_norm in
-        train mode); one by one they are always right.
+        ``vmap``, which takes them together, fails for some operations and is wrong for others (torch 2.13: batch_norm
+        in train mode); single products are always right.
         """
         try:
             block = self._rows(rows)
@@ -180,18 +186,20 @@ class RiskOperator(TermwiseOperator):
         return bool((signs @ block - self._matvec(signs @ rows)).abs().max() <= rounding)
 
     def _decide(self) -> None:
-        """Keep the linearisations of all batches or of none: batches may come in another order next time."""
+        """Keep the linearisations of all batches or of none: the order of batches may change between passes."""
         versions = tuple(c._version for c in self.point.coordinates)
-        if self._kept is not None and versions != self._versions:  # the model's own parameters have moved
+        if self._kept is not None and versions != self._versions:  # the parameters have changed in place
             self._kept = None
         self._versions = versions
         if self.linearised is Linearised.UNDECIDED:
             self._kept = self._decided_together()
+        elif self._is_new:
+            self._is_new = False
         elif self.linearised is Linearised.KEPT and self._kept is None:
             self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.sample.read()]
 
     def _decided_together(self) -> list[tuple[float, autodiff.Linearisation]] | None:
-        """Linearisations, where they fit the budget on all ranks."""
+        """The linearisations with their weights, or None if they do not fit the budget on some rank."""
         sample = self.risk.sample
         budget = free_bytes(self.device) // 2 if self._budget is None else self._budget
         kept: list[tuple[float, autodiff.Linearisation]] = []
@@ -208,10 +216,11 @@ class RiskOperator(TermwiseOperator):
         except Exception as error:
             failure = error
         sample.processes.agree(failure)
-        everyone = sample.processes.gather((fits, size))
-        together = all(fit for fit, _ in everyone)
+        everyone = sample.processes.gather((fits, size, size // max(1, len(kept))))
+        together = all(fit for fit, _, _ in everyone)
         self._decision.linearised = Linearised.KEPT if together else Linearised.REBUILT
-        self._decision.num_bytes = max(taken for _, taken in everyone)
+        self._decision.num_bytes = max(taken for _, taken, _ in everyone)
+        self._decision.batch_bytes = max(each for _, _, each in everyone)
         return kept if together else None
 
 
@@ -234,15 +243,15 @@ class HessianOperator(RiskOperator):
 
     @staticmethod
     def from_loss(loss: Tensor, params: Iterable[Tensor]) -> LinearOperator:
-        """The Hessian of a scalar loss whose graph is at hand, with respect to tensors in that graph.
+        """The Hessian of a scalar loss that was computed with a graph, with respect to tensors in that graph.
 
-        The gradient's graph is kept as long as the operator lives; ``.grad`` is not touched.
+        The operator keeps the gradient's graph; ``.grad`` is not touched. Raises InputError if the loss has no graph.
         """
         return _LossHessian(loss, tuple(params))
 
 
 class GGNOperator(RiskOperator):
-    """The generalised Gauss-Newton matrix ``J^T H_out J`` (Schraudolph 2002); semidefinite for convex losses."""
+    """The generalised Gauss-Newton matrix ``J^T H_out J`` (Schraudolph 2002); semidefinite if the loss is convex."""
 
     kind = "GGN"
 
@@ -251,10 +260,10 @@ class GGNOperator(RiskOperator):
 
 
 class ResidualOperator(RiskOperator):
-    """``H - G``, the Hessian less the generalised Gauss-Newton matrix: the second derivatives of the outputs.
+    """``H - G``, the Hessian minus the generalised Gauss-Newton matrix: the part from the outputs' second derivatives.
 
-    ``sum_c (d loss / d z_c) (d^2 z_c / d theta^2)``, a mean over examples (Sagun, Bottou and LeCun 2016; Papyan 2019).
-    A product costs what one with the Hessian does and is taken directly, not as a difference of two.
+    It is ``sum_c (d loss / d z_c) (d^2 z_c / d theta^2)``, averaged over examples (Sagun, Bottou and LeCun 2016; Papyan
+    2019). A product costs as much as one with the Hessian and is taken directly, not as a difference of two products.
     """
 
     kind = "Residual"
@@ -266,8 +275,8 @@ class ResidualOperator(RiskOperator):
 class EmpiricalFisherOperator(RiskOperator):
     """The empirical Fisher matrix ``sum_i c_i g_i g_i^T / sum_i c_i`` over examples.
 
-    ``g_i`` is the gradient of example i's own loss and ``c_i`` the number of terms that loss averages, so it is what
-    batches of one example give; for classifiers ``c_i = 1``.
+    ``g_i`` is the gradient of example i's own loss and ``c_i`` the number of terms that this loss averages (1 for
+    classifiers), as if every batch had one example. The loss must be a mean.
     """
 
     kind = "EmpiricalFisher"
@@ -289,4 +298,4 @@ class _LossHessian(LinearOperator):
         self._gradient = autodiff.GradientGraph(layout, loss, params)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        return self._gradient.derivative(v)
+        return self._gradient.derivative(v, retain_graph=True)

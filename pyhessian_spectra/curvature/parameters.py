@@ -1,4 +1,4 @@
-"""ParameterLayout: which coordinate of a flat vector is which parameter."""
+"""ParameterLayout: the positions of parameters in a flat vector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ParameterLayout:
     shapes : mapping of str to torch.Size
         Parameter shapes by name, in the order of the flat vector.
     aliases : mapping of str to str, optional
-        Further names of tied parameters, each with the one in ``shapes``.
+        Further names of tied parameters, each mapped to the name in ``shapes``.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class ParameterLayout:
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies in the flat vector."""
+        """Slice of the flat vector that holds each parameter, by name."""
         slices, start = {}, 0
         for name, shape in self.shapes.items():
             slices[name] = slice(start, start + shape.numel())
@@ -50,29 +50,25 @@ class ParameterLayout:
         return slices
 
     @cached_property
+    def _sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes.values()]
+
+    @cached_property
     def n(self) -> int:
         """Number of coordinates."""
-        return sum(shape.numel() for shape in self.shapes.values())
+        return sum(self._sizes)
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Concatenate one tensor a parameter, in order, to a vector (n,)."""
+        """Concatenate tensors, one per parameter and in order, to a vector (n,)."""
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
     def unflatten(self, v: Tensor) -> tuple[Tensor, ...]:
-        """Views of a vector (n,), or of rows (k, n), with the parameters' shapes; a leading k is kept."""
-        return tuple(
-            v[..., part].reshape(*v.shape[:-1], *shape)
-            for part, shape in zip(self.slices.values(), self.shapes.values(), strict=True)
-        )
+        """Views of a vector (n,) with the parameters' shapes, or of rows (k, n) with a leading dimension k."""
+        parts, lead = v.split(self._sizes, dim=-1), v.shape[:-1]
+        return tuple(part.view((*lead, *shape)) for part, shape in zip(parts, self.shapes.values(), strict=True))
 
     def match(self, patterns: str | Iterable[str]) -> tuple[str, ...]:
-        """The parameters matched by parameter names, module names or globs, in order.
-
-        Raises
-        ------
-        InputError
-            A pattern matches nothing; the sentence offers the nearest name.
-        """
+        """Names of the parameters that match parameter names, module names or globs; InputError if one has no match."""
         names, chosen = self.names, set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             hits = {
@@ -89,21 +85,16 @@ class ParameterLayout:
         return tuple(name for name in names if name in chosen)
 
     def restrict(self, patterns: str | Iterable[str]) -> ParameterLayout:
-        """The layout of the parameters matched, see :meth:`match`."""
+        """The layout of the parameters that :meth:`match` finds."""
         names = self.match(patterns)
         aliases = {alias: name for alias, name in self.aliases.items() if name in names}
         return ParameterLayout({name: self.shapes[name] for name in names}, aliases)
 
 
 def trainable_layout(model: nn.Module) -> tuple[ParameterLayout, torch.dtype, torch.device]:
-    """The parameters that require a gradient, each once, and what dtype and device they share.
+    """The layout of the parameters that require a gradient, each counted once, and their common dtype and device.
 
-    Raises
-    ------
-    InputError
-        No parameter requires a gradient, or they do not share one real floating dtype and device.
-    NonFiniteError
-        A parameter holds NaN or infinity.
+    Raises InputError if there are none, if one holds NaN or infinity, or if they are not all float32 or all float64.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:

@@ -1,4 +1,4 @@
-"""Partition: the one answer to "which coordinates belong together"."""
+"""Partition: groups of coordinates of a parameter vector, such as layers, parameters or attention heads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,9 @@ from pyhessian_spectra.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Coordinates that belong together.
+    """A named set of coordinates: ascending ``indices`` (p,), int64, with a ``label``.
 
-    Parameters
-    ----------
-    label : str
-    indices : Tensor, shape (p,), int64, ascending
-    names : tuple of str
-        The parameters that they lie in.
-    whole : bool
-        Whether they are all of these parameters' coordinates.
+    ``names`` are the parameters that contain them; ``whole`` says whether the group holds all coordinates of these.
     """
 
     label: str
@@ -37,16 +30,16 @@ class Group:
 
     @cached_property
     def _range(self) -> slice | None:
-        """The coordinates as a slice, where they follow one another."""
+        """The coordinates as a slice if they are contiguous, else None."""
         first, last = int(self.indices[0]), int(self.indices[-1])
         return slice(first, last + 1) if last - first + 1 == len(self.indices) else None
 
     def take(self, v: Tensor) -> Tensor:
-        """The group's coordinates of ``v`` of shape (n,) or (n, k): a view where they follow one another."""
+        """The group's coordinates of ``v`` (n,) or (n, k): a view if they are contiguous, else a copy."""
         return v[self.indices.to(v.device)] if self._range is None else v[self._range]
 
     def embed(self, part: Tensor, n: int) -> Tensor:
-        """The vector (n,), or columns (n, k), with these coordinates and zeros elsewhere."""
+        """The vector (n,), or columns (n, k), with ``part`` at the group's coordinates and zeros elsewhere."""
         whole = part.new_zeros(n, *part.shape[1:])
         whole[self.indices.to(part.device) if self._range is None else self._range] = part
         return whole
@@ -56,7 +49,7 @@ class Partition:
     """Coordinates of a parameter vector in groups that do not overlap.
 
     Build one with :meth:`by_layer`, :meth:`by_module`, :meth:`by_parameter`, :meth:`by_depth`, :meth:`by_glob`,
-    :meth:`by_rows`, :meth:`by_heads` or :meth:`at_random`. Coordinates may be left out.
+    :meth:`by_rows`, :meth:`by_heads` or :meth:`at_random`. Some coordinates may belong to no group.
 
     Parameters
     ----------
@@ -67,7 +60,7 @@ class Partition:
     Raises
     ------
     InputError
-        A group is empty, groups overlap, or an index lies outside the layout.
+        A group is empty, groups overlap, an index lies outside the layout, or a pattern or a number does not fit it.
 
     Examples
     --------
@@ -115,11 +108,11 @@ class Partition:
 
     @property
     def complete(self) -> bool:
-        """Whether each coordinate belongs to a group."""
+        """Whether every coordinate belongs to a group."""
         return bool((self._owner >= 0).all())
 
     def sections(self) -> tuple[list[int], dict[str, list[int]]]:
-        """Lengths of runs of coordinates of one group, or of none, and which runs make up each group."""
+        """Lengths of runs of coordinates that share a group or have none, and the runs of each group by label."""
         _, counts = torch.unique_consecutive(self._owner, return_counts=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
         owners = self._owner[starts].tolist()
@@ -128,7 +121,7 @@ class Partition:
 
     @classmethod
     def of(cls, layout: ParameterLayout, groups: GroupSpec) -> Partition:
-        """From a partition, ``"layer"``, ``"module"`` or ``"parameter"``, a depth, or globs by label or in a list."""
+        """From a Partition, ``"layer"``, ``"module"`` or ``"parameter"``, a depth, or globs as for :meth:`by_glob`."""
         if isinstance(groups, Partition):
             if groups.layout.shapes != layout.shapes:
                 raise InputError("the partition is of another model's parameters; build it from this risk's layout")
@@ -142,25 +135,25 @@ class Partition:
 
     @classmethod
     def by_module(cls, layout: ParameterLayout, patterns: str | Sequence[str] | None = None) -> Partition:
-        """By the module that owns each parameter, or each that the patterns match; the root's are ``"(root)"``."""
+        """One group for each module that owns (matching) parameters; those of the root module form ``"(root)"``."""
         names = layout.names if patterns is None else layout.match(patterns)
         return cls._by(layout, names, lambda name: name.rpartition(".")[0] or "(root)")
 
     @classmethod
     def by_layer(cls, layout: ParameterLayout) -> Partition:
-        """By module, those only that own a weight of two or more dimensions, with their biases."""
+        """One group for each module that owns a weight of two or more dimensions, with all its parameters."""
         modules = cls.by_module(layout)
         matrices = [g for g in modules if any(len(layout.shapes[name]) > 1 for name in g.names)]
         return cls(layout, {g.label: g.indices for g in matrices})
 
     @classmethod
     def by_parameter(cls, layout: ParameterLayout) -> Partition:
-        """Each parameter tensor by itself."""
+        """One group for each parameter tensor."""
         return cls._by(layout, layout.names, lambda name: name)
 
     @classmethod
     def by_depth(cls, layout: ParameterLayout, depth: int) -> Partition:
-        """By the first ``depth`` parts of the module's name: 1 tells ``layer1`` from ``layer2`` of a ResNet."""
+        """One group per first ``depth`` parts of module names: 1 separates ``layer1`` and ``layer2`` of a ResNet."""
         if depth < 1:
             raise InputError(f"depth must be at least 1, got {depth}")
         modules = {name: name.rpartition(".")[0] for name in layout.names}
@@ -170,14 +163,14 @@ class Partition:
     def by_glob(
         cls, layout: ParameterLayout, patterns: str | Sequence[str] | Mapping[str, str | Sequence[str]]
     ) -> Partition:
-        """One group for each pattern, or for the patterns of each label."""
+        """One group for each pattern, or for each label of a mapping from labels to patterns."""
         if not isinstance(patterns, Mapping):
             patterns = {pattern: pattern for pattern in ([patterns] if isinstance(patterns, str) else patterns)}
         return cls(layout, {label: _coordinates(layout, layout.match(some)) for label, some in patterns.items()})
 
     @classmethod
     def by_rows(cls, layout: ParameterLayout, name: str, size: int = 1) -> Partition:
-        """The rows (first index) of one parameter, ``size`` of them together."""
+        """One group for every ``size`` successive rows (first index) of one parameter."""
         (name,) = layout.match(name)
         shape, start = layout.shapes[name], layout.slices[name].start
         if not 1 <= size <= shape[0]:
@@ -192,9 +185,10 @@ class Partition:
     def by_heads(
         cls, layout: ParameterLayout, name: str, num_heads: int, *, parts: Sequence[str] = ("q", "k", "v")
     ) -> Partition:
-        """The heads of an attention's joint projection, whose rows are the heads of each of the ``parts`` in turn.
+        """One group for each part and head of a joint attention projection, such as ``"qkv.weight q0"``.
 
-        One group for each part and head, such as ``"qkv.weight q0"``; ``parts=("q",)`` for a projection of one part.
+        The rows are the heads of the first of the ``parts``, then those of the next; a separate projection has one
+        part.
         """
         (name,) = layout.match(name)
         rows, count = layout.shapes[name][0], num_heads * len(parts)
@@ -206,7 +200,7 @@ class Partition:
 
     @classmethod
     def at_random(cls, layout: ParameterLayout, count: int, *, generator: torch.Generator) -> Partition:
-        """All coordinates dealt at random into ``count`` groups of equal size, but for one coordinate at most."""
+        """All coordinates in ``count`` random groups, whose sizes differ by one at most."""
         if not 1 <= count <= layout.n:
             raise InputError(f"count must be between 1 and n = {layout.n}, got {count}")
         parts = torch.randperm(layout.n, generator=generator).tensor_split(count)
@@ -220,7 +214,7 @@ class Partition:
         return cls(layout, {group: _coordinates(layout, some) for group, some in members.items()})
 
 
-# What names the groups of a partition where one is asked for.
+# Specifications from which :meth:`Partition.of` builds a partition.
 GroupSpec = Partition | str | int | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 

@@ -1,4 +1,4 @@
-"""Point: where derivatives are taken."""
+"""Point: the values of parameters and buffers at which derivatives are taken."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from pyhessian_spectra.curvature.parameters import ParameterLayout
 class Point:
     """Values of a model's parameters and buffers at which a risk and its derivatives are evaluated.
 
-    *Copied*, it stays where it is whatever becomes of the model (analysis). *Live*, it is the model's own parameters,
-    and nothing is copied (training). *Moved*, it is another one and a step along a vector (differences, surfaces).
+    A *copied* point does not change with the model (for analysis). A *live* point is the model's own parameters,
+    without a copy (for training). A *moved* point is another point plus a step along a vector (for differences,
+    surfaces).
 
     Parameters
     ----------
     layout : ParameterLayout
-        Of the coordinates.
+        Layout of the coordinates.
     coordinates : tuple of Tensor
-        Leaves that require a gradient, in the order of the layout.
+        Leaf tensors that require a gradient, in the order of the layout.
     values : mapping of str to Tensor
-        What stands in for the model's own parameters and buffers, by name; empty where its own are meant.
+        Values that replace the model's parameters and buffers, by name; all others are the model's own.
     """
 
     layout: ParameterLayout
@@ -34,19 +35,19 @@ class Point:
 
     @classmethod
     def copied(cls, model: nn.Module, layout: ParameterLayout) -> Point:
-        """A copy of all that training would change: trainable parameters and buffers. Frozen ones are shared."""
+        """A point with copies of the trainable parameters and of the buffers; frozen parameters are the model's own."""
         values = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         coordinates = tuple(values[name].requires_grad_() for name in layout.names)
         return cls(layout, coordinates, values | {name: b.detach().clone() for name, b in model.named_buffers()})
 
     @classmethod
     def live(cls, model: nn.Module, layout: ParameterLayout) -> Point:
-        """The model's own parameters as they are whenever a product is taken."""
+        """The model's own parameters, with the values that they have whenever a product is taken."""
         return cls(layout, tuple(model.get_parameter(name) for name in layout.names), {})
 
     @classmethod
     def of(cls, layout: ParameterLayout, flat: Tensor) -> Point:
-        """The coordinates of a flat vector (n,), which they share their memory with; all else is the model's own."""
+        """The point with the coordinates of ``flat`` (n,), which share its memory; all else is the model's own."""
         coordinates = tuple(part.detach().requires_grad_() for part in layout.unflatten(flat))
         return cls(layout, coordinates, dict(zip(layout.names, coordinates, strict=True)))
 
@@ -59,12 +60,12 @@ class Point:
         )
 
     def cast(self, model: nn.Module, dtype: torch.dtype) -> Point:
-        """A copy in another floating dtype, of all the model's parameters and buffers."""
+        """The point in another floating dtype, with values for all the model's parameters and buffers."""
         own = {**dict(model.named_parameters()), **dict(model.named_buffers()), **self.values}
         values = {k: v.detach().to(dtype) if v.is_floating_point() else v for k, v in own.items()}
         coordinates = tuple(c.detach().to(dtype, copy=True).requires_grad_() for c in self.coordinates)
         return Point(self.layout, coordinates, {**values, **dict(zip(self.layout.names, coordinates, strict=True))})
 
     def flat(self) -> Tensor:
-        """The coordinates as one vector (n,), a copy."""
+        """A copy of the coordinates as one vector (n,)."""
         return self.layout.flatten([c.detach() for c in self.coordinates])

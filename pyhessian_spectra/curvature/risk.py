@@ -1,4 +1,4 @@
-"""EmpiricalRisk: the function whose curvature is analysed, an objective averaged over a sample."""
+"""EmpiricalRisk: the function whose curvature is analysed, the mean of an objective over a sample."""
 
 from __future__ import annotations
 
@@ -24,44 +24,43 @@ class EmpiricalRisk:
     r"""The empirical risk :math:`L(\theta) = \sum_b w_b \ell_b(\theta) / \sum_b w_b` over batches (and ranks).
 
     The model is never changed: it is called with copies of its parameters and buffers in place of its own, and its mode
-    is put back after each call.
+    is restored after each call.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Parameters with ``requires_grad`` are the coordinates; tied ones count once.
+        Its parameters with ``requires_grad`` are the coordinates; tied ones count once.
     loss_fn : callable
-        ``loss_fn(outputs, targets) -> scalar``, a mean over its terms, or their sum where it has
-        ``reduction="sum"``: the risk is then the sum over batches, and so are its matrices. It may use the model, its
-        parameters and their derivatives too. For a loss of another form see :meth:`from_batch_loss`.
+        ``loss_fn(outputs, targets) -> scalar``, the mean over its terms, or their sum if it has ``reduction="sum"``:
+        the risk and its matrices are then sums over batches. It may also use the model, its parameters and their
+        derivatives. For a loss of another form see :meth:`from_batch_loss`.
     data : iterable of batches, or one batch
-        Anything that can be iterated again and again: a list, a DataLoader; a tuple ``(x, y)`` of tensors or a
-        mapping is one batch. Floating inputs are moved to the parameters' device and dtype.
+        Any object that can be iterated repeatedly: a list, a DataLoader. A tuple ``(x, y)`` of tensors or a mapping is
+        one batch. Floating inputs are moved to the parameters' device and dtype.
     params : str or sequence of str, optional
         Restrict the coordinates: parameter names, module names, or globs.
     mode : {"eval", "train"}
-        Whether BatchNorm uses its running (eval) or the batch's (train) statistics. In train mode dropout is refused:
-        it would draw another matrix each product.
+        Whether BatchNorm uses its running (eval) or the batch's (train) statistics. In train mode dropout is refused,
+        since it would draw a different matrix for each product.
     unpack : callable, optional
-        ``batch -> (inputs, targets)``. Inputs that are a tuple are the model's positional arguments; a mapping holds
-        its keyword arguments, or is its one argument where the model has no such keywords. By default batches are
-        ``(x, y)`` pairs, or mappings with the targets under ``labels``, ``targets`` or ``y``.
+        ``batch -> (inputs, targets)``. A tuple of inputs holds the model's positional arguments; a mapping holds its
+        keyword arguments, or is its one argument if the model has no such keywords. By default batches are ``(x, y)``
+        pairs, or mappings with the targets under ``labels``, ``targets`` or ``y``.
     weight : callable, optional
-        ``batch -> float``, the number of terms the loss of the batch averages. By default the targets that are not
-        ``ignore_index`` (summed class weights for a weighted cross-entropy), so that uneven batches and padding
-        count right: the risk does not depend on how the data are cut into batches.
+        ``batch -> float``, the number of terms that the batch's loss averages, by default :meth:`num_terms` of its
+        targets. With it the risk does not depend on how the data are cut into batches.
     select : callable, optional
-        ``outputs -> tensor`` or tuple of tensors: what the loss is taken of, where the model returns a mapping or
-        another object. Gauss-Newton and Fisher matrices need it.
+        ``outputs -> tensor`` or tuple of tensors: the tensors that the loss is a function of, if the model returns a
+        mapping or another object. Gauss-Newton and Fisher matrices need them.
     group : torch.distributed.ProcessGroup, optional
-        Sum over these ranks, each with its own data, which may be none.
+        Average over these ranks, each with its own data; a rank may have none.
     memory_budget : int, optional
-        Bytes that each operator's kept linearisations may take, by default half of what is free on the device.
+        Bytes that each operator's kept linearisations may take, by default half of the memory free on the device.
 
     Attributes
     ----------
     layout : ParameterLayout
-        Names and places of the coordinates.
+        Names and positions of the coordinates.
     objective : Objective
         Model, loss and mode.
     sample : Sample
@@ -71,7 +70,7 @@ class EmpiricalRisk:
     Raises
     ------
     InputError
-        A wrong argument, a model without trainable parameters, active dropout, or empty data.
+        A wrong argument, a model without trainable parameters, or active dropout; empty data when they are first read.
     """
 
     def __init__(
@@ -104,11 +103,11 @@ class EmpiricalRisk:
         group: Any | None = None,
         memory_budget: int | None = None,
     ) -> EmpiricalRisk:
-        """A risk whose loss is not one of outputs and targets: ``loss_fn(model, batch) -> scalar``.
+        """A risk with a loss of the model and a whole batch: ``loss_fn(model, batch) -> scalar``.
 
-        Residuals of differential equations, for example. ``weight`` is ``batch -> float`` as for
-        :class:`EmpiricalRisk`, by default the length of the batch's first tensor. Gauss-Newton and Fisher matrices are
-        not defined.
+        An example is the residual of a differential equation. ``weight`` is ``batch -> float`` as for
+        :class:`EmpiricalRisk`, by default the length of the batch's first tensor. Gauss-Newton and Fisher matrices of
+        such a risk are not defined.
         """
         risk = cls.__new__(cls)
         risk.objective = BatchObjective(model, loss_fn, mode=mode)
@@ -137,7 +136,7 @@ class EmpiricalRisk:
 
     @property
     def model(self) -> nn.Module:
-        """The network."""
+        """The model, without the wrapper of ``torch.compile``."""
         return self.objective.model
 
     @property
@@ -147,12 +146,12 @@ class EmpiricalRisk:
 
     @property
     def mode(self) -> str:
-        """Whether batch statistics are running ones (``"eval"``) or the batch's (``"train"``)."""
+        """Whether BatchNorm uses its running (``"eval"``) or the batch's (``"train"``) statistics."""
         return self.objective.mode
 
     @property
     def data(self) -> Iterable[Any]:
-        """The batches as they were given."""
+        """The batches as the user gave them."""
         return self.sample.data
 
     @property
@@ -171,17 +170,17 @@ class EmpiricalRisk:
         return len(self.sample.survey.weights)
 
     def num_terms(self, targets: Any) -> float:
-        """How many terms the mean loss averages over these targets."""
+        """How many terms the mean loss averages: counted labels, their class weights or entries of float targets."""
         return num_terms(self.loss_fn, targets)
 
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
-        """The same risk as a function of some of its coordinates only: names, module names or globs."""
-        part = copy.copy(self)  # which shares the sample, and what passes over it have found
+        """The same risk as a function of some coordinates only, chosen by parameter names, module names or globs."""
+        part = copy.copy(self)  # shares the sample and its survey
         part.layout = self.layout.restrict(params)
         return part
 
     def replace(self, *, data: Iterable[Any] | None = None, memory_budget: int | None = None) -> EmpiricalRisk:
-        """The same objective with other data, or another memory budget."""
+        """The same objective with other data, or with another memory budget."""
         other = copy.copy(self)
         if data is not None:
             other.sample = self._sample(data)
@@ -190,7 +189,7 @@ class EmpiricalRisk:
         return other
 
     def dealt(self, processes: Processes) -> EmpiricalRisk:
-        """The same risk with its batches dealt out among processes; itself where there is only one."""
+        """The same risk with its batches distributed over processes; itself if there is one process only."""
         if not processes or self.sample.processes:
             return self
         other = copy.copy(self)
@@ -199,29 +198,29 @@ class EmpiricalRisk:
         return other
 
     def point(self) -> Point:
-        """A copy of the model's parameters and buffers as they are now."""
+        """A copy of the model's current parameters and buffers."""
         return Point.copied(self.model, self.layout)
 
     def live(self) -> Point:
-        """The model's own parameters, whatever they are when they are used."""
+        """The model's own parameters, with the values that they have whenever they are used."""
         return Point.live(self.model, self.layout)
 
     def _sample(self, data: Iterable[Any]) -> Sample:
         return Sample(self._read(data), self._processes, self.reduction, dtype=self.dtype, device=self.device)
 
     def loss(self, point: Point | None = None) -> float:
-        """The value of the risk."""
+        """The value of the risk at ``point``, by default at the model's current parameters."""
         point = point or self.point()
         return float(self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch)))
 
     def gradient(self, point: Point | None = None) -> Tensor:
-        """The gradient, shape (n,)."""
+        """The gradient (n,) at ``point``, by default at the model's current parameters."""
         point = point or self.point()
         return self.sample.mean(lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,))
 
 
 class _Share:
-    """Every so many-th batch of the data, from the first on that is this process'."""
+    """One process' share of the data: every ``step``-th batch, from batch number ``first`` on."""
 
     def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
         self._data, self._first, self._step = data, first, step

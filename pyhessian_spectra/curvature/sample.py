@@ -1,4 +1,4 @@
-"""Sample: the data of a risk on all ranks, and the only loop over batches and processes."""
+"""Sample: the data of a risk on all ranks. No other module loops over batches and processes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,19 @@ from pyhessian_spectra.errors import InputError, NonFiniteError
 
 
 class Survey(NamedTuple):
-    """What one pass over the data of all ranks found."""
+    """Counts from one pass over the data of all ranks."""
 
     weights: tuple[float, ...]  # of all batches, in the order of ranks
     num_examples: int
     num_local: int  # batches of this rank
-    first_local: int  # where they begin among all
+    first_local: int  # position of this rank's first batch among all
 
 
 class Sample:
-    """Batches on this rank and on others, and means over all of them.
+    """The batches of this rank and of all others, and means over them.
 
-    Parameters
-    ----------
-    batches : Batches
-        Of this rank.
-    processes : Processes
-    reduction : {"mean", "sum"}
-        Whether terms are averaged by weight or added.
-    dtype, device
-        Of the parameters, and so of floating inputs and of all sums.
+    ``reduction`` says whether terms are averaged by weight or added. Floating inputs and all sums have the parameters'
+    ``dtype`` and ``device``.
     """
 
     def __init__(
@@ -47,16 +40,16 @@ class Sample:
 
     @property
     def data(self) -> Iterable[Any]:
-        """The batches as they were given."""
+        """The batches as the user gave them."""
         return self._batches.data
 
     def read(self, dtype: torch.dtype | None = None) -> Iterator[tuple[float, Batch]]:
-        """One pass over this rank's data: weights and batches, on the parameters' device and in their dtype."""
+        """One pass over this rank's data: yield weights and batches, converted to the parameters' device and dtype."""
         return self._batches.read(dtype or self._dtype, self._device)
 
     @cached_property
     def survey(self) -> Survey:
-        """Counts of one pass over the data, without calling the model."""
+        """Counts from one pass over the data, made without calling the model."""
         weights, examples, failure = [], 0, None
         try:
             for weight, batch in self.read():
@@ -80,28 +73,18 @@ class Sample:
 
     @property
     def shares(self) -> Tensor:
-        """Each batch's share of the whole weight, shape (all batches,), float64, in the order of ranks and batches."""
+        """Each batch's share of the total weight, shape (all batches,), float64, in the order of ranks and batches."""
         weights = torch.tensor(self.survey.weights, dtype=torch.float64, device=self._device)
         return weights / weights.sum()
 
     def terms(
         self, fn: Callable[[Any], Tensor], *, over: Iterable[tuple[float, Any]] | None = None
     ) -> Iterator[tuple[float, Tensor]]:
-        """``w_b`` and ``fn(b)`` for each batch of this rank.
+        """Yield ``w_b`` and ``fn(b)``, which has one shape, for each batch of this rank.
 
-        Parameters
-        ----------
-        fn : callable
-            A batch to a tensor, of the same shape for each batch.
-        over : iterable of (float, object), optional
-            Weights and what ``fn`` is called with, in place of a pass over the data: linearisations that were kept.
-
-        Raises
-        ------
-        InputError
-            The pass did not see the batches the first one saw.
-        NonFiniteError
-            The value for some batch is NaN or infinite; the sentence says which.
+        ``over`` replaces the pass over the data by pairs of a weight and an argument of ``fn``, such as kept
+        linearisations. Raises InputError if the total weight of a pass differs from the first pass', and NonFiniteError
+        if a value is NaN or infinite.
         """
         weights, count = 0.0, 0
         for weight, item in self.read() if over is None else over:
@@ -117,7 +100,7 @@ class Sample:
             self._compare(count, weights)
 
     def _compare(self, count: int, weight: float) -> None:
-        """Raise where a pass was not as the first one."""
+        """Raise InputError if the total weight of a pass differs from the first pass'."""
         then_count, then_weight = self._first_pass = self._first_pass or (count, weight)
         if not math.isclose(weight, then_weight, rel_tol=1e-9):
             raise InputError(
@@ -134,14 +117,8 @@ class Sample:
     ) -> Tensor:
         """``sum_b w_b fn(b) / sum_b w_b`` over all batches on all ranks, in one reduction.
 
-        Of a loss with ``reduction="sum"`` it is ``sum_b fn(b)``.
-
-        Parameters
-        ----------
-        fn, over
-            See :meth:`terms`, whose errors are raised on all ranks.
-        shape : sequence of int
-            Of ``fn(b)``.
+        Of a loss with ``reduction="sum"`` it is ``sum_b fn(b)``. ``shape`` is that of ``fn(b)``, for ranks without
+        data. What :meth:`terms` raises on one rank is raised on all.
         """
         return self.observed_mean(fn, shape, None, 0, over=over)[0]
 
@@ -154,20 +131,10 @@ class Sample:
         *,
         over: Iterable[tuple[float, Any]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`mean`, and what a linear function says of each batch's term on the way.
+        """:meth:`mean`, and the values of a linear function ``look`` on each batch's term.
 
-        Parameters
-        ----------
-        fn, shape, over
-            As for :meth:`mean`.
-        look : callable or None
-            ``fn(b)`` to a float64 tensor of ``num_looks`` entries.
-
-        Returns
-        -------
-        mean : Tensor
-        seen : Tensor, shape (all batches, num_looks), float64
-            Weighted by :attr:`shares` its rows sum to what the function says of the mean.
+        ``look`` maps ``fn(b)`` to a float64 tensor of ``num_looks`` entries. Returns the mean and these values, of
+        shape (all batches, num_looks); the rows, weighted by :attr:`shares`, sum to ``look(mean)``.
         """
         found, failure = _Sum(self.reduction), None
         try:
@@ -192,7 +159,7 @@ class Sample:
         return mean, seen if self.reduction == "mean" or not num_looks else seen / self.shares[:, None]
 
     def local_mean(self, fn: Callable[[Any], Tensor]) -> Tensor:
-        """:meth:`mean` over this rank's batches alone, with the graph of its terms where they have one."""
+        """:meth:`mean` over this rank's batches only; it has a graph if its terms have one."""
         found = _Sum(self.reduction)
         self._accumulate(found, fn, None, None)
         return self._mean_of(found)
@@ -209,7 +176,7 @@ class Sample:
 
     def _mean_of(self, found: _Sum) -> Tensor:
         if not found.count:
-            _ = self.survey  # which says why there is none
+            _ = self.survey  # raises an error that says why
         return found.mean()
 
 
@@ -230,24 +197,24 @@ class _Sum:
             self._total, self._first = value, factor
         else:
             total = self.scaled()
-            # in place, but where there is a graph that differentiates the sum
+            # in place, unless the sum is to be differentiated
             self._total = total + factor * value if value.requires_grad else total.add_(value, alpha=factor)
         self.count, self._weight = self.count + 1, self._weight + weight
 
     def scaled(self) -> Tensor:
-        """The sum."""
+        """The sum, weighted if the risk is a mean."""
         assert self._total is not None
         return self._total * self._first if self.count == 1 and self._first != 1.0 else self._total
 
     def mean(self) -> Tensor:
-        """The sum, divided by the sum of weights where it is weighted."""
+        """The sum, divided by the sum of weights if the risk is a mean."""
         if self.count == 1 and self._weighted:
             assert self._total is not None
             return self._total
         return self.divided(self.scaled(), self._weight)
 
     def divided(self, total: Tensor, weight: float) -> Tensor:
-        """``total / weight`` where the sum is weighted."""
+        """``total / weight`` if the risk is a mean, else ``total``."""
         if not self._weighted:
             return total
         return total / weight if total.requires_grad else total.div_(weight)

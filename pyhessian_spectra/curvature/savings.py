@@ -1,4 +1,4 @@
-"""How much memory a graph holds."""
+"""The memory that an autograd graph holds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ _T = TypeVar("_T")
 
 
 def measured_bytes(build: Callable[[], _T]) -> tuple[_T, int]:
-    """What a function returns, and the bytes of the distinct storages that autograd saved in it.
-
-    0 where the function itself uses transforms of ``torch.func``, with which torch does not let savings be seen.
-    """
+    """The result of ``build()``, and the bytes that autograd saved in it; 0 if it uses transforms of ``torch.func``."""
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -27,6 +24,6 @@ def measured_bytes(build: Callable[[], _T]) -> tuple[_T, int]:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return build(), sum(seen.values())
     except Exception as error:
-        if "saved tensor hooks" not in str(error):
+        if "saved tensor hooks" not in str(error):  # which torch.func does not allow
             raise
         return build(), 0

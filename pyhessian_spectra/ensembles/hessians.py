@@ -4,21 +4,55 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from pyhessian_spectra.ensembles.objective import flat_loss
-from pyhessian_spectra.ensembles.recorded import Recorded, num_workers, one_thread_each
-from pyhessian_spectra.ensembles.results import EnsembleSpectra
-from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.ensembles.recorded import Recorded, flat_loss, in_parallel, num_workers
+from pyhessian_spectra.errors import InputError, OutOfMemoryError
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # Bytes of a group's intermediate values: Hessians are formed once and fill the vector units best in large groups.
 _GROUP_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class EnsembleSpectra:
+    """The exact eigenvalues of each member's Hessian.
+
+    Parameters
+    ----------
+    eigenvalues : ndarray, shape (E, n), float64
+        Ascending in each row; NaN where the Hessian is not finite.
+    finite : ndarray, shape (E,), bool
+    """
+
+    eigenvalues: Floats
+    finite: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    @property
+    def num_nonfinite(self) -> int:
+        """How many members have no spectrum."""
+        return int((~self.finite).sum())
+
+    def largest(self, k: int = 1) -> Floats:
+        """The ``k`` largest eigenvalues of the finite members, shape (finite members, k), descending."""
+        return self.eigenvalues[self.finite][:, : -k - 1 : -1]
+
+    def spectrum(self, member: int) -> Spectrum:
+        """The exact spectrum of one member; raises InputError when it is not finite."""
+        if not self.finite[member]:
+            raise InputError(f"member {member} diverged and has no spectrum; choose one where finite is true")
+        return Spectrum.from_eigenvalues(self.eigenvalues[member])
 
 
 def ensemble_hessians(
@@ -38,7 +72,7 @@ def ensemble_hessians(
     OutOfMemoryError
         One Hessian does not fit ``memory_budget``; the sentence says what it needs.
     """
-    group, hessians = _hessians(model, loss_fn, data, parameters, memory_budget)
+    group, hessians = _hessians(flat_loss(model, loss_fn, data, parameters), parameters, memory_budget)
     return (hessians(rows) for rows in parameters.split(group))
 
 
@@ -56,16 +90,13 @@ def ensemble_eigenvalues(
     The arguments are those of :func:`ensemble_hessians`; ``progress`` is called with the number of members done.
     A member whose Hessian is not finite is marked and its row is NaN.
     """
-    workers = num_workers(parameters)
-    group, hessians = _hessians(model, loss_fn, data, parameters, memory_budget // workers)
-    done, lock, stopped = 0, threading.Lock(), threading.Event()
+    loss, workers = flat_loss(model, loss_fn, data, parameters), num_workers(parameters)
+    group, hessians = _hessians(loss, parameters, memory_budget // workers)
+    done, lock = 0, threading.Lock()
 
-    def diagonalise(rows: Tensor) -> Floats:
+    def diagonalise(rows: Tensor, _: threading.Event) -> Floats:
         nonlocal done
-        found = np.full(tuple(rows.shape), np.nan)
-        if stopped.is_set():
-            return found
-        matrices = hessians(rows)
+        found, matrices = np.full(tuple(rows.shape), np.nan), hessians(rows)
         finite = matrices.isfinite().all(dim=2).all(dim=1)
         matrices = matrices[finite].double()
         found[finite.cpu().numpy()] = torch.linalg.eigvalsh((matrices + matrices.mT) / 2).cpu().numpy()
@@ -75,33 +106,22 @@ def ensemble_eigenvalues(
                 progress(done)
         return found
 
-    with one_thread_each(parameters) as run:
-        try:
-            eigenvalues = np.concatenate(run(diagonalise, parameters.split(group)))
-        finally:  # after an error or Ctrl-C the groups still waiting are passed over
-            stopped.set()
+    eigenvalues = np.concatenate(in_parallel(diagonalise, parameters.split(group), workers))
     return EnsembleSpectra(eigenvalues, np.isfinite(eigenvalues).all(axis=1))
 
 
 def _hessians(
-    model: nn.Module,
-    loss_fn: Callable[[Any, Any], Tensor],
-    data: tuple[Tensor, Any],
-    parameters: Tensor,
-    memory_budget: int,
+    loss: Callable[[Tensor], Tensor], parameters: Tensor, memory_budget: int
 ) -> tuple[int, Callable[[Tensor], Tensor]]:
     """How many members one group may have, and the function from their parameters to their Hessians."""
-    loss = flat_loss(model, loss_fn, data, parameters)
     n = parameters.shape[1]
     # a tangent doubles each intermediate value, for each column of the Hessian that is carried along
     per_column = 2 * Recorded(vmap(grad(loss))).bytes_per_member(parameters)
     dense = 2 * n * n * parameters.element_size()
     if dense + per_column > memory_budget:
-        raise OutOfMemoryError(
-            f"an exact Hessian of {n:,} parameters needs {(dense + per_column) / 2**20:,.1f} MiB, more than the "
-            f"{memory_budget / 2**20:,.1f} MiB of memory_budget= for each thread; raise it, or take HessianOperator with "
-            "eigsh and slq, which never form the matrix"
-        )
+        needed, budget = (f"{size / 2**20:,.1f} MiB" for size in (dense + per_column, memory_budget))
+        told = f"an exact Hessian of {n:,} parameters needs {needed}, and memory_budget= leaves {budget} to each thread"
+        raise OutOfMemoryError(f"{told}; raise it, or take HessianOperator with eigsh and slq, which never form it")
     columns = min(n, (memory_budget - dense) // per_column)
     group = max(1, memory_budget // (dense + columns * per_column))
     identity = torch.eye(n, dtype=parameters.dtype, device=parameters.device)
@@ -110,8 +130,4 @@ def _hessians(
         return jvp(grad(loss), (flat,), (v,))[1]
 
     products = Recorded(vmap(vmap(product, (None, 0)), (0, None)))
-
-    def hessians(rows: Tensor) -> Tensor:
-        return torch.cat([products(rows, part) for part in identity.split(columns)], dim=1)
-
-    return int(group), hessians
+    return int(group), lambda rows: torch.cat([products(rows, part) for part in identity.split(columns)], dim=1)

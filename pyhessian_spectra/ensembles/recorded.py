@@ -1,21 +1,51 @@
-"""Functions recorded once and replayed by several cores, each on data of its own."""
+"""One loss at many points: recorded once as tensor operations, and replayed by several cores on groups of points."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyhessian_spectra.curvature.batches import Batches
+from pyhessian_spectra.curvature.objective import Objective
+from pyhessian_spectra.curvature.parameters import trainable_layout
+from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.errors import InputError
+
 # The fused kernels take one short row at a time; in parts, a softmax over a few classes costs a third.
 _IN_PARTS: Any = get_decompositions([torch.ops.aten._log_softmax, torch.ops.aten._log_softmax_backward_data])
+
+
+def flat_loss(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: tuple[Tensor, Any], parameters: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The loss as a function of one flat parameter vector (n,), in the dtype of ``parameters``."""
+    layout, _, _ = trainable_layout(model)
+    if parameters.dim() != 2 or parameters.shape[1] != layout.n or not len(parameters):
+        told = f"parameters must have shape (members, {layout.n}), a row for each of at least one member"
+        raise InputError(f"{told}, got {tuple(parameters.shape)}")
+    if parameters.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"parameters must be float32 or float64, got {parameters.dtype}; convert them with .double()")
+    if not (isinstance(data, tuple) and len(data) == 2):
+        raise InputError("data must be one pair (x, y) holding all training examples; concatenate the batches")
+    batches = Batches([data], unpack=None, weight=lambda _: 1.0, num_terms=len)
+    _, batch = next(batches.read(parameters.dtype, parameters.device))
+    objective = Objective(copy.deepcopy(model).to(parameters).requires_grad_(False), loss_fn)
+
+    def loss(flat: Tensor) -> Tensor:
+        coordinates = layout.unflatten(flat)
+        point = Point(layout, coordinates, dict(zip(layout.names, coordinates, strict=True)))
+        return objective.run(point, batch, lambda: objective.evaluate(batch)[1])
+
+    return loss
 
 
 class Recorded:
@@ -52,19 +82,17 @@ def num_workers(parameters: Tensor) -> int:
     return torch.get_num_threads() if parameters.device.type == "cpu" else 1
 
 
-@contextlib.contextmanager
-def one_thread_each(parameters: Tensor) -> Iterator[Callable[..., list[Any]]]:
-    """Give a ``run(function, arguments)`` whose workers leave torch one thread each.
-
-    Operations on small groups lose more by waiting for each other's threads than they gain. The number of threads is a
-    setting of the process in some of the libraries below torch, so it is put back.
-    """
-    threads = torch.get_num_threads()
-    workers = num_workers(parameters)
+def in_parallel(function: Callable[[Any, threading.Event], Any], arguments: Iterable[Any], workers: int) -> list[Any]:
+    """Call ``function(argument, stopped)`` for each argument; errors and Ctrl-C set ``stopped`` and drop the rest."""
+    threads, stopped = torch.get_num_threads(), threading.Event()
     try:
+        # with more threads each, operations on small groups lose more by waiting for one another than they gain
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda function, arguments: list(pool.map(function, arguments))
-    finally:
+            try:
+                return list(pool.map(lambda argument: function(argument, stopped), arguments))
+            finally:
+                stopped.set()
+    finally:  # some libraries below torch have one number of threads for the whole process
         torch.set_num_threads(threads)
 
 

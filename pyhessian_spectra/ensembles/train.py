@@ -1,9 +1,8 @@
-"""Ensembles: thousands of small networks trained and diagonalised at once.
+"""Training of thousands of small networks at once.
 
 One network of a hundred parameters leaves a processor idle: each operation costs its overhead. Here the members of
 an ensemble share every operation through ``torch.func.vmap``, in groups that fit the cache. What a group computes is
-recorded once as a list of tensor operations, so that a step of training pays for arithmetic and not for
-differentiation, and each core works on a group of its own.
+recorded once, so that a step pays for arithmetic and not for differentiation, and each core works on its own group.
 """
 
 from __future__ import annotations
@@ -11,16 +10,18 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from pyhessian_spectra.ensembles.objective import flat_loss
-from pyhessian_spectra.ensembles.recorded import Recorded, num_workers, one_thread_each
-from pyhessian_spectra.ensembles.results import TrainedEnsemble
+from pyhessian_spectra.ensembles.recorded import Recorded, flat_loss, in_parallel, num_workers
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.training import GradientDescent
 
 # Bytes of a group's intermediate values: training repeats its step thousands of times and is fastest in the cache.
@@ -28,6 +29,45 @@ _GROUP_BYTES = 2**24
 
 # A group with fewer bytes than this costs its overhead: splitting it among cores or recording it anew gains nothing.
 _WORTHWHILE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class TrainedEnsemble:
+    """What gradient descent reached from each start.
+
+    Parameters
+    ----------
+    parameters : Tensor, shape (E, n)
+        One member a row, as the run left it.
+    losses, gradient_norms : ndarray, shape (E,), float64
+        At those parameters; NaN where a run diverged.
+    iterations : ndarray, shape (E,), int64
+        Steps each member took.
+    converged : ndarray, shape (E,), bool
+        The gradient norm met the tolerance.
+    finite : ndarray, shape (E,), bool
+        False where a run diverged to NaN or infinity: leave those members out of every average.
+    """
+
+    parameters: Tensor
+    losses: Floats
+    gradient_norms: Floats
+    iterations: NDArray[np.int64]
+    converged: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    @property
+    def num_diverged(self) -> int:
+        """How many members are not finite."""
+        return int((~self.finite).sum())
+
+    def __str__(self) -> str:
+        converged, stuck = int(self.converged.sum()), int((self.finite & ~self.converged).sum())
+        counts = f"{converged} converged, {stuck} stopped at the iteration limit, {self.num_diverged} diverged"
+        return f"{len(self)} members: {counts} and are left out"
 
 
 def sphere_starts(
@@ -67,10 +107,8 @@ def train_ensemble(
         All training examples.
     starts : Tensor, shape (E, n)
         Flat parameters in the order of ``ParameterLayout``; their dtype and device are those of the training.
-    step : float
-        Step length of gradient descent.
-    tolerance : float
-        A member has converged when the norm of its gradient is at most this.
+    step, tolerance : float
+        Step length, and the norm of its gradient at which a member has converged.
     max_iterations : int
         Steps after which a member is taken out unconverged.
     memory_budget : int
@@ -84,10 +122,8 @@ def train_ensemble(
         ``starts`` does not fit the model, or a setting is out of range.
     """
     if not (step > 0 and tolerance > 0 and max_iterations >= 0):
-        raise InputError(
-            f"step and tolerance must be positive and max_iterations not negative, got {step}, {tolerance} and "
-            f"{max_iterations}"
-        )
+        told = "step and tolerance must be positive and max_iterations not negative"
+        raise InputError(f"{told}, got {step}, {tolerance} and {max_iterations}")
     loss = flat_loss(model, loss_fn, data, starts)
     gradients, count = Recorded(vmap(grad(loss))), len(starts)
     bytes_each, workers = gradients.bytes_per_member(starts), num_workers(starts)
@@ -96,11 +132,10 @@ def train_ensemble(
     workers = min(workers, -(-count // places))
     final, ages = starts.clone(), torch.zeros(count, dtype=torch.int64, device=starts.device)
     norms = torch.full((count,), torch.nan, dtype=starts.dtype, device=starts.device)
-    waiting, finished = iter(range(count)), 0
-    lock, stopped = threading.Lock(), threading.Event()
+    waiting, finished, lock = iter(range(count)), 0, threading.Lock()
 
     def finish(member: Tensor, theta: Tensor, norm: Tensor, age: Tensor) -> Tensor:
-        """Keep what left its places; the next members to sit there, as many as are waiting."""
+        """Keep what the members that leave have reached; return the members that take their places, as many as wait."""
         nonlocal finished
         with lock:
             final[member], norms[member], ages[member] = theta, norm, age
@@ -110,7 +145,7 @@ def train_ensemble(
             following = list(itertools.islice(waiting, len(member)))
         return torch.tensor(following, dtype=torch.int64, device=starts.device)
 
-    def descend(_: int) -> None:
+    def descend(_: int, stopped: threading.Event) -> None:
         with lock:
             member = torch.tensor(list(itertools.islice(waiting, places)), dtype=torch.int64, device=starts.device)
         descent, age = GradientDescent(gradients, starts[member], step=step), torch.zeros_like(member)
@@ -132,18 +167,9 @@ def train_ensemble(
             descent.step()
             age += 1
 
-    with one_thread_each(starts) as run:
-        try:
-            run(descend, range(workers))
-        finally:  # after an error or Ctrl-C the other workers end too
-            stopped.set()
+    in_parallel(descend, range(workers), workers)
     losses = torch.cat([vmap(loss)(rows) for rows in final.split(places)])
     finite = (norms.isfinite() & losses.isfinite()).cpu().numpy()
-    return TrainedEnsemble(
-        parameters=final,
-        losses=losses.double().cpu().numpy(),
-        gradient_norms=norms.double().cpu().numpy(),
-        iterations=ages.cpu().numpy(),
-        converged=finite & (norms <= tolerance).cpu().numpy(),
-        finite=finite,
-    )
+    converged = finite & (norms <= tolerance).cpu().numpy()
+    numbers = (losses.double().cpu().numpy(), norms.double().cpu().numpy())
+    return TrainedEnsemble(final, *numbers, ages.cpu().numpy(), converged, finite)

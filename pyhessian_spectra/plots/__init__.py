@@ -5,13 +5,13 @@ pyplot: save it with ``ax.figure.savefig``, or draw on the Axes of ``pyplot.subp
 """
 
 from pyhessian_spectra.plots.axis import EigenvalueAxis as EigenvalueAxis
+from pyhessian_spectra.plots.density import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.density import plot_density as plot_density
 from pyhessian_spectra.plots.density import plot_density_rows as plot_density_rows
 from pyhessian_spectra.plots.density import plot_layer_densities as plot_layer_densities
-from pyhessian_spectra.plots.eigenvalues import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.eigenvalues import plot_eigenvalues as plot_eigenvalues
 from pyhessian_spectra.plots.eigenvalues import plot_layer_traces as plot_layer_traces
 from pyhessian_spectra.plots.eigenvalues import plot_trajectory as plot_trajectory
 from pyhessian_spectra.plots.matrix import plot_matrix as plot_matrix
-from pyhessian_spectra.plots.profiles import plot_profiles as plot_profiles
+from pyhessian_spectra.plots.matrix import plot_profiles as plot_profiles
 from pyhessian_spectra.plots.style import theme as theme

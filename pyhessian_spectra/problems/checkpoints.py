@@ -1,11 +1,10 @@
-"""Checkpoint: what a saved file says about a model's parameters, read without running any code from it."""
+"""Checkpoint: what a saved file says about a model's parameters, and how it gets into a model."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.files import write_whole
-from pyhessian_spectra.problems.importing import current_directory_first
-from pyhessian_spectra.problems.state_dicts import find_state_dict, strip_wrappers
+from pyhessian_spectra.problems.state_dicts import find_state_dict, read_contents, strip_to_anchor, strip_wrappers
 
 # The key under which save_checkpoint describes the problem a state dict belongs to.
-SELF_DESCRIPTION = "pyhessian_spectra"
-
+_SELF_DESCRIPTION = "pyhessian_spectra"
 _PROBLEM_KEYS = ("model", "model_args", "data", "loss")
-_CHUNK = 1 << 20
-
-# The number that torch.save puts first in files that are not zip archives, as pickle encodes it.
-_TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:-1]
 
 
 @dataclass(frozen=True)
@@ -80,21 +72,17 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     """
     path = Path(path)
     digest = hash_file(path)
-    with open(path, "rb") as handle:
-        start = handle.read(64)
-    if not start:
-        raise InputError(f"{path} is empty; its writing was probably interrupted, use another checkpoint")
-    if path.suffix == ".safetensors":
-        contents, facts = _read_safetensors(path)
-    else:
-        contents = _read_torch(path, start, trust_pickle)
-        facts = contents if isinstance(contents, Mapping) else {}
+    contents = read_contents(path, trust_pickle)
     tensors, module = find_state_dict(contents, path)
-    described = facts.get(SELF_DESCRIPTION, {})
-    if not isinstance(described, Mapping):
-        described = {}
+    facts = contents if isinstance(contents, Mapping) else {}
+    described = facts.get(_SELF_DESCRIPTION)
+    described = described if isinstance(described, Mapping) else {}
     metadata = _scalars(facts) | _scalars({k: v for k, v in described.items() if k not in _PROBLEM_KEYS})
-    problem = _read_problem(described, path)
+    problem = {key: described[key] for key in _PROBLEM_KEYS if described.get(key) is not None}
+    for key, value in problem.items():
+        expected = Mapping if key == "model_args" else str
+        if not isinstance(value, expected):
+            raise InputError(f"{path} describes itself with {key} = {value!r}; expected a {expected.__name__.lower()}")
     return Checkpoint(path, digest, strip_wrappers(tensors), metadata, problem, module)
 
 
@@ -131,10 +119,63 @@ def save_checkpoint(
     description = {key: _plain(value, key) for key, value in {**facts, **problem}.items()}
     state_dict = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     try:
-        write_whole(path, lambda handle: torch.save({"state_dict": state_dict, SELF_DESCRIPTION: description}, handle))
+        write_whole(path, lambda handle: torch.save({"state_dict": state_dict, _SELF_DESCRIPTION: description}, handle))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
+
+
+def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None = None) -> None:
+    """Load a checkpoint into a model, all of it or none.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Receives the values, in its own dtype and on its own device.
+    checkpoint : Checkpoint
+        A prefix that all its keys share and the model's do not have (``model.``, as Lightning adds it) is left
+        out. ``num_batches_tracked`` may be missing: it plays no part in the output of a BatchNorm. So may a tied
+        parameter whose other name is there.
+    name : str, optional
+        What an error calls the model; default its class.
+
+    Raises
+    ------
+    InputError
+        Keys are missing, unexpected or of another shape; the first of each kind is named.
+    NonFiniteError
+        A parameter or buffer holds NaN or infinity.
+    """
+    own = model.state_dict(keep_vars=True)  # the names of a tied parameter then lead to one object
+    given = strip_to_anchor(checkpoint.state_dict, next(iter(own), ""))
+    filled = {id(tensor) for key, tensor in own.items() if key in given}
+    defects = {
+        "missing": [k for k, t in own.items() if id(t) not in filled and not k.endswith("num_batches_tracked")],
+        "unexpected": [key for key in given if key not in own],
+        "of another shape": [
+            f"{key}: {tuple(given[key].shape)} in the file, {tuple(tensor.shape)} in the model"
+            for key, tensor in own.items()
+            if key in given and given[key].shape != tensor.shape
+        ],
+    }
+    complaints = "; ".join(f"{len(found)} {what} (first {found[0]})" for what, found in defects.items() if found)
+    if complaints:
+        told = f"the model {name or type(model).__name__} of {len(own)} tensors: {complaints}"
+        raise InputError(f"{checkpoint.path} does not fit {told}; name the model that was trained")
+    check_finite(checkpoint)
+    with torch.no_grad():
+        for key, tensor in own.items():
+            if key in given:
+                tensor.copy_(given[key])
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Raise ``NonFiniteError`` naming the first tensor that holds NaN or infinity."""
+    for name, tensor in checkpoint.state_dict.items():
+        count = int((~torch.isfinite(tensor)).sum())
+        if count:
+            found = f"NaN or infinity in {name} ({count} of its {tensor.numel()} values)"
+            raise NonFiniteError(f"{checkpoint.path} holds {found}; training had diverged, use an earlier checkpoint")
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
@@ -145,96 +186,13 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as handle:
-            while chunk := handle.read(_CHUNK):
+            while chunk := handle.read(1 << 20):
                 digest.update(chunk)
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint at {path}; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     return digest.hexdigest()
-
-
-def _read_problem(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    problem = {key: described[key] for key in _PROBLEM_KEYS if described.get(key) is not None}
-    for key, value in problem.items():
-        expected = Mapping if key == "model_args" else str
-        if not isinstance(value, expected):
-            raise InputError(f"{path} describes itself with {key} = {value!r}; expected a {expected.__name__.lower()}")
-    return problem
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            # The format keeps no order: "features.4" before "features.11", as the model has them.
-            names = sorted(file.keys(), key=_natural)
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a complete safetensors file ({_first_line(error)}); copy or download it again"
-        ) from None
-
-
-def _read_torch(path: Path, start: bytes, trust_pickle: bool) -> Any:
-    """The object in a ``torch.save`` file; ``start`` are its first bytes."""
-    if start.startswith(b"\x80") and _TORCH_MAGIC not in start:
-        return _read_plain_pickle(path, trust_pickle)
-    try:
-        with current_directory_first():  # for the classes of a pickle that is trusted
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        # torch.load answers damage with a dozen exception types (EOFError, KeyError, RuntimeError, OSError, ...):
-        # what they mean for the user is told from the message and the first bytes.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise InputError(
-                f"{path} is not only tensors: it holds a pickled {refused[1]}, and reading that can run any code; "
-                "save model.state_dict() instead, or pass --trust-pickle if you trust whoever wrote the file"
-            ) from None
-        if "TorchScript" in str(error):
-            raise InputError(
-                f"{path} is a TorchScript archive, which has no second derivatives here; save model.state_dict()"
-            ) from None
-        if isinstance(error, (AttributeError, ModuleNotFoundError)):
-            raise InputError(
-                f"{path} holds a pickled object whose class cannot be imported ({_first_line(error)}); run where "
-                "its code is importable, or save model.state_dict()"
-            ) from None
-        if start.startswith((b"PK", b"\x80")):
-            raise InputError(
-                f"{path} is truncated or damaged, or is not a checkpoint ({_first_line(error)}); copy it again"
-            ) from None
-        raise InputError(
-            f"{path} is not a checkpoint: expected a file written by torch.save (.pt, .pth, .pkl, .ckpt) "
-            "or .safetensors"
-        ) from None
-
-
-def _read_plain_pickle(path: Path, trust_pickle: bool) -> Any:
-    """A file written by ``pickle.dump`` rather than ``torch.save``."""
-    if not trust_pickle:
-        raise InputError(
-            f"{path} was written by pickle, not by torch.save, and reading that can run any code; save it with "
-            "torch.save(model.state_dict()), or pass --trust-pickle if you trust whoever wrote it"
-        )
-    try:
-        with current_directory_first(), open(path, "rb") as handle:
-            return pickle.load(handle)
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"{path} is a pickle that cannot be read ({_first_line(error)})") from None
-
-
-def _natural(name: str) -> list[str | int]:
-    """Sorting key that takes digits as numbers."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _scalars(facts: Mapping[Any, Any]) -> dict[str, Any]:
@@ -252,12 +210,8 @@ def _scalars(facts: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _plain(value: Any, key: str) -> Any:
     """``value`` in plain containers, so that the safe loader reads it back."""
-    if isinstance(value, np.generic):  # before the numbers, since np.float64 is a float to Python
-        return value.item()
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, key) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item, key) for name, item in value.items()}
-    raise InputError(f"{key} = {value!r} cannot be saved in a checkpoint; use numbers, strings, lists and dictionaries")
+    try:
+        return json.loads(json.dumps(value, default=lambda v: dict(v) if isinstance(v, Mapping) else v.item()))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        expected = "use numbers, strings, lists and dictionaries"
+        raise InputError(f"{key} = {value!r} cannot be saved in a checkpoint; {expected}") from None

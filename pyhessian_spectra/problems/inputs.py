@@ -1,4 +1,4 @@
-"""Inputs in the form a model reads, where there is only one way to get there."""
+"""Inputs in the form a network reads, where there is only one way to get there."""
 
 from __future__ import annotations
 
@@ -6,49 +6,23 @@ import math
 
 from torch import Tensor, nn
 
-from pyhessian_spectra.problems.architectures.base import InputKind
 
+def arrange_inputs(inputs: Tensor, network: nn.Module) -> Tensor:
+    """Inputs (N, ...) as the first layer reads them: as vectors (N, d), images (N, C, H, W) or rows (N, H, C * W).
 
-def arrange_inputs(inputs: Tensor, kind: InputKind) -> Tensor:
-    """Flat vectors, images, sequences of rows, or tokens.
-
-    Parameters
-    ----------
-    inputs : Tensor, shape (N, ...)
-    kind : {"flat", "image", "rows", "tokens"}
-
-    Returns
-    -------
-    Tensor
-        Shape (N, d), (N, C, H, W), (N, H, C * W) or unchanged. Vectors become square images of one channel, or of
-        three where only that fits; inputs that fit no rule are returned as they are.
+    Vectors become square images of one channel, or of three where only that fits. Tokens, and inputs that fit no rule,
+    stay as they are.
     """
-    if kind == "tokens":
-        return inputs
-    if not inputs.is_floating_point():
-        inputs = inputs.float()
-    if kind == "flat":
-        return inputs.flatten(1)
-    images = _images(inputs)
-    if kind == "image" or images.ndim != 4:
-        return images
-    if inputs.ndim == 3:  # already sequences
-        return inputs
-    return images.permute(0, 2, 1, 3).flatten(2)
-
-
-def guess_kind(module: nn.Module, inputs: Tensor) -> InputKind | None:
-    """What an unknown module reads, from its first layer that tells; None where none does."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            return "image"
-        if isinstance(layer, nn.Embedding):
-            return "tokens"
-        if isinstance(layer, nn.Linear):
-            return "flat" if layer.in_features == inputs[0].numel() else None
-        if isinstance(layer, nn.RNNBase):
-            return "rows"
-    return None
+    layers = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.Embedding)
+    first = next((layer for layer in network.modules() if isinstance(layer, layers)), None)
+    if isinstance(first, nn.Linear) and first.in_features == inputs[0].numel():
+        return inputs.float().flatten(1)
+    if isinstance(first, nn.Conv2d):
+        return _images(inputs.float())
+    if isinstance(first, nn.RNNBase):
+        rows = inputs.float() if inputs.ndim == 3 else _images(inputs.float())
+        return rows.permute(0, 2, 1, 3).flatten(2) if rows.ndim == 4 else rows
+    return inputs
 
 
 def _images(inputs: Tensor) -> Tensor:

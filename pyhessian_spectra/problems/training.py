@@ -26,17 +26,23 @@ _WIDTHS = (64, 24, 24, 10)
 _STEPS = 2000
 _FIRST_SAVED = 10
 _BATCH_SIZE = 64
-_LEARNING_RATE = 0.02
-_MOMENTUM = 0.9
-_PROBLEM = {
-    "model": "mlp",
-    "model_args": {"widths": _WIDTHS, "activation": "relu"},
-    "data": "digits",
-    "loss": "cross_entropy",
-}
-_SETTINGS = {"learning_rate": _LEARNING_RATE, "momentum": _MOMENTUM, "training_batch_size": _BATCH_SIZE}
+_ARGUMENTS = {"widths": _WIDTHS, "activation": "relu"}
+_PROBLEM = {"model": "mlp", "model_args": _ARGUMENTS, "data": "digits", "loss": "cross_entropy"}
+_SETTINGS = {"learning_rate": 0.02, "momentum": 0.9, "training_batch_size": _BATCH_SIZE}
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products this small are slower on several threads, much slower on a busy machine, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def train_digits(
     out_dir: str | os.PathLike[str],
     *,
@@ -51,7 +57,7 @@ def train_digits(
     out_dir : path-like
         Gets ``step-00000.pt`` (the initial parameters), then checkpoints at log-spaced steps.
     seed : int
-        Of the initial parameters and the order of the data: the same seed gives the same checkpoints.
+        Decides the initial parameters and the order of the data: the same seed gives the same checkpoints.
     num_checkpoints : int
         At least 2: the initial and the final one.
     progress : callable, optional
@@ -63,25 +69,6 @@ def train_digits(
         In the order of their steps.
     """
     saved = checkpoint_steps(num_checkpoints)
-    with _one_thread():
-        return _train(Path(out_dir), saved, seed, progress)
-
-
-def checkpoint_steps(num_checkpoints: int) -> list[int]:
-    """Step 0, then log-spaced steps up to the last.
-
-    >>> checkpoint_steps(3)
-    [0, 10, 2000]
-    """
-    if not 2 <= num_checkpoints <= 50:
-        raise InputError(f"num_checkpoints must be between 2 and 50, got {num_checkpoints}")
-    intervals = max(num_checkpoints - 2, 1)
-    growth = (_STEPS / _FIRST_SAVED) ** (1 / intervals)
-    later = [round(_FIRST_SAVED * growth**i) for i in range(num_checkpoints - 1)]
-    return [0, *later[:-1], _STEPS]
-
-
-def _train(out_dir: Path, saved: list[int], seed: int, progress: Callable[[int, int], None] | None) -> list[Path]:
     generator = torch.Generator().manual_seed(seed)
     train, test = load_data("digits", split="train"), load_data("digits", split="test")
     model, paths = _initial_model(generator), []
@@ -93,31 +80,31 @@ def _train(out_dir: Path, saved: list[int], seed: int, progress: Callable[[int, 
         return autodiff.gradient(objective, Point.of(layout, theta), next(batches))
 
     start = layout.flatten([p.detach() for p in model.parameters()])
-    descent = GradientDescent(gradient, start, step=_LEARNING_RATE, momentum=_MOMENTUM)
+    descent = GradientDescent(gradient, start, step=_SETTINGS["learning_rate"], momentum=_SETTINGS["momentum"])
     for step in range(_STEPS + 1):
+        if step > 0:
+            descent.evaluate()
+            descent.step()
+            if progress is not None:
+                progress(step, _STEPS)
         if step in saved:
             torch.nn.utils.vector_to_parameters(descent.theta, model.parameters())
             facts = {"step": step, "seed": seed, **_measure(model, train, "train"), **_measure(model, test, "test")}
-            path = out_dir / f"step-{step:05d}.pt"
+            path = Path(out_dir) / f"step-{step:05d}.pt"
             paths.append(save_checkpoint(path, model, problem=_PROBLEM, **_SETTINGS, **facts))
-        if step == _STEPS:
-            break
-        descent.evaluate()
-        descent.step()
-        if progress is not None:
-            progress(step + 1, _STEPS)
     return paths
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products this small are slower on several threads, much slower on a busy machine, and round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def checkpoint_steps(num_checkpoints: int) -> list[int]:
+    """Step 0, then log-spaced steps up to the last.
+
+    >>> checkpoint_steps(3)
+    [0, 10, 2000]
+    """
+    if not 2 <= num_checkpoints <= 50:
+        raise InputError(f"num_checkpoints must be between 2 and 50, got {num_checkpoints}")
+    between = num_checkpoints - 2
+    return [0, *(round(_FIRST_SAVED * (_STEPS / _FIRST_SAVED) ** (i / between)) for i in range(between)), _STEPS]
 
 
 def _initial_model(generator: torch.Generator) -> MLP:
@@ -131,13 +118,12 @@ def _initial_model(generator: torch.Generator) -> MLP:
 
 
 def _minibatches(data: Dataset, generator: torch.Generator) -> Iterator[Batch]:
-    """Batches without end, each epoch in an order of its own; the few examples left over are dealt again."""
-    order = torch.empty(0, dtype=torch.long)
+    """Batches without end, each epoch in an order of its own, which leaves a few examples out."""
+    whole = len(data.inputs) // _BATCH_SIZE * _BATCH_SIZE
     while True:
-        if len(order) < _BATCH_SIZE:
-            order = torch.randperm(len(data.inputs), generator=generator)
-        chosen, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
-        yield Batch(data.inputs[chosen], data.targets[chosen], 0)
+        order = torch.randperm(len(data.inputs), generator=generator)
+        for chosen in order[:whole].split(_BATCH_SIZE):
+            yield Batch(data.inputs[chosen], data.targets[chosen], 0)
 
 
 def _measure(model: nn.Module, data: Dataset, split: str) -> dict[str, float]:

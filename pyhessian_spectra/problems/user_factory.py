@@ -1,10 +1,11 @@
-"""``package.module:function``: a problem that the user's own code builds."""
+"""The user's own code: where it is found, and ``package.module:function``, which builds a problem."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,26 +16,23 @@ import torch
 
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError, SpectraError
-from pyhessian_spectra.problems.importing import current_directory_first
 
 
-def call_user_factory(spec: str, checkpoint: str | os.PathLike[str]) -> EmpiricalRisk:
-    """Import the function that ``spec`` names and call it with the path of the checkpoint.
+@contextmanager
+def current_directory_first() -> Iterator[None]:
+    """``sys.path`` with the current directory in front, as under ``python -m``, and as it was afterwards."""
+    before = list(sys.path)
+    sys.path.insert(0, os.getcwd())
+    # A module written a moment ago is not in the import system's cached listing of its directory.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
-    Parameters
-    ----------
-    spec : str
-        ``package.module:function``, found as ``python -m`` would find it: in the current directory, then on
-        ``sys.path``, which is the same afterwards.
-    checkpoint : path-like
-        Handed on as a string.
 
-    Raises
-    ------
-    InputError
-        The function cannot be imported, raises, or returns anything but an EmpiricalRisk. The sentence names the
-        user's file and line.
-    """
+def call_user_factory(spec: str, checkpoint: str) -> EmpiricalRisk:
+    """Import the function that ``spec`` names and call it with the path; errors name the user's file and line."""
     module_name, colon, function_name = spec.partition(":")
     if not (colon and module_name and function_name.isidentifier()):
         raise InputError(f"--problem {spec!r} does not name a function; write it as package.module:function")
@@ -42,28 +40,24 @@ def call_user_factory(spec: str, checkpoint: str | os.PathLike[str]) -> Empirica
         dotted = module_name.removesuffix(".py").strip("./").replace(os.sep, ".")
         raise InputError(f"--problem takes a module, not a file; write {dotted}:{function_name} for {spec!r}")
     with current_directory_first():
-        function = _import(spec, module_name, function_name)
+        with _told_in_one_sentence(f"importing {module_name} for --problem {spec}"):
+            function = _import(spec, module_name, function_name)
         with _told_in_one_sentence(f"--problem {spec}"):
-            risk = function(os.fspath(checkpoint))
+            risk = function(checkpoint)
     if not isinstance(risk, EmpiricalRisk):
-        raise InputError(
-            f"--problem {spec} returned a {type(risk).__name__}; it must return a pyhessian_spectra.EmpiricalRisk"
-        )
+        raise InputError(f"--problem {spec} returned a {type(risk).__name__}; it must return an EmpiricalRisk")
     return risk
 
 
 def _import(spec: str, module_name: str, function_name: str) -> Callable[[str], Any]:
     try:
-        with _told_in_one_sentence(f"importing {module_name} for --problem {spec}"):
-            module = importlib.import_module(module_name)
-    except InputError as error:
-        cause = error.__cause__
-        # The module itself is not there, which is another thing than a module that it imports in turn.
-        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{module_name}.".startswith(f"{cause.name}."):
-            raise InputError(
-                f"--problem {spec}: there is no module {cause.name} in {Path.cwd()} or among the installed packages"
-            ) from None
-        raise
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # That the module itself is not there is another thing than that it imports one which is not.
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        missing = f"there is no module {error.name} in {Path.cwd()} or among the installed packages"
+        raise InputError(f"--problem {spec}: {missing}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         origin = getattr(module, "__file__", None) or module_name
@@ -71,9 +65,8 @@ def _import(spec: str, module_name: str, function_name: str) -> Callable[[str], 
     try:
         inspect.signature(function).bind("path")
     except TypeError as error:
-        raise InputError(
-            f"--problem {spec}: {function_name} must take one argument, the path of the checkpoint ({error})"
-        ) from None
+        needed = "must take one argument, the path of the checkpoint"
+        raise InputError(f"--problem {spec}: {function_name} {needed} ({error})") from None
     except ValueError:  # a function written in C need not have a signature
         pass
     return function

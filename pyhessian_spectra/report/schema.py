@@ -1,4 +1,4 @@
-"""The documented form of ``results.json``."""
+"""The schema documents the form of ``results.json``."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from typing import Any
 
 
 def results_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``results.json``, schema version 1, every field described."""
+    """Return the JSON Schema (draft 2020-12) of ``results.json``, which describes every field."""
     return json.loads(files("pyhessian_spectra.report").joinpath("schema.json").read_text(encoding="utf-8"))

@@ -1,72 +1,62 @@
-"""Rows of a report's tables, every number with its error and with what is certified of it."""
+"""Tables of a report have these rows: every number comes with its error and with what is certified of it."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from pyhessian_spectra.analysis.bulk import BulkEdge, Gap
-from pyhessian_spectra.analysis.fits import BulkFit
+from pyhessian_spectra.analysis.bulk import BulkEdge, Gap, split_bulk
+from pyhessian_spectra.analysis.fits import fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.result import BlockAnalysis
+from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
-from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
-
-_ABSENT = "not computed"
-_SPACE = "\N{NO-BREAK SPACE}"
-# With which ``Eigenpairs.others`` holds.
-_CONFIDENCE = "99 % confidence"
+from pyhessian_spectra.spectra.results import TraceEstimate
 
 
-def key_numbers(full: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
-    """The numbers that stand for a checkpoint."""
+def unbroken(text: str) -> str:
+    """Return the text with no line end beside a sign, such as that of ``value ± error`` or ``name = value``."""
+    return re.sub(" ([±=≤<]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+
+
+def key_numbers(block: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
+    """Return the numbers that stand for a checkpoint or a layer."""
+    ends = {"largest": eigenvalue_rows(block, from_top=True), "smallest": eigenvalue_rows(block, from_top=False)}
     return {
-        "trace": estimate_text(full.trace),
-        "frobenius": estimate_text(full.frobenius),
+        **{end: rows[0]["with_data"] if rows else "not computed" for end, rows in ends.items()},
+        "trace": _estimate_text(block.trace),
+        "frobenius": _estimate_text(block.frobenius),
+        "zero": share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact),
         "negative": share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact),
-        "largest": end_text(full.largest, -1),
-        "smallest": end_text(full.smallest, 0),
     }
 
 
-def pair_text(pairs: Eigenpairs, index: int) -> str:
-    """``value ± error``, the error that of its certified interval or else its residual."""
-    return format_with_error(float(pairs.eigenvalues[index]), float(eigenvalue_errors(pairs)[index]))
+def _estimate_text(estimate: TraceEstimate) -> str:
+    """Write a trace or a norm with half its 95 % confidence interval, and with the error of the data if it is known."""
+    return _with_data(format_with_error(estimate.value, trace_error(estimate)), _data_text(estimate.data_stderr))
 
 
-def end_text(pairs: Eigenpairs, index: int) -> str:
-    """An eigenvalue with its error and the error of the data, or that there is none."""
-    if not len(pairs):
-        return _ABSENT
-    error = None if pairs.data_stderr is None else float(pairs.data_stderr[index])
-    return _with_data(pair_text(pairs, index), error)
+def _data_text(error: float | None) -> str:
+    return "" if error is None else f"± {format_number(error, digits=2)}"
 
 
-def estimate_text(estimate: TraceEstimate) -> str:
-    """``value ± error``, the error half the 95 % confidence interval, and the error of the data."""
-    return _with_data(format_with_error(estimate.value, trace_error(estimate)), estimate.data_stderr)
-
-
-def _with_data(text: str, error: float | None) -> str:
-    return text if error is None else f"{text} (data: {_data_text(error)})"
-
-
-def _data_text(error: float) -> str:
-    return f"± {format_number(error, digits=2)}"
+def _with_data(value: str, data: str) -> str:
+    return f"{value} (data: {data})" if data else value
 
 
 def share_text(mass: float, bounds: tuple[float, float], *, exact: bool) -> str:
-    """A fraction of the eigenvalues in per cent, with the bounds of an estimate."""
+    """Write a fraction of the eigenvalues in per cent, and an estimate with its bounds."""
     if exact:
         return f"{_percent(mass)} % (exact)"
-    return (
-        f"{_percent(mass, digits=2)} % (between {_percent(bounds[0], digits=2)} and {_percent(bounds[1], digits=2)} %)"
-    )
+    estimate, low, high = (_percent(share, digits=2) for share in (mass, *bounds))
+    return f"{estimate} % (between {low} and {high} %)"
 
 
 def _percent(share: float, *, digits: int = 3) -> str:
-    """A share in per cent; near 100, the digits are those of what is missing, down to a ten-thousandth."""
+    """Write a share in per cent; near 100, the digits are those of what is missing, down to a ten-thousandth."""
     percent, missing = 100 * share, 100 - 100 * share
     if 0 < missing < 1:
         return f"{percent:.{min(digits - 1 - math.floor(math.log10(missing)), 4)}f}"
@@ -74,119 +64,95 @@ def _percent(share: float, *, digits: int = 3) -> str:
 
 
 def eigenvalue_rows(block: BlockAnalysis, *, from_top: bool) -> list[dict[str, Any]]:
-    """One edge, the most extreme eigenvalue first."""
-    pairs = block.largest if from_top else block.smallest
-    order = range(len(pairs) - 1, -1, -1) if from_top else range(len(pairs))
-    statuses = _statuses(block, from_top=from_top)
+    """Return one edge, the most extreme eigenvalue first, with what is known of each."""
+    pairs = block.largest.take(slice(None, None, -1)) if from_top else block.smallest
+    placed = np.full(len(pairs), block.spectrum.exact)
+    if pairs.lower is None or pairs.upper is None:
+        placed[:] = False
+    elif pairs.others is not None and not block.spectrum.exact:
+        placed = pairs.lower > pairs.others[1] if from_top else pairs.upper < pairs.others[0]
+    unplaced = "not certified" if pairs.lower is None else "position not certified"
+    statuses = np.where(pairs.converged, np.where(placed, "certified", unplaced), "not converged").tolist()
+    known = zip(pairs.eigenvalues.tolist(), eigenvalue_errors(pairs).tolist(), strict=True)
+    values = [format_with_error(value, error) for value, error in known]
+    data = [""] * len(pairs) if pairs.data_stderr is None else list(map(_data_text, pairs.data_stderr.tolist()))
     return [
         {
-            "rank": rank,
-            "value": pair_text(pairs, index),
+            "rank": index + 1,
+            "value": values[index],
+            "data": data[index],
+            "with_data": _with_data(values[index], data[index]),
             "residual": format_number(float(pairs.residuals[index]), digits=2),
-            "data": "" if pairs.data_stderr is None else _data_text(float(pairs.data_stderr[index])),
             "converged": bool(pairs.converged[index]),
-            "status": statuses[index],
-            "certified": statuses[index] == "certified",
+            "status": status,
+            "certified": status == "certified",
         }
-        for rank, index in enumerate(order, start=1)
+        for index, status in enumerate(statuses)
     ]
 
 
-def num_uncertified(block: BlockAnalysis) -> int:
-    """How many converged eigenvalues lack an interval, or the certainty that none beyond them was missed."""
-    statuses = _statuses(block, from_top=True) + _statuses(block, from_top=False)
-    return sum(status not in ("certified", "not converged") for status in statuses)
-
-
-def _statuses(block: BlockAnalysis, *, from_top: bool) -> list[str]:
-    """What is known of each eigenvalue of an edge, in ascending order."""
-    pairs = block.largest if from_top else block.smallest
-    if pairs.lower is None or pairs.upper is None:
-        placed = np.zeros(len(pairs), dtype=bool)
-    elif block.spectrum.exact:
-        placed = np.ones(len(pairs), dtype=bool)
-    elif pairs.others is None:
-        placed = np.zeros(len(pairs), dtype=bool)
-    else:
-        placed = pairs.lower > pairs.others[1] if from_top else pairs.upper < pairs.others[0]
-    known = "not certified" if pairs.lower is None else "position not certified"
-    return [
-        "not converged" if not done else "certified" if sure else known
-        for done, sure in zip(pairs.converged, placed, strict=True)
-    ]
+def count_pairs(blocks: Iterable[BlockAnalysis]) -> dict[str, int]:
+    """Count eigenpairs: how many there are, did not converge, and did converge but are not certified."""
+    rows = [row for block in blocks for from_top in (True, False) for row in eigenvalue_rows(block, from_top=from_top)]
+    return {
+        "pairs": len(rows),
+        "unconverged": sum(not row["converged"] for row in rows),
+        "uncertified": sum(row["converged"] and not row["certified"] for row in rows),
+    }
 
 
 def missed(block: BlockAnalysis) -> str:
-    """What is known of eigenvalues other than those in the tables."""
+    """Say what is known of eigenvalues other than those in the tables."""
     if block.spectrum.exact:
         return "All eigenvalues of the matrix were computed: there is none beyond those listed."
     others = block.largest.others if len(block.largest) else block.smallest.others
     if others is None:
-        return (
-            "Each value is an eigenvalue within its error, but that there is no larger or smaller one besides is not "
-            "certified."
-        )
+        known = "Each value is an eigenvalue within its error"
+        return f"{known}, but that there is no larger or smaller one besides is not certified."
     low, high = (format_number(end, digits=4) for end in others)
-    return (
-        f"With {_CONFIDENCE} no further eigenvalue lies above {high} or below {low}. A value between these two is an "
-        "eigenvalue within its error, but its position is not certified: further ones may lie beyond it."
-    )
+    # ``Eigenpairs.others`` holds with this confidence.
+    known = f"With 99 % confidence no further eigenvalue lies above {high} or below {low}. A value between these two is"
+    return f"{known} an eigenvalue within its error, but its position is not certified: further ones may lie beyond it."
 
 
-def layer_row(name: str, block: BlockAnalysis, bulk: BulkEdge) -> dict[str, Any]:
-    """One layer's block."""
+def layer_row(name: str, block: BlockAnalysis, dtype: str | None) -> dict[str, Any]:
+    """Return what the tables say of one layer's block, whose products have the precision ``dtype``."""
+    bulk = split_bulk(block, dtype=dtype)
     return {
         "name": name,
         "size": f"{block.n:,}",
-        "largest": end_text(block.largest, -1),
-        "smallest": end_text(block.smallest, 0),
-        "trace": estimate_text(block.trace),
         "per_parameter": format_number(block.trace.value / block.n),
-        "unconverged": block.unconverged,
-        "uncertified": num_uncertified(block),
-        "pairs": num_pairs(block),
         "bulk": _interval(bulk.bulk),
         "above": _edge_count(bulk, bulk.num_above),
         "below": _edge_count(bulk, bulk.num_below),
-        "zero": share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact),
-        "negative": share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact),
+        **key_numbers(block, bulk),
+        **count_pairs([block]),
     }
 
 
 def layer_trace_rows(full: BlockAnalysis) -> list[dict[str, str]]:
-    """Traces of layers from the products of the whole matrix."""
-    return [
-        {
-            "name": name,
-            "trace": estimate_text(trace),
-            "share": f"{_percent(trace.value / full.trace.value)} %" if full.trace.value > 0 else "",
-        }
-        for name, trace in full.group_traces.items()
-    ]
+    """Return the traces of layers that the products of the whole matrix gave."""
+    rows = []
+    for name, trace in full.group_traces.items():
+        share = f"{_percent(trace.value / full.trace.value)} %" if full.trace.value > 0 else ""
+        rows.append({"name": name, "trace": _estimate_text(trace), "share": share})
+    return rows
 
 
-def num_pairs(block: BlockAnalysis) -> int:
-    """Eigenpairs that were computed one by one."""
-    return len(block.largest) + len(block.smallest)
-
-
-def unconverged_row(label: str, identifier: str, name: str, block: BlockAnalysis) -> dict[str, Any]:
-    """A block in which some pair did not converge, and the worst of them."""
-    both = [block.largest, block.smallest]
-    residuals = np.concatenate([pairs.residuals[~pairs.converged] for pairs in both])
-    values = np.concatenate([pairs.eigenvalues[~pairs.converged] for pairs in both])
-    worst = int(residuals.argmax())
+def unconverged_row(name: str, block: BlockAnalysis) -> dict[str, str]:
+    """Return how many pairs of a block did not converge, and the worst of them."""
+    failed = [pairs.take(~pairs.converged) for pairs in (block.largest, block.smallest)]
+    residuals = np.concatenate([pairs.residuals for pairs in failed])
+    value = np.concatenate([pairs.eigenvalues for pairs in failed])[residuals.argmax()]
     return {
-        "label": label,
-        "id": identifier,
         "block": name,
-        "count": f"{block.unconverged} of {num_pairs(block)}",
-        "worst": format_with_error(float(values[worst]), float(residuals[worst])),
+        "count": f"{block.unconverged} of {len(block.largest) + len(block.smallest)}",
+        "worst": format_with_error(float(value), float(residuals.max())),
     }
 
 
-def bulk_facts(bulk: BulkEdge) -> list[tuple[str, str]]:
-    """The division into bulk and edges, the evidence for it, and the masses at and below zero."""
+def bulk_facts(bulk: BulkEdge, numbers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Describe the division into bulk and edges and its evidence; ``numbers`` has the shares of zero and below."""
     rows = [("Bulk", _interval(bulk.bulk))]
     if not bulk.separable:
         rows = [("Division", f"not separable: {bulk.reason}")]
@@ -194,27 +160,31 @@ def bulk_facts(bulk: BulkEdge) -> list[tuple[str, str]]:
         rows.append(("No edges on one side", bulk.reason))
     for side, edges, gap in (("above", bulk.above, bulk.gap_above), ("below", bulk.below, bulk.gap_below)):
         if len(edges):
-            ends = format_number(float(edges[0])), format_number(float(edges[-1]))
-            reach = ends[0] if len(edges) == 1 else " to ".join(ends)
+            reach = _interval((edges[0], edges[-1])) if len(edges) > 1 else format_number(edges[0])
             rows.append((f"Edges {side} the bulk", f"{_edge_count(bulk, len(edges))}: {reach}"))
-        if gap is not None and len(edges):
-            rows.append((f"Gap {side} the bulk", _evidence(gap)))
+            if gap is not None:
+                rows.append((f"Gap {side} the bulk", _evidence(gap)))
     near = format_number(bulk.zero_threshold, digits=2)
-    zero = share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact)
-    negative = share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact)
-    return [*rows, (f"Zero (|λ|{_SPACE}≤{_SPACE}{near})", zero), (f"Negative (λ{_SPACE}<{_SPACE}−{near})", negative)]
+    rows.append((unbroken(f"Zero (|λ| ≤ {near})"), numbers["zero"]))
+    return [*rows, (unbroken(f"Negative (λ < −{near})"), numbers["negative"])]
 
 
-def fit_fact(name: str, fit: BulkFit | str) -> tuple[str, str]:
-    """A law fitted to the bulk and how far it is from it, or the reason why there is none."""
-    if isinstance(fit, str):
-        return f"{name} fit", f"none: {fit}"
-    words = f"Kolmogorov distance {format_number(fit.distance, digits=2)} from the bulk, edges {_interval(fit.edges)}"
-    return f"{name} fit", words
+def fit_facts(block: BlockAnalysis) -> list[tuple[str, str]]:
+    """Say how far laws of random matrices, fitted to the bulk, are from it, or why one cannot be fitted."""
+    rows = []
+    for law, fit in (("Marchenko-Pastur", fit_marchenko_pastur), ("Semicircle", fit_semicircle)):
+        try:
+            found = fit(block)
+            distance = format_number(found.distance, digits=2)
+            text = f"Kolmogorov distance {distance} from the bulk, edges {_interval(found.edges)}"
+        except InputError as error:
+            text = f"none: {error}"
+        rows.append((f"{law} fit", text))
+    return rows
 
 
 def _evidence(gap: Gap) -> str:
-    """How wide a gap is, and beside what."""
+    """Say how wide a gap is, and beside what."""
     words = f"{_interval((gap.lower, gap.upper))}, {_times(gap.over_inside)} the largest inside the bulk"
     if gap.over_residual is None:
         return f"{words}; no residual is known of its ends"
@@ -230,5 +200,5 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def _edge_count(bulk: BulkEdge, count: int) -> str:
-    """How many edges; of an estimate distinct ones, among which a multiple eigenvalue counts once."""
+    """Say how many edges there are; an estimate has distinct ones, where a multiple eigenvalue counts once."""
     return f"{count}" if bulk.exact or not count else f"{count} distinct"

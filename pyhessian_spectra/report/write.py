@@ -1,25 +1,46 @@
-"""From saved analyses to files: figures first, the page last, each whole or not at all."""
+"""Saved analyses become files here: figures first, the page last, each whole or not at all."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from operator import methodcaller
 from pathlib import Path
+from typing import cast
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from pyhessian_spectra import plots
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
-from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
-from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
+from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
 from pyhessian_spectra.report.content import checkpoint_labels, describe_checkpoint, describe_overview
-from pyhessian_spectra.report.figures import FigureFile, checkpoint_figures, is_figure_name, overview_figures
+
+# A dark page replaces the inks by these colours. The other colours are legible on both.
+_DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
+# Readers who cannot see a figure read what it shows. Its role in the page also names its file.
+_ALTS = {
+    "trajectory": "Largest and smallest eigenvalues and trace at each checkpoint",
+    "densities": "Density of eigenvalues at each checkpoint, one row each",
+    "density": "Density of the eigenvalues on a symmetric-logarithmic axis",
+    "cdf": "Fraction of eigenvalues below each value, with its bounds",
+    "eigenvalues": "Largest and smallest eigenvalues with errors",
+    "layer_densities": "Density of eigenvalues of each layer's block",
+    "layer_traces": "Trace of each layer's block",
+}
+# A report may have written files of these names into ``figures/``.
+_NAMES = re.compile(r"(trajectory|densities|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)))\.svg")
 
 
 def write_report(
@@ -30,10 +51,9 @@ def write_report(
     Parameters
     ----------
     analyses : sequence of SpectralAnalysis
-        One per checkpoint, in the order of training; ``load_analyses`` reads them back from disk.
+        One per checkpoint, in the order of training. To restyle a report, ``load_analyses`` reads them back from disk.
     out_dir : path
-        Created if missing. Files of these names in it are replaced, figures of an earlier report removed, others
-        left alone.
+        Created if missing. In it, only files of these names and the figures of an earlier report are replaced.
     reproduce : sequence of str
         Commands, one a line, that lead to these analyses.
 
@@ -46,10 +66,6 @@ def write_report(
     ------
     InputError
         ``analyses`` is empty or not a sequence, ``reproduce`` is one string, or ``out_dir`` cannot be written.
-
-    Notes
-    -----
-    To restyle a report: ``write_report(load_analyses(json_path=..., npz_path=...), out_dir)``.
     """
     if isinstance(analyses, SpectralAnalysis) or not analyses:
         raise InputError("analyses must be a sequence of at least one SpectralAnalysis; put a single one in a list")
@@ -57,14 +73,19 @@ def write_report(
         raise InputError("reproduce must be a sequence of commands, not one string; put a single one in a list")
     labels = checkpoint_labels(analyses)
     several = len(analyses) > 1
-    overview = overview_figures(analyses, labels) if several else {}
+    overview = {}
+    if several:
+        rows = {label: analysis.full for label, analysis in zip(labels, analyses, strict=True)}
+        axes = {"trajectory": plots.plot_trajectory(analyses), "densities": plots.plot_density_rows(rows)}
+        overview = _figures(axes)
+    texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
     for index, (analysis, label) in enumerate(zip(analyses, labels, strict=True), start=1):
-        bulks = _bulks(analysis)
-        figures = checkpoint_figures(analysis, label, f"{index:02d}-" if several else "", bulks[None])
-        content = describe_checkpoint(analysis, label, f"checkpoint-{index}", bulks, _fits(analysis.full))
-        sections.append({**content, "figures": figures})
-    page = _render(
+        bulk = split_bulk(analysis)
+        figures = _figures(_draw(analysis, bulk), prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
+        texts |= {figure["path"]: figure["svg"] for figure in figures.values()}
+        sections.append(describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk) | {"figures": figures})
+    texts["report.html"] = _render(
         overview=describe_overview(analyses, sections),
         overview_figures=overview,
         sections=sections,
@@ -73,45 +94,52 @@ def write_report(
     )
     out_dir = Path(out_dir)
     try:
-        (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-        current = _all_figures(overview, sections)
-        for figure in current:
-            _write(out_dir / "figures" / figure.name, figure.svg)
-        _write(out_dir / "report.html", page)
-        _remove_stale(out_dir / "figures", {figure.name for figure in current})
+        for path, text in texts.items():
+            write_whole(out_dir / path, methodcaller("write", text.encode()))
+        # An earlier report with more checkpoints or layers may have left figures that no longer belong.
+        for old in (out_dir / "figures").iterdir():
+            if _NAMES.fullmatch(old.name) and f"figures/{old.name}" not in texts and old.is_file():
+                old.unlink()
     except OSError as error:
         raise InputError(f"the report cannot be written to {out_dir}: {error}; choose another directory") from None
     return out_dir / "report.html"
 
 
-def _bulks(analysis: SpectralAnalysis) -> dict[str | None, BulkEdge]:
-    """Bulk and edges of the whole network, under None, and of each layer."""
-    dtype = analysis.problem.get("dtype")
-    bulks: dict[str | None, BulkEdge] = {None: split_bulk(analysis.full, dtype=dtype)}
-    bulks.update((name, split_bulk(block, dtype=dtype)) for name, block in analysis.layers.items())
-    return bulks
+def _draw(analysis: SpectralAnalysis, bulk: BulkEdge) -> dict[str, Axes]:
+    """Draw the figures of one checkpoint, by role."""
+    full = analysis.full
+    edges = (full.smallest, full.largest)
+    axes = {"density": plots.plot_density(full.spectrum, edges=edges, bulk=bulk.bulk if bulk.separable else None)}
+    if not full.spectrum.exact:
+        axes["cdf"] = plots.plot_cdf(full.spectrum, edges=edges)
+    if any(map(len, edges)):
+        axes["eigenvalues"] = plots.plot_eigenvalues(full)
+    if analysis.layers:
+        axes["layer_densities"] = plots.plot_layer_densities(analysis)
+    if analysis.layers or full.group_traces:
+        axes["layer_traces"] = plots.plot_layer_traces(analysis)
+    return axes
 
 
-def _fits(block: BlockAnalysis) -> dict[str, BulkFit | str]:
-    """Laws of random matrices fitted to the bulk, or the reason why one cannot be."""
-    fits: dict[str, BulkFit | str] = {}
-    for name, fit in (("Marchenko-Pastur", fit_marchenko_pastur), ("Semicircle", fit_semicircle)):
-        try:
-            fits[name] = fit(block)
-        except InputError as error:
-            fits[name] = str(error)
-    return fits
-
-
-def _remove_stale(directory: Path, current: set[str]) -> None:
-    """Remove figures that an earlier report with more checkpoints or layers left, and nothing else."""
-    for path in directory.iterdir():
-        if is_figure_name(path.name) and path.name not in current and path.is_file():
-            path.unlink()
-
-
-def _all_figures(overview: dict[str, FigureFile], sections: list[dict]) -> list[FigureFile]:
-    return [*overview.values(), *(figure for section in sections for figure in section["figures"].values())]
+def _figures(axes: Mapping[str, Axes], *, prefix: str = "", suffix: str = "") -> dict[str, dict[str, str]]:
+    """Return figures by role: the path and content of the file, what it shows, and a URI that holds it in the page."""
+    figures = {}
+    for role, ax in axes.items():
+        alt, buffer = _ALTS[role] + suffix, io.StringIO()
+        with plots.theme():
+            cast(Figure, ax.figure).savefig(buffer, format="svg", metadata={"Date": None, "Title": alt})
+        # In the page inks are CSS variables, which a dark page redefines; plain viewers read the file instead.
+        svg = adaptive = buffer.getvalue()
+        light = dark = ""
+        for index, (ink, color) in enumerate(_DARK.items()):
+            adaptive = adaptive.replace(ink, f"var(--ink-{index})")
+            light += f"--ink-{index}:{ink};"
+            dark += f"--ink-{index}:{color};"
+        rules = f"<style>:root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}</style>"
+        embedded = base64.b64encode(adaptive.replace("<defs>", f"{rules}<defs>", 1).encode()).decode()
+        path = f"figures/{prefix}{role.replace('_', '-')}.svg"
+        figures[role] = {"path": path, "svg": svg, "alt": alt, "data_uri": f"data:image/svg+xml;base64,{embedded}"}
+    return figures
 
 
 def _render(**content: object) -> str:
@@ -127,7 +155,3 @@ def _render(**content: object) -> str:
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return environment.get_template("report.html").render(css=Markup(css), policy=policy, **content)
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda handle: handle.write(text.encode()))

@@ -1,4 +1,4 @@
-"""How eigenvalues are found. Knows operators only: never a model, a loss or a dataset."""
+"""Eigenvalue algorithms for symmetric linear operators. Nothing here knows of models, losses or datasets."""
 
 from pyhessian_spectra.spectra.cg import CGResult, cg
 from pyhessian_spectra.spectra.eigen import eigh, eigsh

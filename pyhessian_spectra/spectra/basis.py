@@ -1,4 +1,4 @@
-"""Where Krylov vectors are kept: in memory up to a budget, in a memory-mapped temporary file beyond it."""
+"""KrylovBasis: Krylov vectors in memory up to a budget, and in a memory-mapped temporary file beyond it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,18 @@ from pyhessian_spectra.errors import OutOfMemoryError
 from pyhessian_spectra.spectra.space import VectorSpace
 
 # Vectors are moved and multiplied in blocks of about this many bytes: large enough for the disk and for BLAS, small
-# beside any basis that does not fit in memory. A block has at least 4 rows, or each product would pass over ``w`` anew.
+# beside any basis that does not fit in memory. Blocks of fewer than 4 rows would pass over ``w`` too often.
 _BLOCK_BYTES, _FEWEST_ROWS, _MOST_ROWS = 2**24, 4, 64
 
 
 class KrylovBasis:
-    """Vectors of one space, one a row, appended one by one and read in order, in blocks.
+    """Vectors of one space, one per row, appended one by one and read in order, in blocks.
 
-    The first blocks stay on the vectors' device, within the budget; on an accelerator the next ones go to host memory,
-    within the same budget; the rest are mapped from a temporary file. A basis is always read from end to end, so that
-    to keep the first and read the others each time is the best any rule can do. Where a block lies changes neither its
-    shape nor its content, so results are the same bit for bit.
-
-    The file has no name: the operating system frees it when the process ends, however it ends.
-
-    Parameters
-    ----------
-    space : VectorSpace
-        Of the vectors.
-    memory_budget : int, optional
-        Bytes that vectors may take in memory, by default half of what is free when the first block is full. The block
-        being filled comes on top.
+    The first blocks stay on the vectors' device; on an accelerator the next ones go to host memory; the rest are mapped
+    from an unnamed temporary file, which the operating system frees when the process ends, however it ends. Each memory
+    holds ``memory_budget`` bytes, by default half of what is free when the first block is full. Since a basis is always
+    read from end to end, no rule is better than to keep the first blocks and to read the others each time. The place of
+    a block changes neither its shape nor its content, so results are the same bit for bit.
     """
 
     def __init__(self, space: VectorSpace, *, memory_budget: int | None = None) -> None:
@@ -56,7 +47,7 @@ class KrylovBasis:
         return len(self._full) * len(self._open) + self._filled
 
     def append(self, v: Tensor, norm: float) -> Tensor:
-        """Add ``v / norm`` and return it: a view that holds until two more have been added."""
+        """Add ``v / norm`` and return it, as a view that stays valid until two more vectors have been added."""
         if self._filled == len(self._open):
             self._put_away()
         row = self._open[self._filled]
@@ -65,7 +56,7 @@ class KrylovBasis:
         return row
 
     def _blocks(self, stop: int | None = None) -> Iterator[Tensor]:
-        """The vectors, or the first ``stop`` of them, in blocks (b, n) on their device."""
+        """Yield the vectors, or the first ``stop`` of them, in blocks (b, n) on the space's device."""
         left = len(self) if stop is None else stop
         for block in [*self._full, self._open[: self._filled]]:
             if left <= 0:
@@ -74,12 +65,12 @@ class KrylovBasis:
             left -= len(block)
 
     def remove_from(self, w: Tensor) -> None:
-        """Subtract from ``w`` (n,), in place, its components along the vectors, block after block."""
+        """Subtract from ``w`` (n,), in place and block by block, its components along the vectors."""
         for block in self._blocks():
             w.addmv_(block.T, self._space.gram(block, w[:, None])[:, 0].to(w), alpha=-1)
 
     def combine(self, coefficients: Tensor) -> Tensor:
-        """Linear combinations of the first ``m`` vectors for coefficients (m, k), in columns (n, k)."""
+        """Linear combinations of the first ``m`` vectors, for coefficients (m, k), in columns (n, k)."""
         coefficients = coefficients.to(self._open)
         start, total = 0, self._open.new_zeros(self._open.shape[1], coefficients.shape[1])
         for block in self._blocks(len(coefficients)):
@@ -96,7 +87,7 @@ class KrylovBasis:
         return rows
 
     def deviation(self, others: Tensor | None = None) -> float:
-        """``max |V^T V - I|``, and ``max |V^T U|`` where columns ``U`` (n, k) are given."""
+        """``max |V^T V - I|``; if columns ``others`` = ``U`` (n, k) are given, the maximum of it and ``|V^T U|``."""
         worst = 0.0
         for i, block in enumerate(self._blocks()):
             for j, other in zip(range(i + 1), self._blocks(), strict=False):
@@ -110,7 +101,7 @@ class KrylovBasis:
 
     @property
     def room(self) -> int:
-        """How many further vectors fit, the disk included; of its free bytes half are left to others."""
+        """Number of further vectors that fit in memory and on disk, where half of the free bytes are left alone."""
         free_rows = shutil.disk_usage(_folder()).free // 2 // self._row_bytes
         for place in _places(self._space.device):
             limit = self._limits.get(place.type, self._allowed(place))
@@ -119,7 +110,7 @@ class KrylovBasis:
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes that the vectors take in memory now, the block being filled included."""
+        """Bytes of memory that the vectors take now, including the block that is being filled."""
         return (len(self._full) - self._on_disk + 1) * len(self._open) * self._row_bytes
 
     @property
@@ -129,7 +120,7 @@ class KrylovBasis:
 
     @property
     def place(self) -> str:
-        """Where the vectors lie, for people."""
+        """A phrase for people that says how many bytes are kept where."""
         device = self._bytes_on(self._space.device) + self._filled * self._row_bytes
         host = len(self) * self._row_bytes - device - self.bytes_on_disk
         return _said(self._space.device, device, host, self.bytes_on_disk)
@@ -142,9 +133,9 @@ class KrylovBasis:
         return sum(len(block) for block in in_memory if block.device.type == place.type) * self._row_bytes
 
     def _put_away(self) -> None:
-        """Move the full block to the first place that has room for it, and open another."""
+        """Move the full block to the nearest memory that has room, else to disk, and begin a new one."""
         places = _places(self._space.device)
-        if not self._limits:  # by now the first products have taken what they keep
+        if not self._limits:  # not earlier: the first products allocate what they keep
             self._limits = {place.type: self._allowed(place) for place in places}
         size = len(self._open) * self._row_bytes
         free = [place for place in places if self._bytes_on(place) + size <= self._limits[place.type]]
@@ -157,7 +148,7 @@ class KrylovBasis:
         self._filled = 0
 
     def _mapped(self, size: int) -> Tensor:
-        """A block of memory that is mapped to the next ``size`` bytes of the file."""
+        """A tensor of the blocks' shape, mapped to the next ``size`` bytes of the file."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=_folder())  # noqa: SIM115 - closed by the next line
@@ -173,20 +164,14 @@ class KrylovBasis:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now, in bytes."""
+    """Bytes of memory that are free on a device now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
 def forecast(count: int, device: torch.device, memory_budget: int | None = None) -> str:
-    """Where a basis of so many bytes would lie now, for people; the budget is that of :class:`KrylovBasis`.
-
-    Raises
-    ------
-    OutOfMemoryError
-        It would not fit.
-    """
+    """Where a basis of ``count`` bytes would be kept now, as a phrase; raises OutOfMemoryError if it does not fit."""
     taken, left = [], count
     for place in _places(device):
         taken.append(min(left, free_bytes(place) // 2 if memory_budget is None else memory_budget))
@@ -202,7 +187,7 @@ def forecast(count: int, device: torch.device, memory_budget: int | None = None)
 
 
 def readable(count: float) -> str:
-    """A number of bytes for people.
+    """A number of bytes in a unit that people can read.
 
     >>> readable(3 * 2**29)
     '1.5 GiB'
@@ -213,7 +198,7 @@ def readable(count: float) -> str:
 
 
 def _places(device: torch.device) -> list[torch.device]:
-    """The memories for vectors of a device, the nearest first."""
+    """The memories that can hold vectors of a device, the nearest first."""
     host = torch.device("cpu")
     return [host] if device.type == "cpu" else [device, host]
 
@@ -227,14 +212,14 @@ def _said(device: torch.device, on_device: int, in_host: int, on_disk: int) -> s
 
 
 def _folder() -> str:
-    """Where the file is put: ``/tmp`` is itself in memory on many systems, ``/var/tmp`` is not."""
+    """Folder of the temporary file: ``/var/tmp`` if possible, since on many systems ``/tmp`` is in memory."""
     if "TMPDIR" not in os.environ and os.path.isdir("/var/tmp"):
         return "/var/tmp"
     return tempfile.gettempdir()
 
 
 def _reserve(file: BinaryIO, start: int, size: int) -> None:
-    """Lengthen a file by blocks that exist: a full disk is an error here, not a signal when they are written."""
+    """Extend a file by allocated blocks, so that a full disk is an error here and not a signal on later writes."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), start, size)
     else:

@@ -1,4 +1,4 @@
-"""Certificates: how far an eigenvalue may be off, and what may have been missed."""
+"""Certificates: intervals that hold eigenvalues, and bounds on eigenvalues that may have been missed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from pyhessian_spectra.spectra.lanczos import Tridiagonal
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
-# A failure probability of all probabilistic eigenvalue bounds of one pass together.
+# Probability that any of the probabilistic eigenvalue bounds of one pass fails.
 FAILURE = 0.01
 
-
-# Rounding of the products, in eps of the norm, that intervals allow for.
+# Allowance of the intervals for the rounding of products, in eps of the norm.
 _ROUNDING = 30
 
 
@@ -34,23 +33,12 @@ def certify(
     atol: float,
     scale: float,
 ) -> Eigenpairs:
-    """Pairs with fresh residuals, and with intervals from these and from what can have been missed.
+    """Eigenpairs with residuals from ``products``, and with intervals from residuals and bounds on missed eigenvalues.
 
-    Parameters
-    ----------
-    op : LinearOperator, shape (n, n)
-    values : ndarray, shape (k,), ascending
-    vectors : Tensor, shape (n, k)
-        Orthonormal columns.
-    products : iterable of Tensor
-        The products with the vectors, in order.
-    probes : sequence of Tridiagonal
-        Lanczos processes from random vectors in the complement of all the vectors that are good.
-    good : ndarray of bool, shape (k,)
-        Which pairs have converged by the recurrence. Where not all have, the complement is not that of all, and nothing
-        is said of what was missed.
-    tol, atol, scale : float
-        See :func:`threshold`.
+    ``values`` (k,) ascend; ``products`` are those with the orthonormal columns ``vectors`` (n, k), in order. ``good``
+    (k,) says which pairs have converged by the recurrence; ``probes`` are Lanczos processes from random vectors in the
+    complement of these. Unless all pairs are good, missed eigenvalues are not bounded, since the probes did not run in
+    the complement of all pairs. For ``tol``, ``atol`` and ``scale`` see :func:`threshold`.
     """
     residuals = residuals_of(op, values, vectors, products)
     converged = good & (residuals <= threshold(op, values, tol, atol, scale))
@@ -67,37 +55,25 @@ def certify(
 
 
 def residuals_of(op: LinearOperator, values: Floats, vectors: Tensor, products: Iterable[Tensor]) -> Floats:
-    """``||A v - theta v||`` of unit columns (n, k) and their products, in float64."""
+    """``||A v - theta v||`` (k,) in float64, from unit columns (n, k) and their products ``A v``."""
     pairs = zip(values, vectors.unbind(1), products, strict=True)
     return np.array([op.space.norm(w.double() - theta * v.double()) for theta, v, w in pairs])
 
 
 def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILURE) -> tuple[float, float]:
-    """An interval that holds all eigenvalues, those that the Lanczos process has not seen included.
+    """An interval that holds all eigenvalues, including those that the Lanczos process has not found.
 
-    The next Lanczos vector is ``p_m(A) v_1`` with ``p_m(x) = prod_i (x - theta_i) / prod_i beta_i``, and has norm 1, so
-    that ``|p_m(lambda)| <= 1 / |c|`` for each eigenvalue, ``c`` being the start vector's component along its
-    eigenvector. For a start vector uniform on the sphere ``|c|`` is below ``eta sqrt(pi / (2 n))`` with probability at
-    most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000).
-
-    Parameters
-    ----------
-    tridiagonal : Tridiagonal
-        From a start vector uniform on the sphere.
-    size : int
-        Dimension ``n`` of the space the process ran in.
-    failure : float
-        Probability that one end of the interval is wrong; half of it is given to each end.
-
-    Returns
-    -------
-    (float, float)
-        Lower and upper end; the extreme Ritz values themselves where the process spans the whole space.
+    The next Lanczos vector is ``p_m(A) v_1`` with ``p_m(x) = prod_i (x - theta_i) / prod_i beta_i``. It has norm 1, so
+    ``|p_m(lambda)| <= 1 / |c|`` for each eigenvalue ``lambda``, where ``c`` is the start vector's component along the
+    eigenvector. For a start vector uniform on the sphere, of dimension ``size`` = n, ``|c|`` is below ``eta sqrt(pi /
+    (2 n))`` with probability at most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000). ``failure`` is the
+    probability that one end is wrong; half of it is given to each. If the process spans the whole space, the ends are
+    the extreme Ritz values.
     """
     theta = tridiagonal.eigh()[0]
     if tridiagonal.remainder == 0:
         return float(theta[0]), float(theta[-1])
-    # where rounding hides the last residual, the largest it can be: eigenvalues apart by less are not told apart
+    # if rounding hides the last residual norm, its upper bound: eigenvalues closer than that are not separated
     norms = np.append(tridiagonal.betas[:-1], tridiagonal.remainder)
     target = np.log(norms).sum() - np.log(failure / 2 * np.sqrt(np.pi / (2 * size)))
     return -_crossing(-theta[::-1], target), _crossing(theta, target)
@@ -106,7 +82,7 @@ def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILU
 def _crossing(theta: Floats, target: float) -> float:
     """The ``x`` above all ``theta`` with ``sum log(x - theta) = target``, rounded up."""
     gaps = theta[-1] - theta
-    # of the distance from the largest: each logarithm is at least that of the distance itself
+    # bisect over the logarithm of the distance to the largest theta: no other distance has a smaller logarithm
     outside = target / len(theta)
     inside = outside - 700.0
     for _ in range(60):
@@ -119,22 +95,12 @@ def _crossing(theta: Floats, target: float) -> float:
 
 
 def certified_intervals(values: Floats, residuals: Floats, others: tuple[float, float]) -> tuple[Floats, Floats]:
-    """Intervals that hold one eigenvalue each, given where all the other eigenvalues lie.
+    """Intervals that hold one eigenvalue each, given an interval ``others`` that holds all but these ``k`` eigenvalues.
 
-    The residual bound (Parlett 1998, theorem 4.5.1) everywhere; where a gap separates the pair from its neighbours and
-    from ``others``, the Kato-Temple bound ``theta - rho^2 / (b - theta) <= lambda <= theta + rho^2 / (theta - a)`` with
-    ``a`` and ``b`` the nearest that another eigenvalue can be below and above.
-
-    Parameters
-    ----------
-    values, residuals : ndarray, shape (k,)
-        Ascending Ritz values and upper bounds of their residuals.
-    others : (float, float)
-        An interval that holds all eigenvalues but these ``k``.
-
-    Returns
-    -------
-    lower, upper : ndarray, shape (k,)
+    Every interval satisfies the residual bound (Parlett 1998, theorem 4.5.1). Where a gap separates a pair from its
+    neighbours and from ``others``, the Kato-Temple bound ``theta - rho^2 / (b - theta) <= lambda <= theta + rho^2 /
+    (theta - a)`` holds too, where ``a`` and ``b`` are the nearest points that another eigenvalue can reach from below
+    and above.
     """
     lower, upper = values - residuals, values + residuals
     kato_low, kato_high = lower.copy(), upper.copy()

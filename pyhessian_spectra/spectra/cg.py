@@ -15,20 +15,20 @@ from pyhessian_spectra.spectra.results import Floats
 
 @dataclass(frozen=True)
 class CGResult:
-    """The solution of ``A x = b`` as far as it was sought.
+    """The approximate solution of ``A x = b`` that conjugate gradients reached.
 
     Parameters
     ----------
     x : Tensor, shape (n,)
     residuals : ndarray, shape (iterations + 1,), float64
-        ``||b - A x||`` before each iteration and after the last, by the recurrence.
+        ``||b - A x||`` before each iteration and after the last, computed by the recurrence.
     model : ndarray, shape (iterations + 1,), float64
-        ``x^T A x / 2 - b^T x``, which falls from one to the next.
+        Values of ``x^T A x / 2 - b^T x``, which fall from one iteration to the next.
     status : {"converged", "stopped", "max_iterations", "negative curvature"}
-        Why it ended: the tolerance was met, ``stop`` said so, the iterations were used up, or a direction ``p`` with
-        ``p^T A p <= 0`` was met, along which the model has no minimum.
+        Why it ended: the tolerance was met, ``stop`` returned true, the iterations were used up, or a search direction
+        ``p`` had ``p^T A p <= 0``, so that the model has no minimum.
     direction : Tensor or None
-        That direction, shape (n,).
+        That direction ``p``, shape (n,), if ``status`` is ``"negative curvature"``.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class CGResult:
 
     @property
     def num_iterations(self) -> int:
-        """Iterations taken; each cost one product."""
+        """Number of iterations; each cost one product."""
         return len(self.residuals) - 1
 
 
@@ -58,18 +58,19 @@ def cg(
     Parameters
     ----------
     op : LinearOperator, shape (n, n)
-        Positive definite, as far as the iterations see.
+        Positive definite; the iteration ends at the first direction in which it is not.
     b : Tensor, shape (n,)
     x0 : Tensor, shape (n,), optional
-        Where to begin, by default zero; one product more, for its residual.
+        Initial guess, by default zero; its residual costs one more product.
     max_iterations : int
     rtol : float
-        Ends where the residual's norm is at most ``rtol ||b||``.
+        The iteration ends when the residual's norm is at most ``rtol ||b||``.
     preconditioner : LinearOperator or callable, optional
-        An approximation of the inverse: takes a residual (n,) to a direction, symmetric and positive definite.
+        An approximate inverse of ``A``, symmetric and positive definite, which maps a residual (n,) to a direction
+        (n,).
     stop : callable, optional
-        Takes the values of the model so far, ``CGResult.model``, after each iteration; ends where it returns true. See
-        :func:`relative_progress`.
+        Called after each iteration with the values so far of ``CGResult.model``; the iteration ends if it returns true.
+        See :func:`relative_progress`.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def cg(
     Raises
     ------
     InputError
-        ``b`` or ``x0`` do not fit the operator, or a setting is out of range.
+        ``b`` or ``x0`` does not fit the operator, or a setting is out of range.
 
     Examples
     --------
@@ -126,10 +127,9 @@ def cg(
 
 
 def relative_progress(model: Floats, *, tolerance: float = 5e-4, fewest: int = 10) -> bool:
-    """Whether the last ``k`` iterations have lowered the model by less than ``k`` times a part of its value.
+    """Whether the last ``k`` iterations lowered the model by less than ``k * tolerance`` of its value.
 
-    With ``k = max(fewest, iterations / 10)``, as Martens (2010, section 4.4) stops conjugate gradients. A ``stop`` of
-    :func:`cg`.
+    A ``stop`` criterion of :func:`cg` with ``k = max(fewest, iterations // 10)`` (Martens 2010, section 4.4).
     """
     iterations = len(model) - 1
     k = max(fewest, iterations // 10)

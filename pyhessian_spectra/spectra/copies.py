@@ -1,4 +1,4 @@
-"""Copies of multiple eigenvalues, which one Krylov space cannot see."""
+"""Copies of multiple eigenvalues: one Krylov space contains only one eigenvector of each eigenvalue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.results import Floats
 
-# Lanczos steps of the first search of the complement. They are doubled where what it finds has not converged.
+# Lanczos steps of the first search in the complement; doubled while its improving Ritz pairs have not converged.
 _STEPS = 20
 
 
@@ -29,35 +29,13 @@ def add_missing_copies(
     generator: torch.Generator,
     steps: int = _STEPS,
 ) -> tuple[Floats, Tensor, Tridiagonal | None]:
-    """Add what the complement of the pairs found holds of the ``k`` wanted, until it holds nothing of them.
+    """Add those of the ``k`` wanted eigenpairs that lie in the complement of the pairs found, until none is left there.
 
-    A Lanczos process from a random vector in the complement approaches the best eigenvalues that are left there. Where
-    they are better than the worst one found, or fewer than ``k`` were found, they are taken in order from the edge
-    inwards, as far as they have converged: never one before those beyond it.
-
-    Parameters
-    ----------
-    op : Meter
-    values, vectors
-        The pairs found, ascending, (p,) and (n, p).
-    k, which
-        See :func:`wanted`.
-    residual : float
-        Largest residual at which a pair is taken.
-    margin : float
-        By how much an eigenvalue must be better than the worst one found.
-    max_products : int
-        Give up after so many.
-    generator : torch.Generator
-    steps : int
-        Lanczos steps of the first search.
-
-    Returns
-    -------
-    values, vectors
-        At most ``k`` pairs.
-    probe : Tridiagonal or None
-        The last process, whose complement holds nothing better; None where none came to that.
+    A Lanczos process of at first ``steps`` steps, from a random vector in the complement, approximates the outermost
+    eigenvalues there. A Ritz pair improves the result if it lies beyond the worst pair found by more than ``margin``,
+    or if fewer than ``k`` pairs were found. Improving pairs are added from the edge inwards, up to the first whose
+    residual exceeds ``residual``. Returns at most ``k`` values and vectors, and the last process, which saw no
+    improving pair; None in place of the process if ``max_products`` did not suffice.
     """
     budget, n = op.num_products + max_products, op.n
     while op.num_products < budget and len(values) < n:
@@ -77,14 +55,14 @@ def add_missing_copies(
 
 
 def holds_better(probe: Tridiagonal, values: Floats, k: int, which: str, margin: float) -> bool:
-    """Whether a process in the complement of ``k`` pairs has seen one that is better than the worst of them."""
+    """Whether a process in the complement of ``k`` pairs has a Ritz value beyond the worst by over ``margin``."""
     return bool(_beyond(probe.eigh()[0], values, k, which, margin).any())
 
 
 def _better(
     probe: Tridiagonal, values: Floats, k: int, which: str, residual: float, margin: float
 ) -> tuple[NDArray[np.intp], bool]:
-    """Which Ritz pairs are to be taken, and whether there are others that would be if they had converged."""
+    """Indices of the Ritz pairs to add, and whether there are more improving pairs that have not converged."""
     ritz = probe.eigh()[0]
     better, converged = _beyond(ritz, values, k, which, margin), probe.ritz_residuals <= residual
     upwards = np.arange(len(ritz))
@@ -103,7 +81,7 @@ def _better(
 
 
 def _beyond(ritz: Floats, values: Floats, k: int, which: str, margin: float) -> NDArray[np.bool_]:
-    """Which Ritz values lie beyond the worst of the ``k`` found by more than a margin; all while there are fewer."""
+    """Mask of the Ritz values that improve on the ``k`` found by more than ``margin``; all if fewer were found."""
     if len(values) < k:
         return np.ones(len(ritz), dtype=bool)
     if which == "LM":

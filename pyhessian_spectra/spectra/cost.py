@@ -1,4 +1,4 @@
-"""What the analysis of one matrix will cost: products, and bytes; and whether to build it follows from that."""
+"""Forecasts of the cost of analysing one matrix, in products and bytes, and the choice of path that follows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import torch
 
 from pyhessian_spectra.spectra.settings import Settings
 
-# Products for the sampling error of the trace, where the trace itself is exact.
+# Products for the trace's error from the data being a sample, where the trace itself is exact.
 DATA_PROBES = 30
 
-# Lanczos steps that an eigenvalue at both edges takes: the tenth of a trained ResNet20 took 90 to a residual of 1e-4.
+# Lanczos steps per eigenvalue sought at both edges: the tenth of a trained ResNet20 took 90 to a residual of 1e-4.
 _STEPS_PER_EIGENVALUE = 9
 
 
 def is_dense(settings: Settings, n: int) -> bool:
-    """Whether a matrix of this size is cheaper to build than to estimate, or every eigenvalue of it is asked for."""
+    """Whether a matrix of size ``n`` is built because that is cheaper than a pass, or all eigenvalues are wanted."""
     few = min(settings.exact_limit, products_of_a_pass(settings))
     return n <= max(2 * settings.num_eigenvalues, few)
 
 
 def is_built(settings: Settings, n: int) -> bool:
-    """Whether a whole matrix of this size is built: blocks of it then cost no further product."""
+    """Whether the whole matrix is built if it has size ``n``; its blocks then cost no further product."""
     return n <= settings.exact_limit or is_dense(settings, n)
 
 
 def forecast_products(settings: Settings, sizes: Sequence[int]) -> list[int]:
-    """Products expected for the whole matrix and for each of its blocks, whose sizes these are."""
+    """Expected products for the whole matrix and for each of its blocks; ``sizes`` are theirs in this order."""
     whole, *blocks = sizes
     if whole <= settings.exact_limit:
         return [products_to_build(settings, whole), *(0 for _ in blocks)]
@@ -35,21 +35,21 @@ def forecast_products(settings: Settings, sizes: Sequence[int]) -> list[int]:
 
 
 def products_to_build(settings: Settings, n: int) -> int:
-    """Products that building and diagonalising takes, the checks included."""
+    """Products for building and diagonalising a matrix, including residuals and the trace's data error."""
     return n + 2 * min(settings.num_eigenvalues, n) + DATA_PROBES
 
 
 def products_of_a_pass(settings: Settings) -> int:
-    """Products expected of a Krylov pass."""
+    """Products that a Krylov pass is expected to take."""
     density = settings.num_probes * settings.num_steps
     return _first_steps(settings) + density + 2 * settings.num_eigenvalues + settings.trace_probes
 
 
 def bytes_needed(settings: Settings, n: int, dtype: torch.dtype) -> int:
-    """Bytes for the dense matrix and its eigenvalues, or for the edges and the vectors being worked on.
+    """Bytes for the dense matrix and its eigenvalues, or for the edge eigenvectors and work vectors of a Krylov pass.
 
-    On the dense path ``8 n^2`` are kept for the blocks, the largest of which may need as much as the whole. On the
-    other, the linearisation and the Krylov basis, see :func:`bytes_of_basis`, come on top.
+    On the dense path ``8 n^2`` bytes are kept for the blocks, the largest of which may need as much as the whole. On
+    the Krylov path the linearisation and the Krylov basis, see :func:`bytes_of_basis`, come on top.
     """
     k = settings.num_eigenvalues
     if is_built(settings, n):
@@ -58,7 +58,7 @@ def bytes_needed(settings: Settings, n: int, dtype: torch.dtype) -> int:
 
 
 def bytes_of_basis(settings: Settings, n: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Bytes of the Krylov basis: at least, as expected, and at most; none where the matrix is built."""
+    """Bytes of the Krylov basis: least, expected and most; all zero if the matrix is built."""
     if is_built(settings, n):
         return 0, 0, 0
     k, least = settings.num_eigenvalues, max(settings.num_steps, 2 * settings.num_eigenvalues)

@@ -1,4 +1,4 @@
-"""The dense path: a matrix built from its products, all its eigenvalues, and its eigenvectors at both edges."""
+"""The dense path: a matrix built from products, all its eigenvalues, and the eigenvectors at both edges."""
 
 from __future__ import annotations
 
@@ -9,34 +9,22 @@ import scipy.linalg.lapack
 from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator
 from pyhessian_spectra.spectra.results import Floats
 
-# Vectors of the two edges that are less orthogonal than this are of one cluster, which only all vectors together tell
-# apart.
+# If eigenvectors of the two edges are less orthogonal than this, they belong to one cluster of eigenvalues, and only a
+# full eigendecomposition separates them.
 _ORTHOGONAL = 1e-10
 
 
 def build(op: LinearOperator) -> MatrixOperator:
-    """The matrix of an operator, symmetrised, in float64 on the CPU, by ``n`` products."""
+    """The matrix of an operator, symmetrised, in float64 on the CPU; takes ``n`` products."""
     matrix = op.to_dense().double().cpu()
     return MatrixOperator(matrix.add_(matrix.T.clone()).div_(2))
 
 
 def eigenvalues_and_edges(matrix: Floats, k: int) -> tuple[Floats, Floats, Floats]:
-    """All eigenvalues, and the eigenvectors of the ``k`` smallest and of the ``k`` largest.
+    """All eigenvalues (n,), ascending, and the eigenvectors (n, k) of the ``k`` smallest and of the ``k`` largest.
 
-    One reduction to tridiagonal form, which is most of what the eigenvalues cost, serves both edges: LAPACK's driver
-    for some eigenvectors would take it anew for each.
-
-    Parameters
-    ----------
-    matrix : ndarray, shape (n, n), symmetric
-    k : int
-        At most ``n``.
-
-    Returns
-    -------
-    eigenvalues : ndarray, shape (n,), ascending
-    lowest, highest : ndarray, shape (n, k), orthonormal columns in the order of their eigenvalues
-        Orthogonal to one another but for those that they share, where ``2 k > n``.
+    One reduction to tridiagonal form, most of the cost, serves both edges; LAPACK's driver for selected eigenvectors
+    would repeat it for each edge. The two edges share eigenvectors if ``2 k > n``.
     """
     n = len(matrix)
     if 2 * k < n:
@@ -58,7 +46,7 @@ def _by_tridiagonal(matrix: Floats, k: int) -> tuple[Floats, Floats, Floats]:
         for part in ((0, k - 1), (n - k, n - 1))
     ]
     vectors = np.asfortranarray(np.hstack(both))
-    # the reduction's orthogonal matrix leaves the first coordinate; on the others it is that of a QR factorisation
+    # the reduction's orthogonal matrix leaves the first coordinate alone and acts on the others as the Q of a QR would
     rest, _, _ = lapack.dormqr("L", "N", reduced[1:, : n - 1], reflectors, vectors[1:], lwork=128 * k)
     vectors[1:] = rest
     return values, vectors[:, :k], vectors[:, k:]

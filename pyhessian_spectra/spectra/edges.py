@@ -1,4 +1,4 @@
-"""Both edges of a spectrum from one Lanczos process, restarted where that is too short."""
+"""Both edges of a spectrum from one Lanczos process, restarted when it gets too long."""
 
 from __future__ import annotations
 
@@ -17,38 +17,22 @@ from pyhessian_spectra.spectra.results import Floats
 
 WHICH = ("LA", "SA", "BE", "LM")
 
-# A product in floating point is off by a modest multiple of eps times the norm; 100 covers the sums of the networks
-# tested (the measured factor is 2 to 30) without calling a wrong pair converged.
+# The error of a floating-point product is a modest multiple of eps times the norm: 2 to 30 were measured for the
+# networks tested. 100 covers these without calling a wrong pair converged.
 ROUNDING = 100
 
-# A cycle between two restarts has at least this many products, however short the first process was.
+# Fewest products between two restarts, however short the first process was.
 _SHORTEST_CYCLE = 10
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Ritz pairs at both edges.
+    """Ritz pairs at the edges: ascending ``values`` (k,), ``vectors`` (n, k); fewer if the Krylov space is invariant.
 
-    Parameters
-    ----------
-    values : ndarray, shape (k,), float64, ascending
-        Fewer where the Krylov space is invariant before.
-    vectors : Tensor, shape (n, k)
-        Orthonormal columns.
-    good : ndarray, shape (k,), bool
-        Residual, by the recurrence, within what was asked.
-    scale : float
-        Largest magnitude of a Ritz value.
-    steps, restarts : int
-        Products taken, and how often the process was restarted.
-    orthogonality : float
-        ``max |V^T V - I|`` of the last basis.
-    ends : (float, float)
-        The extreme Ritz values.
-    place : str
-        Where the largest basis lay, for people.
-    partial : (ndarray, Tensor), optional
-        Pairs that an eigensolver has found although not all converged; their ranks are not known.
+    ``good`` (k,): whether the residual, by the recurrence, meets the threshold. ``scale``: largest magnitude of a Ritz
+    value. ``steps``, ``restarts``: numbers of products and restarts. ``orthogonality``: ``max |V^T V - I|`` of the last
+    basis. ``ends``: extreme Ritz values. ``place``: a phrase that says where the largest basis was kept. ``partial``:
+    pairs of an eigensolver that did not find all, so that their ranks are not known.
     """
 
     values: Floats
@@ -76,27 +60,13 @@ def find_edges(
     max_products: int,
     memory_budget: int | None = None,
 ) -> Edges:
-    """Extend a Lanczos process until both edges have converged; restart it where that takes too many steps.
+    """Extend a Lanczos process until the ``k`` wanted pairs have converged; restart it if that takes too many steps.
 
-    At a restart the Ritz vectors wanted of each edge stay, and half as many again at one that has not converged; the
-    process goes on from the vector at which it stopped, orthogonal to them. This is the thick-restart Lanczos method
-    (Wu and Simon 2000): nothing that has been found is lost, and no product is repeated.
-
-    Parameters
-    ----------
-    op : LinearOperator, shape (n, n)
-    start : Tensor, shape (n,)
-    k, which : int, str
-        Pairs wanted, at most ``n``, and where; see :func:`wanted`.
-    tol, atol : float
-        See :func:`threshold`.
-    min_steps, max_steps : int
-        Lanczos vectors of the first process, at least and at most; fewer than ``max_steps`` where neither memory nor
-        disk has room. The same number of vectors, kept ones included, is held between restarts.
-    max_products : int
-        Most products, restarts included. What has not converged by then is given as it is.
-    memory_budget : int, optional
-        Bytes the Lanczos vectors may take in memory, see :class:`KrylovBasis`.
+    A restart keeps the wanted Ritz vectors of each edge, and half as many again at an edge that has not converged; the
+    process continues from its last residual vector, orthogonal to them. In this thick-restart Lanczos method (Wu and
+    Simon 2000) no Ritz vector found is lost and no product is repeated. The basis is restarted at ``max_steps`` vectors
+    (at least ``min_steps``), kept ones included, or earlier if neither memory nor disk has room. Pairs that have not
+    converged after ``max_products`` are returned as they are. See :func:`wanted` and :func:`threshold`.
     """
     search = _Search(op, start, k, which, tol, atol, memory_budget)
     search.extend(max(min_steps, k))
@@ -112,13 +82,13 @@ def find_edges(
 
 
 def require_which(which: str) -> None:
-    """Raise where an edge of that name is not known."""
+    """Raise InputError if ``which`` does not name an edge."""
     if which not in WHICH:
         raise InputError(f"which must be one of {', '.join(WHICH)}, got {which!r}")
 
 
 def wanted(values: Floats, k: int, which: str) -> NDArray[np.intp]:
-    """Indices of ``k`` eigenvalues, by ascending value.
+    """Indices of the ``k`` wanted eigenvalues, in ascending order of the eigenvalues.
 
     ``which`` is ``"LA"`` or ``"SA"`` for the largest or smallest, ``"BE"`` for half of them at each end (the odd one at
     the top), ``"LM"`` for those of largest magnitude.
@@ -132,18 +102,15 @@ def wanted(values: Floats, k: int, which: str) -> NDArray[np.intp]:
 
 
 def threshold(op: LinearOperator, values: Floats, tol: float, atol: float, scale: float) -> Floats:
-    """Largest residual at which a pair counts as converged.
-
-    ``tol`` relative to its value, or ``atol`` relative to the scale, or what rounding in the products leaves.
-    """
+    """Largest residual (k,) at which a pair converged, by ``tol`` of its value, ``atol`` of the scale or rounding."""
     return np.maximum(tol * np.abs(values), max(atol, ROUNDING * op.space.eps) * scale)
 
 
 class _Search:
-    """Ritz vectors that were kept, and the Lanczos process that goes on from them: together one orthonormal basis.
+    """Ritz vectors kept at a restart and the Lanczos process that continues from them: together an orthonormal basis.
 
-    With the kept vectors ``U``, of values ``D``, first, the operator's projection is ``[[D, b e_1^T], [e_1 b^T, T]]``;
-    ``b`` holds the components along ``U`` of the product with the first Lanczos vector.
+    With the kept vectors ``U`` first and their Ritz values ``D``, the projection of the operator on the basis is ``[[D,
+    b e_1^T], [e_1 b^T, T]]``; ``b`` is ``U^T`` times the product with the first Lanczos vector.
     """
 
     def __init__(
@@ -166,7 +133,7 @@ class _Search:
 
     @property
     def size(self) -> int:
-        """Vectors of the basis."""
+        """Number of basis vectors."""
         return len(self._kept_values) + self._process.num_steps
 
     @property
@@ -175,11 +142,11 @@ class _Search:
 
     @property
     def done(self) -> bool:
-        # with as many values as are wanted, or fewer, there may be others between them
+        # if there are no more Ritz values than wanted, eigenvalues between them may have been missed
         return self._process.exhausted or (len(self._theta) > self._k and bool(self._good.all()))
 
     def extend(self, steps: int) -> None:
-        """Take up to ``steps`` products, and solve the projected problem."""
+        """Take up to ``steps`` products, and solve the projected eigenproblem."""
         before = self._process.num_steps
         self._process.extend(steps)
         self.products += self._process.num_steps - before
@@ -190,7 +157,7 @@ class _Search:
             projected = np.diag(np.r_[self._kept_values, tridiagonal.alphas])
             i = np.arange(p, len(projected) - 1)
             projected[i + 1, i] = tridiagonal.betas[:-1]
-            projected[p, :p] = self._couplings  # the lower triangle is what eigh reads
+            projected[p, :p] = self._couplings  # eigh reads the lower triangle only
             self._theta, self._coefficients = scipy.linalg.eigh(projected)
         self._scale = float(np.abs(self._theta).max())
         self._last = tridiagonal.betas[-1] * self._coefficients[-1]
@@ -199,9 +166,9 @@ class _Search:
         self._good = np.abs(self._last[self._chosen]) <= goal
 
     def restart(self) -> None:
-        """Begin again from the Ritz vectors at the edges; the others are forgotten."""
+        """Begin again from the Ritz vectors at the edges, and drop all others."""
         self._note_place()
-        below = int((self._chosen == np.arange(self._k)).sum())  # the lower edge's, which come first
+        below = int((self._chosen == np.arange(self._k)).sum())  # wanted pairs at the lower edge, which come first
         counts = (below, self._k - below)
         spare = min((max(counts) + 1) // 2, (self.size - self._k) // 4)
         converged = (self._good[:below].all(), self._good[below:].all())
@@ -212,7 +179,7 @@ class _Search:
         budget = self._budget
         if budget is not None:
             budget = max(0, budget - self._kept.numel() * self._kept.element_size())
-        # the old basis goes with the old process
+        # this frees the old basis together with the old process
         self._process = LanczosProcess(self._op, self._process.residual, against=self._kept, memory_budget=budget)
         self.restarts += 1
 

@@ -1,4 +1,4 @@
-"""Eigenpairs: all of them from the dense matrix, or a few at the edges by ARPACK."""
+"""Eigenpairs: all of them from the dense matrix, or a few at the edges of the spectrum by ARPACK."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import ConvergenceError, InputError
-from pyhessian_spectra.spectra.arpack import find_edges_by_arpack
+from pyhessian_spectra.spectra.arpack import ATTAINABLE, find_edges_by_arpack
 from pyhessian_spectra.spectra.bounds import certify
 from pyhessian_spectra.spectra.copies import add_missing_copies
 from pyhessian_spectra.spectra.edges import ROUNDING, require_which
@@ -19,15 +19,16 @@ from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Eigenpairs
 from pyhessian_spectra.spectra.space import fresh_generator
 
-# Lanczos steps in the complement of what was found: as many as it took to find, within these limits.
+# Lanczos steps in the complement of the pairs found: as many as the edges took, within these limits.
 _FEWEST_STEPS, _MOST_STEPS = 10, 40
 
 
 def eigh(op: LinearOperator) -> Eigenpairs:
-    """All eigenpairs, from the dense matrix in float64.
+    """All ``n`` eigenpairs, ascending, from the dense matrix in float64.
 
-    Residuals are those of the dense matrix, so they hold the error of the eigensolver and of the matrix's
-    asymmetry; ``n`` products and ``8 n^2`` bytes for each of the matrix and the eigenvectors.
+    Residuals are those of the dense matrix before it is symmetrised, so they include its asymmetry as well as the error
+    of the eigensolver. Takes ``n`` products, and ``8 n^2`` bytes for each of the matrix and the eigenvectors. Raises
+    InputError if ``op`` is not a LinearOperator.
     """
     require_operator(op)
     meter = Meter.of(op)
@@ -60,9 +61,9 @@ def eigsh(
 ) -> Eigenpairs:
     """``k`` eigenpairs at the edges of the spectrum, by ARPACK's implicitly restarted Lanczos method.
 
-    A short Lanczos process comes first, and is all where it meets the tolerance. A further one, from a random vector in
-    the complement of what was found, looks for copies of multiple eigenvalues, which a single Krylov space cannot see,
-    and bounds what else there may be.
+    A short Lanczos process comes first; if it meets the tolerance, ARPACK is not called. Another process, from a random
+    vector in the complement of the pairs found, looks for copies of multiple eigenvalues, which a single Krylov space
+    cannot contain, and bounds all other eigenvalues.
 
     Parameters
     ----------
@@ -72,11 +73,11 @@ def eigsh(
     which : {"LA", "SA", "BE", "LM"}
         Largest or smallest algebraic, both ends (the odd one at the top), or largest in magnitude.
     tol : float
-        Accuracy ``||A v - theta v||`` asked for, relative to the operator's norm; what the dtype of the products allows
-        is asked where that is more.
+        Residual ``||A v - theta v||`` to reach, relative to the operator's norm. Values below what rounding allows, 100
+        eps of the products' dtype or 2e-12, are raised to it.
     v0 : Tensor, shape (n,) or (n, p), or Eigenpairs, optional
-        Where to begin: an approximate eigenvector, several, or pairs found before, of a matrix nearby. By default a
-        random vector.
+        Where to begin: an approximate eigenvector, several, or eigenpairs of a nearby matrix. By default a random
+        vector.
     max_products : int, optional
         Give up after about this many products, by default ``max(20 k, 10 n, 1000)``.
     generator : torch.Generator, optional
@@ -85,15 +86,15 @@ def eigsh(
     Returns
     -------
     Eigenpairs
-        Ascending, residuals recomputed with ``k`` fresh products, with certified intervals. ``converged`` tells where
-        the residual is within ``max(tol, 100 eps)`` times the operator's norm.
+        Ascending, with certified intervals and residuals from ``k`` fresh products. ``converged`` says which residuals
+        meet the tolerance.
 
     Raises
     ------
     InputError
-        ``k``, ``which`` or ``v0`` out of range.
+        ``k``, ``which`` or ``v0`` is out of range.
     ConvergenceError
-        Fewer than ``k`` pairs converged; ``partial`` carries those that did.
+        Fewer than ``k`` pairs converged, or missed copies were not excluded; ``partial`` holds the pairs found.
     """
     require_operator(op)
     require_which(which)
@@ -102,7 +103,7 @@ def eigsh(
         raise InputError(f"k must be at least 1 and below n = {n}, got {k}; for all {n} eigenpairs use eigh")
     meter, generator = Meter.of(op), generator or fresh_generator()
     before, most = meter.num_products, max_products or max(20 * k, 10 * n, 1000)
-    atol = max(tol, op.space.eps)
+    atol = max(tol, op.space.eps, ATTAINABLE)
     start = op.space.randn(generator) if v0 is None else _start(op, v0)
     edges = find_edges_by_arpack(meter, start, k, which, tol=0.0, atol=atol, max_products=most)
     if edges.good.all():
@@ -120,11 +121,16 @@ def eigsh(
         )
     else:
         (values, vectors), probe = edges.partial or (edges.values[:0], edges.vectors[:, :0]), None
+    products = meter @ vectors
+    # a Rayleigh-Ritz step, since after restarts eigenvalues are only as accurate as the vectors
+    gram = op.space.gram(vectors.T, products)
+    rotation = torch.linalg.eigh((gram + gram.T) / 2)
+    values, turn = rotation.eigenvalues.cpu().numpy(), rotation.eigenvectors.to(vectors)
     pairs = certify(
         op,
         values,
-        vectors,
-        (meter @ v for v in vectors.T.contiguous()),
+        vectors @ turn,
+        (products @ turn).unbind(1),
         [] if probe is None else [probe],
         np.ones(len(values), dtype=bool),
         tol=0.0,
@@ -132,17 +138,17 @@ def eigsh(
         scale=edges.scale,
     )
     pairs = replace(pairs, num_products=meter.num_products - before)
-    if probe is None:
+    if probe is None or not pairs.converged.all():
         raise ConvergenceError(
             f"found {len(pairs)} eigenpairs in {pairs.num_products} products, not certain to be the {k} asked for "
-            f"({which}); raise max_products, or ask for fewer pairs",
+            f"({which}); raise max_products or tol, or ask for fewer pairs",
             pairs,
         )
     return pairs
 
 
 def _start(op: LinearOperator, v0: Tensor | Eigenpairs) -> Tensor:
-    """One vector (n,) that holds all that is given."""
+    """One start vector (n,): the sum of all vectors given."""
     vectors = torch.as_tensor(v0.eigenvectors) if isinstance(v0, Eigenpairs) else v0
     if not isinstance(vectors, Tensor) or vectors.dim() not in (1, 2) or vectors.shape[0] != op.space.local_n:
         got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(v0).__name__

@@ -1,4 +1,4 @@
-"""Bilinear forms of an operator's terms and of sections of its coordinates, from products that are taken anyway."""
+"""Bilinear forms of an operator's terms, by sections of the coordinates, from products that are taken anyway."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pyhessian_spectra.spectra.results import Floats
 
 @dataclass(frozen=True)
 class Forms:
-    """What products with ``p`` orthonormal vectors and ``r`` random probes say of each term of ``A = sum_b w_b A_b``.
+    """Bilinear forms of each term of ``A = sum_b w_b A_b`` with ``p`` orthonormal vectors and ``r`` random probes.
 
-    With the projector ``E_s`` onto a section of the coordinates, the trace of ``E_s A_b`` is the sum of the forms of
-    the vectors that were deflated plus ``complement`` times the mean form of the probes, in expectation: the probes are
-    unit vectors, uniform in the complement of those.
+    ``E_s`` projects onto section ``s`` of the coordinates. Probes are unit vectors, uniform in the complement of the
+    deflated vectors. So the trace of ``E_s A_b`` is the sum of the deflated vectors' forms plus ``complement`` times
+    the expected form of a probe.
 
     Parameters
     ----------
     weights : ndarray, shape (b,)
-        ``w_b``, of sum 1.
+        ``w_b``, whose sum is 1.
     compressed : ndarray, shape (b, p, p)
         ``V^T A_b V``.
     vectors : ndarray, shape (b, p, s)
-        ``v^T E_s A_b v`` of each vector ``v``.
+        ``v^T E_s A_b v`` for each vector ``v``.
     probes : ndarray, shape (b, r, s)
-        The same of each probe.
+        ``u^T E_s A_b u`` for each probe ``u``.
     deflated : ndarray of bool, shape (p,)
         Which vectors the probes are orthogonal to.
     complement : int
-        Dimension of their complement.
+        Dimension of the complement of the deflated vectors.
     """
 
     weights: Floats
@@ -47,20 +47,13 @@ class Forms:
 
     @property
     def trace_samples(self) -> Floats:
-        """Estimates of ``tr(E_s A_b)``, one a probe, shape (b, r, s); one that is exact where nothing is left over."""
+        """One estimate of ``tr(E_s A_b)`` per probe, shape (b, r, s); one exact value if ``complement`` is 0."""
         exact = self.vectors[:, self.deflated].sum(axis=1, keepdims=True)
         return exact + self.complement * self.probes if self.complement else exact
 
 
 class FormsRecorder:
-    """Takes products with an operator and records their forms.
-
-    Parameters
-    ----------
-    op : LinearOperator, shape (n, n)
-    sections : sequence of int, optional
-        Lengths of the sections of the coordinates, of sum ``n``; by default one section.
-    """
+    """Takes products with an operator and records their forms; ``sections`` are lengths in local coordinates."""
 
     def __init__(self, op: LinearOperator, sections: Sequence[int] | None = None) -> None:
         self.op, self._sections = op, list(sections or [op.space.local_n])
@@ -70,7 +63,7 @@ class FormsRecorder:
         self._probes: list[Floats] = []
 
     def products(self, vectors: Tensor) -> Iterator[Tensor]:
-        """The products with the columns of (n, p), one by one."""
+        """Yield the products (n,) with the columns of (n, p), one by one, and record their forms."""
         for v in vectors.T.contiguous():
             product, forms = self._multiply(v, vectors)
             self._vectors.append(forms[:, : len(self._sections)])
@@ -78,13 +71,13 @@ class FormsRecorder:
             yield product
 
     def probe(self, u: Tensor) -> Tensor:
-        """The product with a unit vector, which is recorded as a probe."""
+        """The product with a unit vector (n,), whose forms are recorded as those of a probe."""
         product, forms = self._multiply(u, u[:, None][:, :0])
         self._probes.append(forms)
         return product
 
     def forms(self, deflated: NDArray[np.bool_]) -> Forms:
-        """What was recorded; ``deflated`` tells which of the vectors the probes are orthogonal to."""
+        """The recorded forms; ``deflated`` (p,) says which of the vectors the probes are orthogonal to."""
         empty = np.empty((len(self._weights), 0, len(self._sections)))
         crossed = np.stack(self._compressed, axis=2) if self._compressed else np.empty((len(self._weights), 0, 0))
         return Forms(
@@ -97,7 +90,7 @@ class FormsRecorder:
         )
 
     def _multiply(self, v: Tensor, vectors: Tensor) -> tuple[Tensor, Floats]:
-        """The product with ``v``, and of each term its forms with ``v`` by section and with each of the vectors."""
+        """The product with ``v``, and each term's forms: with ``v`` by section, and with each of ``vectors``."""
         space = self.op.space
 
         def look(term: Tensor) -> Tensor:

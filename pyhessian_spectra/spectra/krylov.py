@@ -1,4 +1,4 @@
-"""One Krylov pass: both edges, the density and the traces from the same products."""
+"""The Krylov pass: both edges, the spectral density and the traces from shared products."""
 
 from __future__ import annotations
 
@@ -20,29 +20,18 @@ from pyhessian_spectra.spectra.settings import Settings
 from pyhessian_spectra.spectra.spectrum import Spectrum
 from pyhessian_spectra.spectra.trace import mean_of, samples_for, square_root
 
-# A missed eigenvalue is looked for where it exceeds the rounding of a residual by this factor: the lower edge of a
-# semidefinite block is nearer to zero than that, and its order is not worth products.
+# A Ritz value in the complement counts as a missed eigenvalue if it lies beyond an edge by this many times the rounding
+# of a residual. The lower edge of a semidefinite block is nearer to zero than that, and sorting it is not worth
+# products.
 _MISSED = 10
 
-# Samples whose spread decides how many are taken in all: fewer estimate it too poorly.
+# Samples of the first stage, whose spread determines the total number: fewer would estimate it too poorly.
 _FIRST_STAGE = 10
 
 
 @dataclass(frozen=True)
 class KrylovPass:
-    """What one pass over an operator has found.
-
-    Parameters
-    ----------
-    largest, smallest : Eigenpairs
-        ``k`` at each edge, ascending, with certified intervals.
-    spectrum : Spectrum
-        Converged edges as atoms of weight ``1 / n``, quadrature on their complement.
-    trace, frobenius : TraceEstimate
-        From the quadrature's first two moments.
-    forms : Forms
-        Of the eigenvectors, in ascending order, and of all probes.
-    """
+    """Results of one pass; ``forms`` are those of the eigenvectors, in ascending order, and of all probes."""
 
     largest: Eigenpairs
     smallest: Eigenpairs
@@ -64,26 +53,15 @@ def krylov_pass(
 ) -> KrylovPass:
     """Find both edges, the density, the trace and the Frobenius norm of an operator in one pass.
 
-    One Lanczos process is extended until the Ritz pairs wanted at each edge have converged. They become atoms; each
-    probe then gives the quadrature of their complement, a sample of both moments, a check that no copy of an edge
-    eigenvalue was missed, and a bound on what the complement may still hold. The start vector of the process gives no
-    sample: in a cluster of eigenvalues the Ritz vectors follow it, and what it leaves to the complement is biased.
+    One Lanczos process is extended until the wanted Ritz pairs have converged; these become atoms of the spectrum. Each
+    random probe then runs Lanczos in their complement, which gives the quadrature of the remaining spectrum, a sample
+    of each trace, a check for missed copies of edge eigenvalues, and a bound on all other eigenvalues. The start vector
+    of the first process gives no sample: within a cluster of eigenvalues the Ritz vectors depend on it, so its
+    component in the complement is biased.
 
-    Parameters
-    ----------
-    op : Meter, shape (n, n)
-    settings : Settings
-        ``num_eigenvalues`` at each edge are capped at ``n // 2``.
-    which : {"BE", "LA", "SA"}
-        Both edges, or only the largest or the smallest eigenvalues, which takes fewer products.
-    atol : float
-        Residual, relative to the norm, that is good enough for any pair, however small its value.
-    max_products : int, optional
-        Most products spent on the edges, by default ``2 max_steps``.
-    sections : sequence of int, optional
-        Lengths of the sections of the coordinates that ``forms`` tells apart.
-    generator : torch.Generator
-        Source of the probes.
+    ``which`` is ``"BE"``, or ``"LA"`` or ``"SA"`` for one edge alone, which takes fewer products. A residual of
+    ``atol`` times the norm suffices for any pair. At most ``max_products`` are spent on the edges, by default ``2
+    max_steps``. ``sections`` are the lengths of the sections of coordinates that ``forms`` separates.
     """
     n, before = op.n, op.num_products
     require_which(which)
@@ -103,11 +81,11 @@ def krylov_pass(
     values, vectors, good, scale = edges.values, edges.vectors, edges.good, edges.scale
     orthogonality = edges.orthogonality
     facts = {"steps": edges.steps, "restarts": edges.restarts, "basis": edges.place}
-    del edges  # its vectors are dropped where they are completed
+    del edges  # so that its vectors are freed when `complete` replaces them
     atoms = vectors if good.all() else vectors[:, torch.from_numpy(good).to(op.device)]
 
     def complete(margin: float) -> tuple[Floats, Tensor, Tensor, np.ndarray]:
-        """The edges with the copies that one Krylov space cannot see."""
+        """The edge pairs with all copies of multiple eigenvalues, which one Krylov space cannot contain."""
         found, with_copies, _ = add_missing_copies(
             op,
             values,
@@ -137,10 +115,10 @@ def krylov_pass(
         if not completed and good.all() and holds_better(probe, values, k, which, margin):
             completed = True
             values, vectors, atoms, good = complete(margin)
-            # these probes saw the copies in their complement: begin again without them
+            # the probes so far ran with the copies still in their complement: start again
             probes, recorder = [], FormsRecorder(op, sections)
             continue
-        probes.append(replace(probe, vectors=None))  # the basis has served
+        probes.append(replace(probe, vectors=None))  # the Lanczos vectors are no longer needed
 
     products = recorder.products(vectors)
     pairs = certify(op, values, vectors, products, probes, good, tol=settings.tol, atol=atol, scale=scale)
@@ -154,7 +132,7 @@ def krylov_pass(
     spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, facts=facts)
     trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
     below = {"BE": len(values) // 2, "LA": 0, "SA": len(values)}[which]
-    smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # views of the eigenvectors
+    smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # slices copy no eigenvectors
     return KrylovPass(largest, smallest, spectrum, trace, square_root(second), recorder.forms(good))
 
 
@@ -167,14 +145,11 @@ def _moments(
     settings: Settings,
     generator: torch.Generator,
 ) -> tuple[TraceEstimate, TraceEstimate]:
-    """The trace and the sum of squared eigenvalues: of the atoms exactly, of the rest by sampling.
-
-    The quadrature's rows are samples already. A further one costs one product with a probe in the complement, which is
-    cheaper than a row as long as the trace is what is wanted.
-    """
+    """The trace and the sum of squared eigenvalues: exact for the atoms, sampled for the remaining spectrum."""
     n, before, space = op.n, op.num_products, op.space
     if len(atom_values) == n:
-        return tuple(TraceEstimate(float((atom_values**power).sum()), 0.0, 0) for power in (1, 2))  # type: ignore[return-value]
+        return TraceEstimate(float(atom_values.sum()), 0.0, 0), TraceEstimate(float((atom_values**2).sum()), 0.0, 0)
+    # each row of the quadrature is a sample; another one costs one product, another row would cost num_steps
     firsts, seconds = (list(n * (spectrum.weights * spectrum.nodes**power).sum(axis=1)) for power in (1, 2))
     exact, rest = [(atom_values**power).sum() for power in (1, 2)], n - len(atom_values)
 

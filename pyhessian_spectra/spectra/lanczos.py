@@ -16,28 +16,29 @@ from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 
-# A residual below this many eps of the scale is rounding: 10 to 80 were measured where the space is invariant. Too
-# small is harmless: one more vector, of weight eps^2. Too large would cut off a narrow bulk beside large outliers, so
-# it does not grow with n.
+# A residual norm below this many eps of the scale counts as rounding: 10 to 80 were measured in invariant Krylov
+# spaces. A smaller factor would be harmless: it adds one vector, of weight eps^2. A larger one would cut off a narrow
+# bulk beside large outliers; for the same reason the factor does not grow with n.
 _BREAKDOWN = 100
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """``A V = V T + beta_m v_{m+1} e_m^T`` with orthonormal ``V`` and tridiagonal ``T``.
+    """Lanczos relation ``A V = V T + beta_m v_{m+1} e_m^T`` with orthonormal ``V`` (n, m), tridiagonal ``T`` (m, m).
 
     Parameters
     ----------
     alphas : ndarray, shape (m,), float64
         Diagonal of ``T``.
     betas : ndarray, shape (m,), float64
-        Off-diagonal of ``T``, followed by the last residual norm ``beta_m``; that one is 0 when the Krylov space is
-        invariant, and ``T`` then holds exact eigenvalues.
+        Off-diagonal of ``T``, followed by the last residual norm ``beta_m``. ``beta_m`` is 0 if the Krylov space is
+        invariant; the eigenvalues of ``T`` are then eigenvalues of ``A``.
     vectors : KrylovBasis, optional
-        The Lanczos vectors, wherever they lie; None where they are no longer needed.
+        The Lanczos vectors, in memory or on disk; None if they were dropped. ``combine``, ``basis`` and
+        ``orthogonality`` then raise InputError.
     remainder : float
-        What is known of the last residual norm where ``beta_m`` is 0 because rounding hides it: it is no larger. 0
-        where the vectors span the whole space.
+        Upper bound on the last residual norm, also where ``beta_m`` is 0 because the residual is not larger than
+        rounding; 0 if the vectors span the whole space.
     """
 
     alphas: Floats
@@ -51,21 +52,21 @@ class Tridiagonal:
         return np.asarray(theta, np.float64), np.asarray(vectors, np.float64)
 
     def eigh(self) -> tuple[Floats, Floats]:
-        """Ritz values, ascending (m,), and the eigenvectors of ``T`` in columns (m, m)."""
+        """Ritz values, ascending (m,), and the eigenvectors of ``T`` in columns (m, m); both float64."""
         return self._eigh
 
     @property
     def ritz_residuals(self) -> Floats:
-        """``||A y - theta y||`` of each Ritz pair by the recurrence, ``beta_m |s_m|``, shape (m,)."""
+        """``||A y - theta y||`` of each Ritz pair, computed as ``beta_m |s_m|``; shape (m,)."""
         return self.betas[-1] * np.abs(self._eigh[1][-1])
 
     def combine(self, coefficients: Floats) -> Tensor:
-        """Linear combinations ``V C`` for ``C`` of shape (m, k), in columns (n, k) and the basis' dtype."""
+        """Linear combinations ``V C`` for ``C`` of shape (m, k); columns (n, k) in the basis' dtype."""
         return self._kept.combine(torch.from_numpy(np.ascontiguousarray(coefficients)))
 
     @property
     def basis(self) -> Tensor:
-        """The Lanczos vectors, one a row, shape (m, n), in memory."""
+        """The Lanczos vectors in memory, one per row, shape (m, n)."""
         return self._kept.rows(len(self.alphas))
 
     @cached_property
@@ -81,41 +82,17 @@ class Tridiagonal:
 
 
 class LanczosProcess:
-    """The Lanczos process step by step, to be extended until what is wanted of it has converged.
+    """The Lanczos process, extended step by step until the quantities wanted from it have converged.
 
     After the three-term recurrence each new vector is orthogonalised against all earlier ones (Parlett 1998, section
-    6.9), so that no copies of converged eigenvalues ("ghosts") appear, and once more where that took so much of it that
-    rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype, coefficients
-    in float64. The process ends early where the Krylov space is invariant: where the residual is below ``100 eps``
-    times the largest product so far, rounding is all that is left of it.
+    6.9), so that no copies of converged eigenvalues ("ghosts") appear. This is repeated if it shortened the vector so
+    much that rounding matters (Daniel, Gragg, Kaufman and Stewart 1976). Vectors are stored in the operator's dtype,
+    coefficients in float64. With orthonormal columns ``against`` (n, k) the process runs on the compression of the
+    operator to their complement, ``(I - U U^T) A (I - U U^T)``.
 
-    Parameters
-    ----------
-    op : LinearOperator, shape (n, n)
-    v0 : Tensor, shape (n,)
-        Start vector; it is normalised.
-    against : Tensor, shape (n, k), optional
-        Orthonormal columns to stay orthogonal to: the process then runs on the operator compressed to their
-        complement, ``(I - U U^T) A (I - U U^T)``.
-    memory_budget : int, optional
-        Bytes the vectors may take in memory, see :class:`KrylovBasis`; results do not depend on it.
-
-    Attributes
-    ----------
-    num_steps : int
-        Steps taken.
-    exhausted : bool
-        No further step can be taken: the Krylov space is invariant.
-    vectors : KrylovBasis
-    residual : Tensor, shape (n,)
-        The next Lanczos vector, not normalised.
-
-    Raises
-    ------
-    InputError
-        ``v0`` is zero or not finite, or ``against`` leaves nothing.
-    OutOfMemoryError
-        The vectors fit neither in memory nor on the disk.
+    ``exhausted`` is true once the Krylov space is invariant: it fills the complement, or the residual norm is at most
+    ``100 eps`` times the largest norm of a product so far and hence only rounding. ``residual`` is the next Lanczos
+    vector, not normalised.
     """
 
     def __init__(
@@ -137,17 +114,17 @@ class LanczosProcess:
             raise InputError(f"the start vector must be finite and not zero, its norm is {self._norm}")
 
     def extend(self, num_steps: int, *, first: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Take up to ``num_steps`` further steps, one product each; ``first`` takes the first of these products."""
+        """Take up to ``num_steps`` more steps, one product each; ``first``, if given, computes the first product."""
         num_steps = min(num_steps, self._room - self.num_steps)
         if self.exhausted:
             return
         for _ in range(num_steps):
             previous, self._row = self._row, self.vectors.append(self.residual, self._norm)
             w, first = (self._op @ self._row if first is None else first(self._row)), None
-            # before anything is projected out of it: beyond what is left there is only its rounding
+            # the norm before projection, since the rounding that projection leaves is relative to it
             self._scale = max(self._scale, self._space.norm(w))
             alpha = self._space.inner(w, self._row)
-            w = torch.add(w, self._row, alpha=-alpha, out=self.residual)  # what the operator returned is its own
+            w = torch.add(w, self._row, alpha=-alpha, out=self.residual)  # not in place: the operator may keep `w`
             if previous is not None:
                 w.sub_(previous, alpha=self._norm)
             self._norm = self._orthogonalise(w)
@@ -162,12 +139,12 @@ class LanczosProcess:
                 return
 
     def tridiagonal(self) -> Tridiagonal:
-        """What the steps so far have given."""
+        """The coefficients and the vectors of the steps so far."""
         remainder = self._remainder if self.exhausted else self._betas[-1]
         return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors, remainder)
 
     def _orthogonalise(self, w: Tensor) -> float:
-        """Remove from ``w``, in place, what lies along the earlier vectors; the norm of what is left."""
+        """Subtract from ``w``, in place, its components along the earlier vectors; return the norm of the rest."""
         before, norm = np.inf, self._space.norm(w)
         for _ in range(2):
             if norm > before / 2**0.5:
@@ -188,12 +165,20 @@ def lanczos(
     against: Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tridiagonal:
-    """Run up to ``num_steps`` Lanczos steps from ``v0``; see :class:`LanczosProcess` for the rest.
+    """Run up to ``num_steps`` Lanczos steps from ``v0`` (n,) with full reorthogonalisation, one product each.
+
+    With orthonormal columns ``against`` = ``U`` (n, k) the operator is ``(I - U U^T) A (I - U U^T)``. The steps end
+    early if the Krylov space becomes invariant. ``memory_budget`` is the number of bytes of memory for Lanczos vectors,
+    by default half of what is free; further vectors go to disk.
+
+    Returns
+    -------
+    Tridiagonal
 
     Raises
     ------
     InputError
-        ``num_steps`` is below 1, ``v0`` zero or not finite, or ``against`` leaves nothing.
+        ``num_steps`` is below 1, ``v0`` is zero or not finite, or ``against`` spans the whole space.
     """
     require_operator(op)
     if num_steps < 1:

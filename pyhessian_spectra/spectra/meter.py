@@ -1,4 +1,4 @@
-"""Meter: the one thing on a vector's way from an algorithm to an operator, where products are counted."""
+"""Meter: an operator that counts the products taken with another operator."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator, O
 
 
 class Take(Protocol):
-    """Takes products, or gives those that were kept of an earlier run.
+    """A function through which a :class:`Meter` takes products; it may return answers kept from an earlier run.
 
-    ``ask`` names what is asked about ``v``, and ``call`` gives the answer, a list of tensors.
+    ``ask`` names the request about ``v``; ``call`` computes the answer, a list of tensors.
     """
 
     def __call__(self, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]: ...
@@ -24,18 +24,18 @@ def _plainly(ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tens
 
 
 class Meter(TermwiseOperator):
-    """An operator whose products are counted, and taken through a function that may time, show or keep them.
+    """An operator that counts products, and takes them through a function that may time, show or record them.
 
     Parameters
     ----------
     op : LinearOperator
     take : callable, optional
-        See :class:`Take`; by default products are just taken.
+        See :class:`Take`; by default products are taken directly.
 
     Attributes
     ----------
     num_products : int
-        Products so far; one with ``k`` columns counts ``k``.
+        Products so far; a product with ``k`` columns counts as ``k``.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Meter(TermwiseOperator):
 
     @classmethod
     def of(cls, op: LinearOperator) -> Meter:
-        """The operator itself where it is metered, so that a product is counted once and a vector passes one meter."""
+        """``op`` itself if it is a meter already, so that no product is counted twice; else a meter for it."""
         return op if isinstance(op, Meter) else cls(op)
 
     def _product(self, v: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Meter(TermwiseOperator):
         return product, weights, seen
 
     def to_dense(self) -> Tensor:
-        """The matrix; without a product where its entries are at hand."""
+        """The matrix (n, n); no product is taken if the metered operator is a MatrixOperator."""
         inner = self.op
         while isinstance(inner, Meter):
             inner = inner.op

@@ -1,28 +1,31 @@
-"""LinearOperator: a real symmetric matrix known through its products."""
+"""LinearOperator: a real symmetric matrix that is known only through its products with vectors."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.space import VectorSpace
 
-# What is asked of each term of a sum: a linear function of the term's product, to a float64 tensor (q,).
+if TYPE_CHECKING:
+    import scipy.sparse.linalg
+
+# A linear function that maps the product ``A_b v`` (n,) of one term to a float64 tensor (q,); see :func:`observe`.
 Observation = Callable[[Tensor], Tensor]
 
 
 class LinearOperator(ABC):
     """A real symmetric matrix of shape ``(n, n)``, known through its products.
 
-    A subclass gives ``_matvec``, and ``_matmat`` where several columns at once are cheaper than one by one. Vectors
-    are flat tensors of shape ``(n,)``, or ``(n, k)`` with one vector a column, in the operator's dtype and on its
-    device.
+    A subclass implements ``_matvec``, and ``_matmat`` if multiplying several columns at once is cheaper. Vectors are
+    flat tensors of shape ``(n,)``, or ``(n, k)`` with one vector per column, in the operator's dtype and on its device.
+    ``+``, ``-`` and multiplication by a number give linear combinations of operators.
 
     Parameters
     ----------
@@ -34,9 +37,9 @@ class LinearOperator(ABC):
     Attributes
     ----------
     kind : str
-        What the matrix is, as a report names it.
+        Name of the matrix in reports, such as ``"Hessian"``.
     space : VectorSpace
-        Inner products and random vectors. An operator whose vectors lie on several processes sets one of its own.
+        Supplies inner products and random vectors. An operator whose vectors are split over processes sets its own.
     """
 
     kind = "matrix"
@@ -66,14 +69,14 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
-        """The product with ``v`` of shape (n,), which must not be modified."""
+        """The product with ``v`` of shape (n,); ``v`` must not be modified."""
 
     def _matmat(self, v: Tensor) -> Tensor:
         """The product with ``v`` of shape (n, k)."""
         return torch.stack([self._matvec(column) for column in v.unbind(1)], dim=1)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """Multiply with one vector (n,) or with columns (n, k)."""
+        """``A v`` for a vector (n,) or columns (n, k); raises InputError if shape, dtype or device do not fit."""
         self._check(v)
         v = v.detach()
         if v.dim() == 1:
@@ -81,7 +84,7 @@ class LinearOperator(ABC):
         return self._matmat(v) if v.shape[1] else v.clone()
 
     def _check(self, v: Tensor) -> None:
-        """Raise where ``v`` cannot be multiplied."""
+        """Raise InputError if ``v`` cannot be multiplied."""
         n = self.space.local_n
         if not isinstance(v, Tensor) or v.dim() not in (1, 2) or v.shape[0] != n:
             got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
@@ -93,7 +96,7 @@ class LinearOperator(ABC):
             )
 
     def to_dense(self) -> Tensor:
-        """The matrix itself, shape (n, n), by ``n`` products."""
+        """The matrix as a tensor (n, n), computed by ``n`` products."""
         n = self.n
         dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         columns = max(1, min(n, 256))
@@ -105,11 +108,9 @@ class LinearOperator(ABC):
         return dense
 
     def to_scipy(self, dtype: np.dtype | type | None = None) -> scipy.sparse.linalg.LinearOperator:
-        """This operator for scipy: numpy vectors in, numpy vectors out.
+        """This operator as a scipy one: numpy vectors of ``dtype`` (default: its own) around products in its own."""
+        import scipy.sparse.linalg  # here, since the import takes 0.2 s and few callers need it
 
-        ``dtype`` is what scipy sees, by default the operator's own. A wider one lets scipy's recurrences
-        run in float64 around float32 products.
-        """
         dtype = np.dtype(dtype or torch.empty(0, dtype=self.dtype).numpy().dtype)
 
         def product(x: np.ndarray) -> np.ndarray:
@@ -141,33 +142,18 @@ class LinearOperator(ABC):
 
 
 class TermwiseOperator(LinearOperator):
-    """A weighted sum ``A = sum_b w_b A_b`` whose terms can be looked at while a product is taken.
-
-    A curvature matrix of a risk is one: its terms are the batches.
-    """
+    """A weighted sum ``A = sum_b w_b A_b`` (for a risk: over batches) whose terms can be observed in a product."""
 
     @abstractmethod
     def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`observe`."""
+        """See :func:`observe`."""
 
 
 def observe(op: LinearOperator, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
-    """One product, and what a linear function says of each term of the operator on the way.
+    """Take one product ``A v``, and apply a linear function to the product ``A_b v`` of each term of the operator.
 
-    Parameters
-    ----------
-    op : LinearOperator, shape (n, n)
-    v : Tensor, shape (n,)
-    look : callable
-        Linear, from ``A_b v`` of shape (n,) to a float64 tensor (q,).
-
-    Returns
-    -------
-    product : Tensor, shape (n,)
-    weights : Tensor, shape (b,), float64
-        ``w_b``, of sum 1.
-    seen : Tensor, shape (b, q), float64
-        ``look(A_b v)``. An operator that is no sum is its own one term.
+    ``look`` maps ``A_b v`` (n,) to a float64 tensor (q,). Returns ``A v`` (n,), the weights ``w_b`` (b,), whose sum is
+    1, and the values of ``look`` (b, q). An operator that is not a sum counts as a single term.
     """
     op._check(v)
     if isinstance(op, TermwiseOperator):
@@ -177,7 +163,7 @@ def observe(op: LinearOperator, v: Tensor, look: Observation) -> tuple[Tensor, T
 
 
 def require_operator(op: object) -> None:
-    """Raise where ``op`` is not an operator."""
+    """Raise InputError if ``op`` is not a LinearOperator."""
     if not isinstance(op, LinearOperator):
         raise InputError(
             f"a LinearOperator is needed, got {type(op).__name__}; a matrix becomes one with MatrixOperator(matrix), a "
@@ -186,7 +172,7 @@ def require_operator(op: object) -> None:
 
 
 def require_one_space(parts: list[LinearOperator]) -> VectorSpace:
-    """The space that all these operators act in."""
+    """The space in which all these operators act; raises InputError if they do not share one."""
     for op in parts:
         require_operator(op)
         if op.space != parts[0].space:
@@ -199,7 +185,7 @@ def require_one_space(parts: list[LinearOperator]) -> VectorSpace:
 
 
 class _Combination(TermwiseOperator):
-    """``sum_i c_i A_i``."""
+    """The linear combination ``sum_i c_i A_i``."""
 
     def __init__(self, parts: tuple[tuple[float, LinearOperator], ...]) -> None:
         self.space = require_one_space([op for _, op in parts])
@@ -207,7 +193,7 @@ class _Combination(TermwiseOperator):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """Such as ``"Hessian - 0.5 GGN"``."""
+        """The combination in words, such as ``"Hessian - 0.5 GGN"``."""
         words = []
         for scale, op in self._parts:
             size = "" if abs(scale) == 1 else f"{abs(scale):g} "
@@ -229,7 +215,7 @@ class _Combination(TermwiseOperator):
             product, own_weights, own_seen = observe(op, v, look)
             total.add_(product, alpha=scale)
             if i and not (len(own_weights) == len(weights) and torch.equal(own_weights, weights)):
-                # sums over different terms: together they are one term
+                # the parts are sums over different terms, so only their totals can be added, as a single term
                 seen, own_seen = (weights @ seen)[None], (own_weights @ own_seen)[None]
                 weights = own_weights = torch.ones_like(weights[:1])
             weights, seen = own_weights, seen + scale * own_seen if i else scale * own_seen
@@ -237,7 +223,7 @@ class _Combination(TermwiseOperator):
 
 
 class MatrixOperator(LinearOperator):
-    """A dense symmetric matrix as an operator.
+    """A dense symmetric matrix (n, n) as an operator; raises InputError if it is not square, real and symmetric.
 
     >>> MatrixOperator(torch.diag(torch.tensor([1.0, 2.0]))) @ torch.ones(2)
     tensor([1., 2.])
@@ -253,7 +239,7 @@ class MatrixOperator(LinearOperator):
         self._matrix = matrix
 
     def to_dense(self) -> Tensor:
-        """A copy of the matrix; no product is taken."""
+        """A copy of the matrix, without taking any product."""
         return self._matrix.clone()
 
     def _product(self, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a Gauss quadrature, and the average of a few from random probes, leave open about a distribution."""
+"""Bounds on a distribution from a Gauss quadrature, and from the average of a few quadratures of random probes."""
 
 from __future__ import annotations
 
@@ -9,41 +9,34 @@ from scipy.special import rel_entr
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
 
-# Points at which a bracket is worked out: thirty for each of 40 nodes.
+# Number of points at which a bracket is computed: thirty per node for 40 nodes.
 _POINTS = 1200
 
-# Rounding leaves the root of a weight, and a node relative to the largest, uncertain by some 1e-16: what is at least
-# this large is known to four digits, and those of a bracket.
+# Rounding perturbs the root of a weight, and a node relative to the largest, by about 1e-16: roots and gaps of at least
+# this size are known to four digits, and so is a bracket computed from them.
 _KNOWN = 1e-12
 
 
 def step_bounds(points: Floats, lower: Floats, upper: Floats, grid: ArrayLike) -> tuple[Floats, Floats]:
-    """Bounds on an ascending function at each grid point from those at ``points``, between 0 and the last bound."""
+    """Bounds, at each grid point, on an ascending function from 0 to ``upper[-1]``, given bounds at ``points``."""
     below = np.searchsorted(points, grid, side="right")
     above = np.searchsorted(points, grid, side="left")
     return np.concatenate([[0.0], lower])[below], np.append(upper, upper[-1])[above]
 
 
 def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Bounds on the mass at or below some points, of any measure that has this Gauss quadrature.
+    """Bounds on the mass at or below some points, for any measure that has this Gauss quadrature.
 
-    By the inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41), below a node lies at least the
-    weight of the nodes before it, and at or below it at most its own weight more. They hold between nodes, too: adding
-    ``tau`` to the last diagonal entry of the Jacobi matrix leaves the moments up to order ``2 m - 2``, and makes of its
-    eigenvalues the nodes of another quadrature of the measure, to which the inequalities apply as well; for each point
-    there is the ``tau`` that makes it a node, and no bound from these moments is sharper (Krein and Nudelman 1977). The
-    last entries of the eigenvectors follow from nodes and weights: up to a factor they are
-    ``1 / (sqrt(w_i) prod_(j != i) (theta_i - theta_j))``. Where rounding hides them, the points are the nodes.
+    By the inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41) the mass below a node is at least
+    the weight of all earlier nodes, and the mass at or below it is at most the node's own weight more. Points between
+    nodes are bounded too: adding ``tau`` to the last diagonal entry of the Jacobi matrix preserves the moments up to
+    order ``2 m - 2``, so its eigenvalues are the nodes of another quadrature of the measure, to which the inequalities
+    apply. For each point some ``tau`` makes it a node, and no bound from these moments is sharper (Krein and Nudelman
+    1977). The last entries of the eigenvectors follow from nodes and weights: up to a factor they are ``1 / (sqrt(w_i)
+    prod_(j != i) (theta_i - theta_j))``. If rounding hides them, the only points are the nodes.
 
-    Parameters
-    ----------
-    nodes, weights : ndarray, shape (m,), float64
-        Nodes in ascending order. Those of weight 0 are padding.
-
-    Returns
-    -------
-    points, lower, upper : ndarray, shape (p,), float64
-        Ascending points and bounds on the mass at or below each, for :func:`step_bounds`.
+    Nodes ascend; nodes of weight 0 are padding. Returns ascending points, and the lower and upper bounds there, for
+    :func:`step_bounds`.
     """
     nodes, weights = nodes[weights > 0], weights[weights > 0]
     values, masses = nodes[None], weights[None]
@@ -52,7 +45,7 @@ def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
         distances = np.log(np.abs(nodes[:, None] - nodes) + np.eye(len(nodes))).sum(axis=1)
         last = -distances - np.log(weights) / 2
         last = np.exp(last - last.max()) * (-1.0) ** np.arange(len(nodes))
-        # as many between each two nodes, and as many again spread by mass
+        # half of the points are spread evenly over the gaps between nodes, the other half by mass
         ranks = (np.cumsum(weights) - weights / 2) / weights.sum() + np.arange(len(nodes)) / (len(nodes) - 1)
         between = np.interp(np.linspace(ranks[0], ranks[-1], max(8, _POINTS // len(nodes)) + 2)[1:-1], ranks, nodes)
         with np.errstate(divide="ignore"):  # at a node, tau is 0
@@ -67,39 +60,24 @@ def bracket(nodes: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def probe_bounds(lower: Floats, upper: Floats, probes: int, size: int, *, level: float) -> tuple[Floats, Floats]:
-    """A confidence band for a distribution of ``size`` eigenvalues, from bounds on what the probes see on average.
+    """A confidence band for the distribution of ``size`` eigenvalues, from bounds on the average that the probes see.
 
-    Of ``d`` eigenvalues let the fraction ``q = k / d`` lie at or below a point. The mass ``p`` which ``r`` probes
-    uniform on the sphere see there on average is a mean of ``r`` independent Beta variables of parameters ``k / 2`` and
-    ``(d - k) / 2``. It is the expectation, given these, of a single one of parameters ``r k / 2`` and ``r (d - k) / 2``
-    (their mean with random weights), so that by Jensen's inequality Chernoff's bound on that one holds for it, too:
-    ``P(p beyond x) <= exp(-r d kl(q, x) / 2)`` with the relative entropy ``kl(q, x) = q ln(q / x) + (1 - q) ln((1 - q)
-    / (1 - x))``. As ``q`` takes ``d - 1`` values strictly between 0 and 1, ``kl(q, p) <= 2 ln(2 (d - 1) / eta) / (r
-    d)`` at all points together, except with probability ``eta``.
-
-    As ``kl(q, p) >= 2 (q - p)^2``, this is never wider than :func:`largest_probe_error`; towards either end of the
-    spectrum it is far narrower.
-
-    Parameters
-    ----------
-    lower, upper : ndarray, float64
-        Bounds on the average over the probes, in [0, 1].
-    probes, size : int
-        Number of probes ``r`` and dimension ``d`` of the space they were drawn in.
-    level : float
-        ``1 - eta``.
-
-    Returns
-    -------
-    lower, upper : ndarray
-        Bounds on ``q``.
+    Let ``q = k / d`` be the fraction of ``d`` eigenvalues at or below a point. The mass ``p`` that ``r`` probes,
+    uniform on the sphere, see there on average is a mean of ``r`` independent Beta variables with parameters ``k / 2``
+    and ``(d - k) / 2``. It is the conditional expectation, given these, of their mean with random weights, which is a
+    single Beta variable with parameters ``r k / 2`` and ``r (d - k) / 2``. By Jensen's inequality Chernoff's bound for
+    the single variable therefore holds for ``p`` as well: ``P(p beyond x) <= exp(-r d kl(q, x) / 2)`` with the relative
+    entropy ``kl(q, x) = q ln(q / x) + (1 - q) ln((1 - q) / (1 - x))``. Since ``q`` takes ``d - 1`` values strictly
+    between 0 and 1, ``kl(q, p) <= 2 ln(2 (d - 1) / eta) / (r d)`` holds at all points together, except with probability
+    ``eta = 1 - level``. As ``kl(q, p) >= 2 (q - p)^2``, the band is never wider than :func:`largest_probe_error`;
+    towards either end of the spectrum it is far narrower.
     """
     radius = 2 * largest_probe_error(probes, size, level=level) ** 2
     return 1 - _entropy_ball(1 - lower, radius), _entropy_ball(upper, radius)
 
 
 def largest_probe_error(probes: int, size: int, *, level: float) -> float:
-    """How far the average of probes may be from a distribution anywhere, ``sqrt(ln(2 (d - 1) / eta) / (r d))``.
+    """How far the probes' average may be off anywhere, at a level ``1 - eta``: ``sqrt(ln(2 (d - 1) / eta) / (r d))``.
 
     With ``d + 2`` in place of ``d`` it is the bound of Chen, Trogdon and Ubaru (2021); see :func:`probe_bounds`.
     """
@@ -109,7 +87,7 @@ def largest_probe_error(probes: int, size: int, *, level: float) -> float:
 
 
 def _entropy_ball(p: Floats, radius: float) -> Floats:
-    """The largest ``q`` with ``kl(q, p) <= radius``, rounded up."""
+    """The largest ``q >= p`` with ``kl(q, p) <= radius``, rounded up."""
     inside, outside = p, np.ones_like(p)
     for _ in range(50):
         q = (inside + outside) / 2
@@ -121,7 +99,7 @@ def _entropy_ball(p: Floats, radius: float) -> Floats:
 def smoothed_bounds(
     grid: ArrayLike, left: Floats, right: Floats, masses: Floats, bandwidth: float
 ) -> tuple[Floats, Floats]:
-    """The least and greatest Gaussian-smoothed density on a grid of masses each anywhere from ``left`` to ``right``."""
+    """Least and greatest Gaussian-smoothed density on a grid, if each mass lies between its ``left`` and ``right``."""
     if not bandwidth > 0:
         raise InputError(f"bandwidth must be positive, got {bandwidth}; it is the Gaussian's standard deviation")
     x = np.asarray(grid, dtype=np.float64)[..., None]

@@ -1,4 +1,4 @@
-"""What eigensolvers and estimators return: frozen containers of numpy arrays, each number with its error."""
+"""Results of eigensolvers and estimators: frozen containers of numpy arrays, each number with its error."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues in ascending order with what is known of their accuracy.
+    """Eigenvalues in ascending order, their eigenvectors and their errors.
 
     Parameters
     ----------
     eigenvalues : ndarray, shape (k,), float64, ascending
     residuals : ndarray, shape (k,), float64
-        ``||A v - theta v||`` for the unit vector ``v``, recomputed with fresh products. For a symmetric
-        operator some true eigenvalue lies within this distance (Parlett 1998, theorem 4.5.1).
+        ``||A v - theta v||`` for the unit vector ``v``, computed from fresh products. For a symmetric operator some
+        true eigenvalue lies within this distance (Parlett 1998, theorem 4.5.1).
     converged : ndarray, shape (k,), bool
+        Whether the residual meets the tolerance.
     eigenvectors : ndarray, shape (n, k), or None
-        Orthonormal columns; None where they were not kept.
+        Orthonormal columns; None if they were not kept.
     num_products : int
-        Products spent, the residual checks included.
+        Products spent, including those for the residuals.
     lower, upper : ndarray, shape (k,), or None
-        Certified interval of each eigenvalue, rounding of the products included; None where none was computed. It holds
-        an eigenvalue; the one of that rank where it lies outside ``others``, or where all eigenvalues are known.
+        Certified interval of each eigenvalue, which allows for rounding of the products; None if none was computed. It
+        holds some eigenvalue, and the eigenvalue of that rank if it lies outside ``others`` or if all eigenvalues are
+        known.
     others : (float, float) or None
-        An interval that holds all eigenvalues but these, except with probability 0.01: no larger and no smaller one was
-        missed. Where it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
+        Interval that holds all other eigenvalues, except with probability 0.01, so that none beyond it was missed. If
+        it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
     data_stderr : ndarray, shape (k,), or None
-        Standard error from the data being a sample, apart from all the above; None where it is not known.
+        Standard error due to the data being a sample, not part of the other errors; None if unknown.
     """
 
     eigenvalues: Floats
@@ -51,7 +53,7 @@ class Eigenpairs:
         return len(self.eigenvalues)
 
     def take(self, index: Any) -> Eigenpairs:
-        """The pairs at ``index`` (a slice or an index array), keeping everything that belongs to them."""
+        """The pairs at ``index`` (a slice or an index array), with all that belongs to them."""
         return replace(
             self,
             eigenvalues=self.eigenvalues[index],
@@ -72,15 +74,16 @@ class TraceEstimate:
     ----------
     value : float
     stderr : float
-        0 when the value is exact up to rounding.
+        Standard error from random probes; 0 if the value is exact up to rounding.
     num_products : int
-        Products it cost; those of a shared pass are counted there.
+        Products spent on this value alone; products of a shared pass are counted with the pass.
     method : str
-        How it was found.
+        How the value was computed.
     num_samples : int
-        Independent samples behind ``stderr``; 0 when the value is exact, or taken for many when that is not known.
+        Independent samples behind ``stderr``; 0 if the value is exact or their number is unknown. Intervals then use
+        normal quantiles.
     data_stderr : float, optional
-        Standard error from the data being a sample, apart from ``stderr``; None where it is not known.
+        Standard error due to the data being a sample, not part of ``stderr``; None if unknown.
     """
 
     value: float
@@ -91,7 +94,7 @@ class TraceEstimate:
     data_stderr: float | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The confidence interval at a level, by Student's t with ``num_samples - 1`` degrees of freedom.
+        """The two-sided confidence interval at ``level``, by Student's t with ``num_samples - 1`` degrees of freedom.
 
         >>> TraceEstimate(3.0, 0.0, 10).interval()
         (3.0, 3.0)
@@ -106,7 +109,7 @@ class TraceEstimate:
 
 
 def t_quantile(probability: float, num_samples: int) -> float:
-    """The quantile of Student's t for a mean of so many samples; the normal one where their number is not known."""
+    """Quantile of Student's t for a mean of ``num_samples`` samples; of the normal distribution if below 2."""
     if num_samples < 2:
         return float(scipy.special.ndtri(probability))
     return float(scipy.special.stdtrit(num_samples - 1, probability))

@@ -1,4 +1,4 @@
-"""Settings: all that may be asked of the analysis of one matrix, named once."""
+"""Settings: the options of the analysis of one matrix, for the library and the command line."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from pyhessian_spectra.errors import InputError
 def _setting(
     default: Any, help: str, *, minimum: float | None = None, choices: tuple[str, ...] = (), **kwargs: Any
 ) -> Any:
-    """A field with what the command line and the documentation need to know of it."""
+    """A field with its command-line help, its least value and its allowed values as metadata."""
     return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "choices": choices}, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a matrix is analysed, for ``analyze``, ``analyze_operator`` and the command line.
+    """Options of the analysis of one matrix, for ``analyze``, ``analyze_operator`` and the command line.
 
-    Each field is an option of the command line, ``--num-eigenvalues`` for ``num_eigenvalues``.
+    Each field is an option of the command line: ``num_eigenvalues`` is ``--num-eigenvalues``.
 
     Parameters
     ----------
     num_eigenvalues : int
-        Eigenpairs ``k`` at each edge; fewer where the matrix is too small.
+        Number ``k`` of eigenpairs at each edge; fewer if the matrix is too small.
     num_probes, num_steps : int
-        Random probes of the density (stochastic Lanczos quadrature), at least 2, and Lanczos steps of each.
+        Number of random probes of the density (stochastic Lanczos quadrature), at least 2, and Lanczos steps of each.
     exact_limit : int
         Largest ``n`` for which the whole matrix is built, by ``n`` products, and diagonalised in ``24 n^2`` bytes.
     tol : float
-        Residual at which an eigenpair has converged, relative to its eigenvalue; what the rounding of products allows
-        where that is more.
+        Residual at which an eigenpair counts as converged, relative to its eigenvalue, or the rounding error of the
+        products if that is larger.
     max_steps : int
-        Lanczos vectors held at once while edges are sought. Beyond them the process is restarted; after as many
-        products again, pairs that have not converged are given as they are, marked.
+        Lanczos vectors held at once while the edges are sought. When they are used up, the process restarts; after
+        ``max_steps`` further products, pairs that have not converged are returned and marked.
     rtol, trace_probes : float, int
-        So many samples of the trace are taken as the spread of the first ten says that its 95 % interval needs to have
-        a half-width of ``rtol`` of its value, and at most ``trace_probes``; the result says which.
+        The spread of the first ten samples of the trace determines how many samples its 95 % interval needs for a
+        half-width of ``rtol`` times the trace; at most ``trace_probes`` are drawn. ``TraceEstimate.method`` says which
+        of the two ended the sampling.
     memory_budget : int, optional
-        Bytes that Lanczos vectors may take in memory, beyond which they go to disk, and as many that kept
-        linearisations may; by default half of what is free, each. No number depends on it.
+        Bytes of memory for Lanczos vectors, beyond which they go to disk, and separately for kept linearisations; by
+        default half of the free memory for each. Results do not depend on it beyond rounding.
 
     Raises
     ------
     InputError
-        A value out of its range.
+        A value is out of its range.
     """
 
     num_eigenvalues: int = _setting(10, "Eigenpairs at each edge.", minimum=1)
@@ -56,13 +57,13 @@ class Settings:
     exact_limit: int = _setting(3000, "Largest n for which the whole matrix is built.", minimum=0)
     tol: float = _setting(1e-4, "Residual at which an eigenpair has converged, relative to its eigenvalue.", minimum=0)
     max_steps: int = _setting(300, "Lanczos vectors held at once while edges are sought.", minimum=1)
-    rtol: float = _setting(0.02, "Half-width of the trace's 95 % interval to stop at, relative to it.", minimum=0)
-    trace_probes: int = _setting(30, "Samples of the trace at most.", minimum=2)
+    rtol: float = _setting(0.02, "Relative half-width of the trace's 95 % interval to reach.", minimum=0)
+    trace_probes: int = _setting(30, "Largest number of samples of the trace.", minimum=2)
     memory_budget: int | None = _setting(
         None,
-        "For kept linearisations, and as much for Lanczos vectors, such as 4GiB; by default half of what is free.",
+        "Memory for Lanczos vectors, and as much for linearisations, such as 4GiB; default half of the free memory.",
         minimum=0,
-        repr=False,  # an analysis may go on with another one: it is not part of what identifies it
+        repr=False,  # not part of a journal's identity: an analysis may resume with another budget
     )
 
     def __post_init__(self) -> None:
@@ -74,13 +75,7 @@ class Settings:
                 raise InputError(f"{field.name} must be one of {', '.join(field.metadata['choices'])}, got {value!r}")
 
     def replace(self, **changes: Any) -> Settings:
-        """These settings with other values of some fields.
-
-        Raises
-        ------
-        InputError
-            There is no such field, or its value is out of range.
-        """
+        """These settings with other values of some fields; raises InputError for an unknown field or a bad value."""
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:

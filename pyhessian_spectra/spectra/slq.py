@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: the whole spectrum from a few Krylov spaces."""
+"""Stochastic Lanczos quadrature: the whole eigenvalue distribution from a few Krylov spaces."""
 
 from __future__ import annotations
 
@@ -24,25 +24,30 @@ def slq(
 ) -> Spectrum:
     """Estimate the eigenvalue distribution by stochastic Lanczos quadrature.
 
-    Each probe, uniform on the sphere, gives the Gauss quadrature of the distribution it sees: nodes are Ritz
-    values, weights the squared first components of the eigenvectors of ``T`` (Golub and Meurant 2010; Chen,
-    Trogdon and Ubaru 2021). A Krylov space that is exhausted gives that probe's measure exactly.
+    Each probe, uniform on the sphere, gives a Gauss quadrature of its spectral measure: the nodes are Ritz values, the
+    weights the squared first components of the eigenvectors of ``T`` (Golub and Meurant 2010; Chen, Trogdon and Ubaru
+    2021). If the Krylov space is invariant, the quadrature is the probe's spectral measure itself.
 
     Parameters
     ----------
     op : LinearOperator, shape (n, n)
     num_probes, num_steps : int
-        Probes ``r`` and Lanczos steps ``m`` each; ``r * m`` products.
+        Number ``r`` of probes and ``m`` of Lanczos steps for each; takes ``r * m`` products.
     deflate : Eigenpairs, optional
-        Converged pairs with eigenvectors. They enter as exact atoms of weight ``1 / n`` and the quadrature
-        runs on their orthogonal complement, which resolves a bulk far narrower than the whole range.
+        Converged pairs with eigenvectors. They enter as exact atoms of weight ``1 / n``, and the quadrature runs on
+        their orthogonal complement, which resolves a bulk that is far narrower than the whole range.
     generator : torch.Generator, optional
         Source of the probes, on the CPU; None draws a fresh random seed.
 
     Returns
     -------
     Spectrum
-        ``num_probes`` rows of atoms followed by quadrature nodes.
+        ``num_probes`` rows, each of the atoms followed by quadrature nodes.
+
+    Raises
+    ------
+    InputError
+        ``num_probes`` or ``num_steps`` is below 1, or ``deflate`` has no eigenvectors.
     """
     require_operator(op)
     meter, generator = Meter.of(op), generator or fresh_generator()

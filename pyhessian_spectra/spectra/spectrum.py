@@ -1,4 +1,4 @@
-"""Spectrum: the distribution of an operator's eigenvalues, and bounds on how far it may be off."""
+"""Spectrum: the distribution of an operator's eigenvalues, and bounds on its error."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.quadrature import bracket, probe_bounds, smoothed_bounds, step_bounds
 from pyhessian_spectra.spectra.results import Floats
 
-# Evaluation of a kernel on a grid is done in blocks of at most this many grid-by-node entries (8 bytes each).
+# Kernels are evaluated on a grid in blocks of at most this many grid-by-node entries (8 bytes each).
 _BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A probability measure on the real line standing for the eigenvalue distribution of an operator.
+    """A probability measure on the real line that stands for the eigenvalue distribution of an operator.
 
-    One row per probe; exact eigenvalues are the case of one row with weights ``1 / n``, and deflated
-    quadrature is atoms followed by quadrature nodes. Nothing downstream asks where a spectrum came from.
+    There is one row per probe. Exact eigenvalues are a single row with weights ``1 / n``; deflated quadrature is atoms
+    followed by quadrature nodes. Values that break the rules below raise InputError.
 
     Parameters
     ----------
     nodes : ndarray, shape (r, m), float64
-        Eigenvalues or Ritz values, in the units of the operator.
+        Eigenvalues or Ritz values, finite, in the units of the operator.
     weights : ndarray, shape (r, m), float64
         Non-negative; each row sums to 1. Rows shorter than ``m`` are padded with weight 0.
     n : int
         Dimension of the operator; mass times ``n`` is a number of eigenvalues.
     num_atoms : int
-        With so many eigenvalues that are known one by one, of weight ``1 / n`` each, every row begins.
+        Number of eigenvalues that are known individually, each of weight ``1 / n``; every row begins with them.
     dtype : str
         Precision of the products it was found with, such as ``"float32"``.
     exact : bool
-        True when the nodes are all the eigenvalues, so that no sampling error is left.
+        True if the nodes are all the eigenvalues, so that there is no sampling error.
     facts : mapping
-        What a report records about the run (JSON scalars), such as the number of Lanczos steps. No number depends on
-        them.
+        JSON scalars about the run for reports, such as the number of Lanczos steps. No number depends on them.
     """
 
     nodes: Floats
@@ -68,7 +67,7 @@ class Spectrum:
 
     @classmethod
     def from_eigenvalues(cls, eigenvalues: ArrayLike, *, dtype: str = "float64") -> Spectrum:
-        """The exact spectrum of an operator whose eigenvalues are all known.
+        """The exact spectrum of an operator, given all ``n`` eigenvalues; raises InputError if there are none.
 
         >>> Spectrum.from_eigenvalues([0.0, 0.0, 2.0]).moment(1)
         0.6666666666666666
@@ -83,9 +82,9 @@ class Spectrum:
     def from_quadrature(
         cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, facts: Mapping[str, Any]
     ) -> Spectrum:
-        """Atoms of weight ``1 / n`` and, a row a probe, the quadrature of the rest of the space.
+        """Atoms of weight ``1 / n`` and, in one row per probe, the quadrature of the remaining spectrum.
 
-        ``rows`` hold nodes, and weights that sum to 1; without rows the atoms must be the whole spectrum.
+        ``rows`` hold nodes, and weights whose sum is 1; if there are no rows, the atoms must be the whole spectrum.
         """
         width = max((len(nodes) for nodes, _ in rows), default=0)
         nodes = np.empty((max(1, len(rows)), len(atoms) + width))
@@ -114,7 +113,7 @@ class Spectrum:
         return self.nodes.ravel()[order], self.weights.ravel()[order] / self.num_probes
 
     def cdf(self, grid: ArrayLike) -> Floats:
-        """Fraction of eigenvalues at or below each grid point, averaged over probes; shape of ``grid``."""
+        """Fraction of eigenvalues at or below each grid point, averaged over probes; shape of ``grid``, float64."""
         grid = np.asarray(grid, dtype=np.float64)
         nodes, weights = self.flat()
         cumulative = np.concatenate([[0.0], np.cumsum(weights)])
@@ -125,11 +124,11 @@ class Spectrum:
     ) -> tuple[Floats, Floats]:
         """Bounds on the fraction of eigenvalues at or below each grid point.
 
-        Without ``level``, what the quadratures leave open: the distribution a probe sees lies between its bounds
-        whatever lies between its nodes (Chebyshev, Markov and Stieltjes), and averaged over probes they hold the
-        average. With ``level``, a confidence band for the operator's own distribution, which holds at all points of the
-        line together, by a bound for independent probes uniform on the sphere. The weights of the
-        atoms are known; for an exact spectrum both bounds are the CDF.
+        Without ``level`` they hold the average of the probes' spectral measures: each measure lies between the bounds
+        of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
+        they are a confidence band for the operator's own distribution, which holds at all points of the line together,
+        by a bound for independent probes uniform on the sphere. The weights of the atoms are known; for an exact
+        spectrum both bounds are the CDF. Raises InputError if ``level`` is not between 0 and 1.
 
         Parameters
         ----------
@@ -156,7 +155,7 @@ class Spectrum:
         return known + share * lower, np.minimum(known + share * upper, 1.0)
 
     def cdf_error(self, *, level: float) -> float:
-        """Half the greatest distance between the bounds of :meth:`cdf_bounds` anywhere; 0 for an exact spectrum."""
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds`; 0 for an exact spectrum."""
         if self.exact:
             return 0.0
         _, lower, upper = self._seen_bounds
@@ -166,12 +165,12 @@ class Spectrum:
 
     @property
     def _atoms(self) -> Floats:
-        """The eigenvalues known one by one."""
+        """The eigenvalues that are known individually."""
         return self.nodes[0, : self.num_atoms]
 
     @cached_property
     def _seen_bounds(self) -> tuple[Floats, Floats, Floats]:
-        """Points, and bounds there on what the probes see on average of the eigenvalues that are no atoms."""
+        """Points, and bounds there on the average of the probes' spectral measures without the atoms."""
         atoms = len(self._atoms)
         share = 1 - atoms / self.n
         rows = [bracket(x[atoms:], w[atoms:] / share) for x, w in zip(self.nodes, self.weights, strict=True)]
@@ -180,16 +179,16 @@ class Spectrum:
         return points, lower, np.append(upper[:-1], 1.0)
 
     def _rest_bounds(self, lower: Floats, upper: Floats, level: float | None) -> tuple[Floats, Floats]:
-        """From bounds on what the probes see, those for the eigenvalues themselves where a ``level`` is given."""
+        """Bounds for the eigenvalues themselves from bounds for the probes; unchanged if ``level`` is None."""
         if level is None:
             return lower, upper
         return probe_bounds(lower, upper, self.num_probes, self.n - len(self._atoms), level=level)
 
     def density(self, grid: ArrayLike, *, bandwidth: float) -> Floats:
-        """Gaussian-smoothed density per unit eigenvalue at each grid point, averaged over probes.
+        """Gaussian-smoothed density per unit eigenvalue, averaged over probes; shape of ``grid``, float64.
 
-        The bandwidth is the standard deviation of the Gaussian, in eigenvalue units. Nothing is
-        renormalised: mass outside the grid is missing from it, visibly.
+        ``bandwidth`` is the standard deviation of the Gaussian, in eigenvalue units; it must be positive, else
+        InputError is raised. The density is not renormalised, so mass outside the grid is missing from its integral.
         """
         nodes, weights = self.flat()
         nodes, weights = nodes[weights > 0], weights[weights > 0]
@@ -206,20 +205,20 @@ class Spectrum:
     ) -> tuple[Floats, Floats]:
         """Bounds on the Gaussian-smoothed density that follow from those of :meth:`cdf_bounds`, at all points together.
 
-        They are the least and the greatest smoothed density of all distributions between the bounds of the CDF: each
-        quantile lies in an interval, where the upper bound puts it nearest to the grid point and the lower bound
-        farthest. For an exact spectrum both are :meth:`density`.
+        They are the least and the greatest smoothed density of all distributions between the bounds of the CDF. Each
+        quantile lies in an interval; the upper bound puts it at the interval's nearest point to the grid point, the
+        lower bound at the farthest. For an exact spectrum both are :meth:`density`.
 
         Parameters
         ----------
         grid : array_like
         bandwidth : float
-            Standard deviation of the Gaussian, in units of the coordinate.
+            Standard deviation of the Gaussian, in units of the coordinate; must be positive.
         level, others
             As for :meth:`cdf_bounds`.
         coordinate : callable, optional
-            Increasing function of the eigenvalue: smoothing is Gaussian along its values, such as those of
-            ``EigenvalueAxis.decades``. By default the eigenvalue itself.
+            Increasing function of the eigenvalue, such as that of ``EigenvalueAxis.decades``: smoothing is Gaussian
+            along its values. By default the eigenvalue itself.
 
         Returns
         -------
@@ -232,7 +231,7 @@ class Spectrum:
             return density, density
         points, lower, upper = self._seen_bounds
         lower, upper = self._rest_bounds(lower, upper, level)
-        # Between points, the upper bound has the value it takes at the next one, the lower bound that at the last one.
+        # Between points, the upper bound is that of the next point, the lower bound that of the last one.
         ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
         middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.n) * np.diff(ranks)
         left = np.concatenate([[-np.inf], coordinate(points)])[np.searchsorted(upper, middle)]
@@ -252,7 +251,7 @@ class Spectrum:
 def _in_blocks(
     grid: ArrayLike, size: int, evaluate: Callable[[Floats], tuple[Floats, Floats]]
 ) -> tuple[Floats, Floats]:
-    """Two functions of a grid, evaluated so that no intermediate array of grid by ``size`` is too large."""
+    """Evaluate two functions on a grid in parts, so that no array of grid points by ``size`` is too large."""
     grid = np.asarray(grid, dtype=np.float64)
     step = max(1, _BLOCK // max(1, size))
     parts = [evaluate(grid.ravel()[i : i + step]) for i in range(0, max(1, grid.size), step)]

@@ -1,4 +1,4 @@
-"""Operators that are made of others, and those whose products cost nothing."""
+"""Operators composed of other operators, and operators whose products cost nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyhessian_spectra.spectra.space import VectorSpace
 
 
 class IdentityOperator(LinearOperator):
-    """The identity of a space.
+    """The identity operator of a vector space.
 
     >>> IdentityOperator(VectorSpace(2, dtype=torch.float64)).to_dense()
     tensor([[1., 0.],
@@ -33,7 +33,7 @@ class IdentityOperator(LinearOperator):
 
 
 class DiagonalOperator(LinearOperator):
-    """A diagonal matrix, given by its entries (n,).
+    """A diagonal matrix, given by its entries (n,); raises InputError if these are not a vector of floats.
 
     >>> DiagonalOperator(torch.tensor([1.0, 2.0])) @ torch.ones(2)
     tensor([1., 2.])
@@ -55,7 +55,7 @@ class DiagonalOperator(LinearOperator):
 
 
 class ShiftedOperator(LinearOperator):
-    """``A + shift * I``: damping, or a spectrum moved along the axis."""
+    """``A + shift * I``, for damping or to move a spectrum along the axis; eigenvectors are those of ``A``."""
 
     def __init__(self, op: LinearOperator, shift: float) -> None:
         require_operator(op)
@@ -69,17 +69,17 @@ class ShiftedOperator(LinearOperator):
 
 
 class BlockDiagonalOperator(LinearOperator):
-    """Blocks on the diagonal, zero elsewhere.
+    """A matrix with the given blocks on its diagonal and zeros elsewhere; InputError is raised if they do not fit.
 
     Parameters
     ----------
     blocks : sequence of LinearOperator
-        In one dtype and on one device.
+        At least one, in one dtype and on one device.
     indices : sequence of Tensor, optional
-        The coordinates of each block, int64; they must not overlap, and coordinates in none of them are null. By
+        The coordinates of each block, int64, without overlap; rows and columns of all other coordinates are zero. By
         default the blocks follow one another.
     n : int, optional
-        Dimension of the whole, by default as large as the blocks need.
+        Dimension of the matrix, by default the largest index plus one.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class CongruenceOperator(LinearOperator):
     ----------
     op : LinearOperator, shape (n, n)
     transform : Tensor
-        ``P``: int64 indices (m,) pick coordinates, whose block of ``A`` this is; a vector (n,) of floats is a diagonal
-        matrix, such as ``diag(P^-1/2)`` of a preconditioner; a matrix (n, m) is itself.
+        ``P``. Indices (m,), int64, select a block of ``A``. Floats (n,) are a diagonal, such as that of ``M^-1/2`` for
+        a preconditioner ``M``. Floats (n, m) are the matrix itself. Other shapes raise InputError.
 
     Examples
     --------

@@ -32,9 +32,10 @@ def trace(
     num_probes : int
         Products to spend, at least 2 (``"hutchinson"``), 6 (``"hutch++"``) or 4 (``"xtrace"``).
     method : {"hutchinson", "hutch++", "xtrace"}
-        Hutchinson's estimator with Rademacher probes; Hutch++ (Meyer, Musco, Musco and Woodruff 2021, algorithm
-        1), which treats a third of the range exactly; XTrace (Epperly, Tropp and Webber 2024), which uses every
-        product both ways. All are unbiased; the last two win where the spectrum decays.
+        Hutchinson's estimator with Rademacher probes; Hutch++ (Meyer, Musco, Musco and Woodruff 2021, algorithm 1),
+        which computes the trace on an approximate range exactly and samples the rest; XTrace (Epperly, Tropp and Webber
+        2024), which uses every product for both. All are unbiased; the last two have smaller errors if the spectrum
+        decays.
     generator : torch.Generator, optional
         Source of the probes; None draws a fresh random seed.
 
@@ -42,6 +43,11 @@ def trace(
     -------
     TraceEstimate
         With the standard error estimated from the spread over probes.
+
+    Raises
+    ------
+    InputError
+        ``method`` is unknown, or ``num_probes`` is too small for it.
     """
     require_operator(op)
     minimum = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
@@ -59,7 +65,10 @@ def trace(
 def frobenius_norm(
     op: LinearOperator, *, num_probes: int = 30, generator: torch.Generator | None = None
 ) -> TraceEstimate:
-    """Estimate ``||A||_F`` from ``E ||A w||^2 = ||A||_F^2`` over Rademacher probes ``w``."""
+    """Estimate ``||A||_F`` from ``E ||A w||^2 = ||A||_F^2`` over Rademacher probes ``w``, one product each.
+
+    Returns a :class:`TraceEstimate`; raises InputError if ``num_probes`` is below 2.
+    """
     require_operator(op)
     if num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
@@ -70,10 +79,11 @@ def frobenius_norm(
 
 
 def mean_of(samples: Floats, num_products: int, method: str, *, first_stage: int | None = None) -> TraceEstimate:
-    """The mean of independent or exchangeable estimates, with its standard error.
+    """The mean of independent or exchangeable estimates, with its standard error; raises InputError for fewer than two.
 
-    ``first_stage`` is the number of samples whose spread decided how many were taken, see :func:`samples_for`. The
-    standard error is then from their spread alone: that of all would be too small, since low spread stops early.
+    ``first_stage`` is the number of samples whose spread determined the total number, see :func:`samples_for`. The
+    standard error then uses the spread of these alone: that of all would be too small, since a small spread ends the
+    sampling early.
     """
     if len(samples) < 2:
         raise InputError("a standard error needs at least two samples; raise num_probes")
@@ -83,20 +93,20 @@ def mean_of(samples: Floats, num_products: int, method: str, *, first_stage: int
 
 
 def samples_for(first: Floats, rtol: float) -> int:
-    """How many samples in all bring the half-width of the 95 % interval to ``rtol`` of the mean.
+    """How many samples in all bring the half-width of the 95 % interval to ``rtol`` times the mean.
 
-    By Stein's two-stage procedure (1945): the number is fixed by the first samples, and an interval from their spread
-    and the mean of all covers the truth at its rate, whatever the most that are taken. One that is looked at after each
-    sample does not: stopped when it was narrow, it covered a trace in 91 % of 300 runs instead of 95 %.
+    This is Stein's two-stage procedure (1945): the first samples determine the number, so that an interval from their
+    spread and the mean of all samples keeps its coverage, even if the number is cut at a maximum. Checking the interval
+    after each sample does not: ending when it was narrow, it covered the trace in 91 % of 300 runs instead of 95 %.
     """
     mean, spread = float(np.mean(first)), float(np.std(first, ddof=1))
     half = t_quantile(0.975, len(first)) * spread
-    needed = (half / max(rtol * abs(mean), 1e-6 * half)) ** 2 if half > 0 else 0.0  # more than 1e12 is never
+    needed = (half / max(rtol * abs(mean), 1e-6 * half)) ** 2 if half > 0 else 0.0  # at most 1e12, even if rtol is 0
     return max(len(first), math.ceil(needed))
 
 
 def square_root(estimate: TraceEstimate) -> TraceEstimate:
-    """The square root of a non-negative estimate; the standard error to first order (delta method)."""
+    """The square root of a non-negative estimate, with its standard error to first order (delta method)."""
     root = float(np.sqrt(max(estimate.value, 0.0)))
     stderr = estimate.stderr / (2 * root) if root > 0 else float(np.sqrt(estimate.stderr))
     return replace(estimate, value=root, stderr=stderr)
@@ -104,7 +114,7 @@ def square_root(estimate: TraceEstimate) -> TraceEstimate:
 
 def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
     samples = np.empty(num_probes)
-    for i in range(num_probes):  # one by one: no (n, r) block is held
+    for i in range(num_probes):  # one by one, so that no (n, r) block is held
         v = op.space.rademacher(generator)
         samples[i] = op.space.inner(v, op @ v)
     return samples
@@ -120,11 +130,11 @@ def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) ->
 
 
 def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
-    """Leave-one-out estimates: for each ``i`` the range of the other columns exactly, column ``i`` on the rest.
+    """Leave-one-out estimates: for each ``i`` the trace on the range of the other columns, probe ``i`` for the rest.
 
-    With ``Y = A W = Q R``, leaving column ``i`` out turns the projector ``Q Q^T`` into ``Q (I - s_i s_i^T) Q^T``
-    where the unit vector ``s_i`` is orthogonal to all columns of ``R`` but the ``i``-th; where column ``i``
-    depends on the others, nothing is lost with it and ``s_i = 0``.
+    With ``Y = A W = Q R``, leaving column ``i`` out turns the projector ``Q Q^T`` into ``Q (I - s_i s_i^T) Q^T``, where
+    the unit vector ``s_i`` is orthogonal to all columns of ``R`` but the ``i``-th. If column ``i`` depends on the
+    others, the range does not change and ``s_i = 0``.
     """
     n, half, space = op.n, min(num_probes // 2, op.n), op.space
     w = space.randn(generator, half)
@@ -140,7 +150,7 @@ def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> 
     p = qw - s * (s * qw).sum(dim=0)
     inside = h.trace() - (s * (h @ s)).sum(dim=0)
     outside = (qw * r).sum(dim=0) - (zw * p).sum(dim=0) - (p * r).sum(dim=0) + (p * (h @ p)).sum(dim=0)
-    # on the sphere, what is left of the probe is uniform in the complement: fix its length to its mean
+    # the probe's component in the complement has a uniform direction: rescale it to its mean length
     left = n - q.shape[1] + independent.double()
     length = (n - p.square().sum(dim=0)).clamp_min(torch.finfo(torch.float64).tiny)
     return (inside + torch.where(left > 0, outside * left / length, 0.0)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Training: the library's one loop, for a network and for many at once."""
+"""Training: the library's only training loop, for one network or for many at once."""
 
 from pyhessian_spectra.training.descent import GradientDescent
 

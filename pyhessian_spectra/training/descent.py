@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class GradientDescent:
-    """Steps ``v <- momentum v + g``, ``theta <- theta - step v``, in place.
+    """Gradient descent with momentum, ``v <- momentum v + g``, ``theta <- theta - step v``, in place.
 
     Parameters
     ----------
     gradient : callable
-        ``theta`` to its gradient, of the same shape; may be stochastic.
+        Maps ``theta`` to its gradient, of the same shape; may be stochastic.
     theta : Tensor, shape (n,) or (members, n)
-        Where to begin; it is copied.
+        Starting point, one row per member; it is copied.
     step : float
     momentum : float
 
@@ -24,7 +24,7 @@ class GradientDescent:
     ----------
     theta : Tensor
     gradient : Tensor
-        At ``theta``, once :meth:`evaluate` was called there.
+        The gradient that :meth:`evaluate` computed last; zeros before the first call.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class GradientDescent:
         self._velocity = torch.zeros_like(theta) if momentum else None
 
     def evaluate(self) -> Tensor:
-        """The gradient at ``theta``."""
+        """Compute, store and return the gradient at ``theta``."""
         self.gradient = self._gradient(self.theta)
         return self.gradient
 
@@ -47,13 +47,13 @@ class GradientDescent:
         self.theta.sub_(direction, alpha=self._step)
 
     def seat(self, places: Tensor, members: Tensor) -> None:
-        """Put other members (k, n) in these places, at rest: the next step leaves them where they begin."""
+        """Replace the members at ``places`` (k,) by ``members`` (k, n), with zero gradient and velocity."""
         self.theta[places], self.gradient[places] = members, 0
         if self._velocity is not None:
             self._velocity[places] = 0
 
     def keep(self, members: Tensor) -> None:
-        """Go on with some of the members only."""
+        """Keep only some members, given by a boolean mask or by indices."""
         self.theta, self.gradient = self.theta[members], self.gradient[members]
         if self._velocity is not None:
             self._velocity = self._velocity[members]

@@ -1,8 +1,8 @@
-"""Operations rewritten so that their derivatives are right, and the second costs no more than it must.
+"""Operations rewritten so that their derivatives are right and second derivatives are cheap.
 
-Values and derivatives of all orders are those of the operations, up to rounding. Rewritten is what torch gets wrong
-(2.13: the third derivatives of LayerNorm and of BatchNorm in train mode, the second of weight_norm), and what was
-measured to pay; what is in a form that is not known here is left to torch.
+Values and derivatives of all orders equal those of the original operations, up to rounding. An operation is rewritten
+if torch differentiates it wrongly (2.13: the third derivatives of LayerNorm and of BatchNorm in train mode, the second
+of weight_norm), or if measurements showed a gain. Forms of a call that are not known here are left to torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyhessian_spectra.curvature.kernels import composed
-from pyhessian_spectra.curvature.kernels.activations import gelu, relu
+from pyhessian_spectra.curvature.kernels.activations import gelu, is_small, relu
 from pyhessian_spectra.curvature.kernels.convolution import CONVOLUTIONS, convolution
 from pyhessian_spectra.curvature.kernels.normalisation import layer_norm
 
 __all__ = ["RightDerivatives"]
 
-# Of torch's own operations, which transforms of torch.func have rules for.
+# Composed of torch's own operations, for which the transforms of torch.func have rules.
 _COMPOSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.batch_norm: composed.batch_norm,
     F.instance_norm: composed.instance_norm,
@@ -39,21 +39,29 @@ _REWRITTEN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     **{native: functools.partial(convolution, native) for native in CONVOLUTIONS},
 }
 
+_LARGE = (gelu, relu)  # rewritten for large inputs only
+_ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+
 
 class RightDerivatives(TorchFunctionMode):
-    """Within it, convolutions, normalisations and activations run as written in this package.
+    """Within this context, convolutions, normalisations and activations run as written in this package.
 
-    But for segments of a model that save tensors in ways of their own, as checkpointing does: they are run again on the
-    way back, out of reach of this, and must find what they left.
+    Exceptions are segments of a model that install saved-tensor hooks, as checkpointing does: they run again in the
+    backward pass, outside this context, and must then save the same tensors. ``met`` says whether a rewritten operation
+    was called, ``attended`` whether attention was.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._hooks = _hooks_on_saved_tensors()
+        self.met = self.attended = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _REWRITTEN and _hooks_on_saved_tensors() == self._hooks:
             func = (_COMPOSED if torch._C._are_functorch_transforms_active() else _REWRITTEN).get(func, func)
+            self.met = self.met or not (func in _LARGE and is_small(args[0]))
+        elif func in _ATTENTION:
+            self.attended = True
         return func(*args, **(kwargs or {}))
 
 

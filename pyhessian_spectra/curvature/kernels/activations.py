@@ -1,4 +1,4 @@
-"""Activations whose second derivative is worked out once for a linearisation, not again in each product."""
+"""Activations whose second derivative is computed once for a linearisation and not in each product."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SMALL = 2**15  # entries
+
 
 class _Rule(NamedTuple):
-    """A function ``f`` of single numbers.
+    """An elementwise function ``f`` and its derivatives.
 
-    ``pull_back`` takes ``g`` and ``x`` to ``g f'(x)`` in one pass over memory. Where ``f`` is piecewise linear it takes
-    ``f(x)`` for ``x``, which other operations keep anyhow, and ``bend``, the second derivative, is None.
+    ``pull_back`` maps ``g`` and ``x`` to ``g f'(x)`` in one pass over memory; ``bend`` is the second derivative. If
+    ``f`` is piecewise linear, ``bend`` is None, and ``pull_back`` takes ``f(x)`` in place of ``x``, since other
+    operations keep it anyway.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -25,13 +28,13 @@ class _Rule(NamedTuple):
 
 
 def _gelu_bend(x: Tensor) -> Tensor:
-    """``(2 - x^2) phi(x)``, with the density ``phi`` of the standard normal distribution."""
+    """``(2 - x^2) phi(x)``, where ``phi`` is the density of the standard normal distribution."""
     square = x * x
     return (2 - square) * torch.exp(-0.5 * square - 0.5 * math.log(2 * math.pi))
 
 
 def _tanh_gelu_bend(x: Tensor) -> Tensor:
-    """Of ``x (1 + tanh u) / 2`` with ``u = k (x + c x^3)``."""
+    """The second derivative of ``x (1 + tanh u) / 2`` with ``u = k (x + c x^3)``."""
     k, c = math.sqrt(2 / math.pi), 0.044715
     square = x * x
     t, slope = torch.tanh(k * x * (1 + c * square)), k * (1 + 3 * c * square)
@@ -51,13 +54,20 @@ _GELU = {
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``F.relu``."""
-    return F.relu(input, inplace=True) if inplace else _Activation.apply(input, _RELU)
+    return F.relu(input, inplace=inplace) if inplace or is_small(input) else _Activation.apply(input, _RELU)
 
 
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     """As ``F.gelu``."""
     rule = _GELU.get(approximate)
-    return F.gelu(input, approximate=approximate) if rule is None else _Activation.apply(input, rule)
+    if rule is None or is_small(input):
+        return F.gelu(input, approximate=approximate)
+    return _Activation.apply(input, rule)
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether a function written in Python would cost more overhead than it saves in passes over memory."""
+    return x.numel() < _SMALL
 
 
 class _Activation(torch.autograd.Function):
@@ -79,7 +89,7 @@ class _Activation(torch.autograd.Function):
 
 
 class _ActivationBackward(torch.autograd.Function):
-    """``g, x -> g f'(x)``."""
+    """``g, x -> g f'(x)``; it computes the second derivative in its forward pass."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, rule: _Rule) -> Tensor:

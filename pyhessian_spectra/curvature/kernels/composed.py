@@ -1,4 +1,4 @@
-"""Operations spelled out in simpler ones, where torch's own derivatives are wrong at some order."""
+"""Operations composed of simpler ones, since some derivative of torch's own versions is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As ``F.batch_norm``, less the update of the running statistics, which are an evaluation's own and thrown away."""
+    """As ``F.batch_norm``, but without updating the running statistics, which each evaluation would discard."""
     if training or running_mean is None or running_var is None:
         return _affine(_standardised(input, [0, *range(2, input.dim())], eps), weight, bias)
     scale = torch.rsqrt(running_var + eps)
@@ -58,7 +58,7 @@ def instance_norm(
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """As ``torch._weight_norm``, which both ``weight_norm`` of ``torch.nn.utils`` call."""
+    """As ``torch._weight_norm``, which both versions of ``weight_norm`` in ``torch.nn.utils`` call."""
     kept = -1 if dim == -1 else dim % v.dim()
     dims = [d for d in range(v.dim()) if d != kept]
     return v * (g * torch.rsqrt(v.square().sum(dims, keepdim=True)))
@@ -70,7 +70,7 @@ def _standardised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
 
 
 def _affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """``x * scale + shift`` by channel, the second dimension."""
+    """``x * scale + shift`` for each channel (second dimension)."""
     shape = (-1, *(1,) * (x.dim() - 2))
     x = x if scale is None else x * scale.view(shape)
     return x if shift is None else x + shift.view(shape)

@@ -1,7 +1,4 @@
-"""Convolutions: the derivative of their gradient is convolutions again, six in a Hessian-vector product.
-
-torch's own double backward takes some of them by way of transposed copies.
-"""
+"""Convolutions whose second derivatives are convolutions; torch's own double backward copies transposed tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 class _Settings(NamedTuple):
-    """What a convolution is besides its operands."""
+    """The arguments of a convolution other than its operands."""
 
     stride: list[int]
     padding: list[int]
@@ -28,7 +25,7 @@ class _Settings(NamedTuple):
         )
 
     def pull_back(self, g: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """The cotangents of ``x`` and ``weight``; None where not ``wanted``."""
+        """The cotangents of ``x`` and ``weight``, each None unless ``wanted``."""
         return torch.ops.aten.convolution_backward(
             g,
             x,
@@ -54,9 +51,9 @@ def convolution(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As ``native``, one of ``CONVOLUTIONS``."""
+    """As ``native``, one of the functions in ``CONVOLUTIONS``."""
     dimensions = CONVOLUTIONS[native]
-    if isinstance(padding, str) or input.dim() != dimensions + 2:  # rare forms that torch spells out itself
+    if isinstance(padding, str) or input.dim() != dimensions + 2:  # rare forms are left to torch
         return native(input, weight, bias, stride, padding, dilation, groups)
     sizes = [[v] * dimensions if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
     out = _Convolution.apply(input, weight, _Settings(sizes[0], sizes[1], sizes[2], groups))
@@ -79,7 +76,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _ConvolutionBackward(torch.autograd.Function):
-    """``g -> (g * w^T, g * x^T)``, bilinear in each pair, so that its own derivative is convolutions again."""
+    """``g -> (g * w^T, g * x^T)``, bilinear in each pair, so that its derivative consists of convolutions."""
 
     @staticmethod
     def forward(
@@ -100,7 +97,7 @@ class _ConvolutionBackward(torch.autograd.Function):
         if needs_g and along_weight is not None:
             other = settings.apply(x, along_weight)
             for_g = other if for_g is None else for_g + other
-        # g pulled back along the other operand's direction; one call serves both where both are wanted
+        # the cotangent of each operand depends on the other's direction; one call serves both if both are wanted
         wanted = needs_x and along_weight is not None, needs_weight and along_x is not None
         for_x = for_weight = None
         if any(wanted):

@@ -1,4 +1,4 @@
-"""Third derivatives: the second ones that are written out here are not differentiated again, compositions are."""
+"""Third derivatives, by differentiating a composition of simple operations twice."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def second_derivative(
     along: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Cotangents of ``g`` and the inputs, for those ``along`` the gradients that ``g`` is pulled back to; with graph.
+    """The vector-Jacobian product of ``(g, inputs) -> gradients`` with ``along``, with a graph for further derivatives.
 
-    ``needed`` says for ``g`` and each of the inputs whether its cotangent is wanted; the others get None.
+    ``gradients`` are the inputs' cotangents for the cotangent ``g`` of ``function``. Results are None unless
+    ``needed``.
     """
-    # views, since in the graph outside g may depend on the inputs, and partial derivatives are wanted
+    # views, since partial derivatives are wanted and in the outer graph g may depend on the inputs
     views: list[Any] = [t if t is None else t.view_as(t) for t in (g, *inputs)]
     pulled = [(x, direction) for x, direction, need in zip(views[1:], along, needed[1:], strict=True) if need]
     gradients = torch.autograd.grad(function(*views[1:]), [x for x, _ in pulled], views[0], create_graph=True)
@@ -28,7 +29,7 @@ def second_derivative(
     for gradient, (_, direction) in zip(gradients, pulled, strict=True):
         if direction is not None:
             value = value + (gradient * direction).sum()
-    if not value.requires_grad:  # a bias by itself
+    if not value.requires_grad:  # as for a bias alone, whose gradient is constant
         return (None,) * len(views)
     sources = [t for t, need in zip(views, needed, strict=True) if need]
     found = iter(torch.autograd.grad(value, sources, create_graph=True, allow_unused=True))

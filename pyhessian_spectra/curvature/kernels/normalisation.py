@@ -1,8 +1,8 @@
-"""LayerNorm, with its second derivative by the fused kernel of the first.
+"""LayerNorm, with a second derivative that uses the fused kernel of the first.
 
-It is ``y = w x' + b`` with ``x' = r (x - mean)``. Its gradient in ``x`` is ``r P(w g)`` with the symmetric
+LayerNorm is ``y = w x' + b`` with ``x' = r (x - mean)``. Its gradient in ``x`` is ``r P(w g)`` with the symmetric
 ``P(u) = u - mean(u) - x' mean(u x')``, for which torch has a fused kernel. The derivative of that gradient is written
-here with the same kernel, in a fraction of the time that torch's own double backward takes.
+here with the same kernel and takes a fraction of the time of torch's own double backward.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _LayerNorm(torch.autograd.Function):
 
 
 class _LayerNormBackward(torch.autograd.Function):
-    """``g, x, w, b`` to the cotangents of ``x, w, b``; the mean and ``r`` of each row come with it."""
+    """``g, x, w, b`` to the cotangents of ``x, w, b``, given the mean and ``r`` of each row."""
 
     @staticmethod
     def forward(
@@ -101,7 +101,7 @@ class _LayerNormBackward(torch.autograd.Function):
         for_g = torch.addcmul(moved * w, scaled, along_w) + along_b
         for_x = None
         if needed[1]:
-            # P moves with x', and r with the variance; written in place, since new memory is what costs time here
+            # P depends on x', and r on the variance; in place, since most of the time goes into allocating memory
             a_scaled = (a * scaled).mean(inner, keepdim=True) * rstd
             g_scaled = (g * w).mul_(scaled).mean(inner, keepdim=True) * rstd
             turned = torch.addcmul(along_w, w, a_scaled, value=-1).mul_(g).addcmul_(a, g_scaled, value=-1)

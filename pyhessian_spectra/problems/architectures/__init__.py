@@ -2,95 +2,58 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.architectures import gpt, lenet, lstm, mlp, resnet, vgg
-from pyhessian_spectra.problems.architectures.base import Architecture
-from pyhessian_spectra.problems.checkpoints import Checkpoint
-from pyhessian_spectra.problems.fitting import fit_state_dict
-from pyhessian_spectra.problems.state_dicts import strip_to_anchor
+from pyhessian_spectra.problems.checkpoints import Checkpoint, fit_state_dict
+from pyhessian_spectra.problems.names import canonical_name, find_builtin
+from pyhessian_spectra.problems.state_dicts import StateDict, strip_to_anchor
+
+
+class Architecture(NamedTuple):
+    """How to rebuild one family of networks from nothing but its name and the shapes in a state dict."""
+
+    # Makes the network from keyword arguments, all of which have defaults.
+    module: Callable[..., nn.Module]
+    # Reads those arguments off a state dict. Where this is of another network, it may raise LookupError or ValueError:
+    # the defaults then stand, and fitting says what is missing.
+    infer: Callable[[StateDict], dict[str, Any]]
+    # A key that all state dicts of the family have, by which a prefix common to all keys is recognised; empty for none.
+    anchor: str = ""
+
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "mlp": Architecture(mlp.MLP, mlp.infer, "flat"),
-    "lenet": Architecture(lenet.LeNet, lenet.infer, "image", "conv1.weight"),
+    "mlp": Architecture(mlp.MLP, mlp.infer),
+    "lenet": Architecture(lenet.LeNet, lenet.infer, "conv1.weight"),
     **{
-        f"resnet{depth}": Architecture(
-            partial(resnet.cifar_resnet, depth), partial(resnet.infer_cifar, depth), "image", "conv1.weight"
-        )
+        f"resnet{depth}": Architecture(partial(resnet.cifar_resnet, depth), resnet.infer, "conv1.weight")
         for depth in (20, 32, 44, 56)
     },
-    "resnet18": Architecture(resnet.resnet18, resnet.infer_resnet18, "image", "conv1.weight"),
-    "vgg11": Architecture(partial(vgg.VGG11, batch_norm=False), vgg.infer, "image", "features.0.weight"),
-    "vgg11_bn": Architecture(partial(vgg.VGG11, batch_norm=True), vgg.infer, "image", "features.0.weight"),
-    "lstm": Architecture(lstm.LSTMClassifier, lstm.infer, "rows", "lstm.weight_ih_l0"),
-    "gpt": Architecture(gpt.GPT, gpt.infer, "tokens", "wte.weight"),
+    "resnet18": Architecture(resnet.resnet18, resnet.infer_resnet18, "conv1.weight"),
+    "vgg11": Architecture(partial(vgg.VGG11, batch_norm=False), vgg.infer, "features.0.weight"),
+    "vgg11_bn": Architecture(partial(vgg.VGG11, batch_norm=True), vgg.infer, "features.0.weight"),
+    "lstm": Architecture(lstm.LSTMClassifier, lstm.infer, "lstm.weight_ih_l0"),
+    "gpt": Architecture(gpt.GPT, gpt.infer, "wte.weight"),
 }
-
-
-def canonical_name(name: str) -> str:
-    """The spelling used in ``ARCHITECTURES``.
-
-    >>> canonical_name("VGG11-BN")
-    'vgg11_bn'
-    """
-    return name.lower().replace("-", "_")
-
-
-def find_architecture(name: str) -> Architecture:
-    """The architecture of that name, in any case and with ``-`` or ``_``; ``InputError`` lists the known ones.
-
-    >>> find_architecture("LeNet").inputs
-    'image'
-    """
-    key = canonical_name(name)
-    if key not in ARCHITECTURES:
-        close = difflib.get_close_matches(key, ARCHITECTURES, n=1)
-        hint = f"did you mean {close[0]}? The " if close else "the "
-        raise InputError(
-            f"there is no built-in model {name!r}; {hint}known ones are {', '.join(ARCHITECTURES)}; for any other "
-            "give --problem package.module:function"
-        )
-    return ARCHITECTURES[key]
 
 
 def build_model(
     name: str, checkpoint: Checkpoint, *, model_args: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild a built-in network and load a checkpoint into it.
+    """Rebuild a built-in network (eval mode, CPU, float32) with a checkpoint's values, and say with which arguments.
 
-    Parameters
-    ----------
-    name : str
-        A key of ``ARCHITECTURES``.
-    checkpoint : Checkpoint
-    model_args : mapping, optional
-        What the shapes do not tell (an activation, the number of attention heads), and what overrides them.
-
-    Returns
-    -------
-    model : nn.Module
-        In eval mode, on the CPU, float32.
-    arguments : dict
-        The keyword arguments it was built with.
-
-    Raises
-    ------
-    InputError
-        Unknown name, unknown or impossible argument, or a state dict that does not fit.
+    ``model_args`` say what the shapes do not tell (an activation, the number of attention heads) and override what
+    they do. ``InputError`` says which name or argument is impossible, or why the state dict does not fit.
     """
-    architecture = find_architecture(name)
-    state_dict = checkpoint.state_dict
-    if architecture.anchor:
-        state_dict = strip_to_anchor(state_dict, architecture.anchor)
+    architecture = find_builtin("model", name, ARCHITECTURES)
     try:
-        arguments = architecture.infer(state_dict)
+        arguments = architecture.infer(strip_to_anchor(checkpoint.state_dict, architecture.anchor))
     except (LookupError, ValueError):
         arguments = {}
     arguments |= dict(model_args or {})
@@ -98,12 +61,11 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         try:
             model = architecture.module(**arguments)
+        except InputError:
+            raise
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the model {name} cannot be built with {describe_arguments(arguments)}: {error}"
-            ) from None
+            told = describe_arguments(arguments)
+            raise InputError(f"the model {name} cannot be built with {told}: {error}") from None
     fit_state_dict(model, checkpoint, name=canonical_name(name))
     return model.eval(), arguments
 

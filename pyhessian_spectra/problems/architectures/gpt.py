@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -9,79 +10,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.problems.architectures.base import StateDict
+from pyhessian_spectra.problems.state_dicts import StateDict
 
-# Head size where nothing else is said: that of GPT-2 and of most models since.
+# The number of heads leaves no trace in the shapes. Unless the user says it, heads have this size, as in GPT-2 and most
+# models since; a width that is no multiple of it gets one head.
 _HEAD_SIZE = 64
 
 
-class Attention(nn.Module):
-    """Causal self-attention."""
-
-    def __init__(self, width: int, heads: int, bias: bool) -> None:
-        super().__init__()
-        self._heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.proj = nn.Linear(width, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) to the same shape."""
-        size, length, width = x.shape
-        q, k, v = self.qkv(x).view(size, length, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.proj(mixed.transpose(1, 2).reshape(size, length, width))
-
-
-class MLP(nn.Module):
-    """The two linear layers of a transformer block."""
-
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, hidden, bias=bias)
-        self.proj = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) to the same shape."""
-        return self.proj(F.gelu(self.fc(x)))
-
-
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and beside a skip connection."""
+    """Causal self-attention and an MLP, each behind a LayerNorm and beside a skip connection; x is (N, T, width)."""
 
     def __init__(self, width: int, heads: int, hidden: int, bias: bool) -> None:
         super().__init__()
+        self._heads = heads
         self.ln1 = nn.LayerNorm(width, bias=bias)
-        self.attn = Attention(width, heads, bias)
+        qkv, proj = nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width, bias=bias)
+        self.attn = nn.ModuleDict({"qkv": qkv, "proj": proj})
         self.ln2 = nn.LayerNorm(width, bias=bias)
-        self.mlp = MLP(width, hidden, bias)
+        fc, proj = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+        self.mlp = nn.Sequential(OrderedDict(fc=fc, gelu=nn.GELU(), proj=proj))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) to the same shape."""
-        x = x + self.attn(self.ln1(x))
+        size, length, width = x.shape
+        qkv = self.attn["qkv"](self.ln1(x)).view(size, length, 3, self._heads, width // self._heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn["proj"](mixed.transpose(1, 2).reshape(size, length, width))
         return x + self.mlp(self.ln2(x))
 
 
 class GPT(nn.Module):
-    """Token and position embeddings, blocks, a last LayerNorm and the head.
+    """Embeddings, blocks, a last LayerNorm and the head, from tokens (N, T), int64, to logits (N, T, vocabulary).
 
-    Parameters
-    ----------
-    vocabulary : int
-        256 for bytes.
-    block_size : int
-        Longest sequence.
-    width, layers : int
-    heads : int
-        The shapes do not tell it.
-    hidden : int, optional
-        Hidden width of the blocks' MLP; default ``4 * width``.
-    bias : bool
-        Biases in linear layers and LayerNorms.
-    tied : bool
-        Token embedding and head share their weight.
+    ``block_size`` is the length of the longest sequence, ``hidden`` the hidden width of the blocks' MLPs (default
+    ``4 * width``). ``bias`` gives biases to linear layers and LayerNorms; with ``tied``, token embedding and head share
+    their weight.
 
-    References
-    ----------
     Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
     """
 
@@ -103,7 +67,7 @@ class GPT(nn.Module):
         self.block_size = block_size
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(block_size, width)
-        self.blocks = nn.ModuleList(Block(width, heads, hidden or 4 * width, bias) for _ in range(layers))
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden or 4 * width, bias) for _ in range(layers)))
         self.ln_f = nn.LayerNorm(width, bias=bias)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         for embedding in (self.wte, self.wpe):
@@ -112,19 +76,13 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits, shape (N, T, vocabulary), of tokens of shape (N, T), int64."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.wte(tokens) + self.wpe(positions)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.wte(tokens) + self.wpe(positions))
         return self.lm_head(self.ln_f(x))
 
 
 def infer(state_dict: StateDict) -> dict[str, Any]:
-    """Every size; equal embedding and head weights are taken as tied.
-
-    The number of heads leaves no trace in the shapes: it is taken to be ``width / 64``, or 1 where that is not whole.
-    """
+    """Every size, and whether embedding and head are equal, which is taken to mean tied."""
     embedding = state_dict["wte.weight"]
     head = state_dict.get("lm_head.weight", embedding)
     width = embedding.shape[1]

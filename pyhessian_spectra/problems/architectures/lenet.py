@@ -7,22 +7,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyhessian_spectra.problems.architectures.base import StateDict
+from pyhessian_spectra.problems.state_dicts import StateDict
 
 
 class LeNet(nn.Module):
     """Two 5x5 convolutions and three linear layers: 61,706 parameters at one channel and ten classes.
 
-    Parameters
-    ----------
-    channels : int
-        Input channels.
-    classes : int
+    It takes images (N, channels, 32, 32) or (N, channels, 28, 28) to logits (N, classes).
 
-    References
-    ----------
     LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998, section II.B;
-    the scaled tanh and trainable subsampling of that time are the usual ReLU and max pooling here.
+    ReLU and max pooling stand here for the scaled tanh and the trainable subsampling of that time.
     """
 
     def __init__(self, *, channels: int = 1, classes: int = 10) -> None:
@@ -34,16 +28,14 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (N, classes), of images of shape (N, channels, 32, 32) or (N, channels, 28, 28)."""
         if x.shape[-1] == 28:
             x = F.pad(x, (2, 2, 2, 2))
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(x.flatten(1)))
-        x = F.relu(self.fc2(x))
-        return self.fc3(x)
+        return self.fc3(F.relu(self.fc2(x)))
 
 
 def infer(state_dict: StateDict) -> dict[str, Any]:
-    """Input channels and classes."""
+    """The numbers of input channels and of classes."""
     return {"channels": state_dict["conv1.weight"].shape[1], "classes": state_dict["fc3.weight"].shape[0]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyhessian_spectra.problems.architectures.base import StateDict
+from pyhessian_spectra.problems.state_dicts import StateDict
 
 
 class TwiceDifferentiableLSTM(nn.LSTM):
@@ -16,10 +17,7 @@ class TwiceDifferentiableLSTM(nn.LSTM):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Hidden states of the top layer, shape (N, T, hidden), of a sequence of shape (N, T, features)."""
-        for layer in range(self.num_layers):
-            w_ih, w_hh, b_ih, b_hh = (
-                getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
+        for w_ih, w_hh, b_ih, b_hh in self.all_weights:
             from_inputs = F.linear(x, w_ih, b_ih + b_hh)
             hidden = cell = x.new_zeros(x.shape[0], self.hidden_size)
             states = []
@@ -33,33 +31,22 @@ class TwiceDifferentiableLSTM(nn.LSTM):
         return x
 
 
-class LSTMClassifier(nn.Module):
-    """Layers of LSTM and a linear head on the last time step.
-
-    Parameters
-    ----------
-    features : int
-        Length of a row.
-    hidden, layers, classes : int
-    head : str
-        What the checkpoint calls the linear layer.
-    """
+class LSTMClassifier(nn.Sequential):
+    """LSTM layers on rows, (N, T, features), and a linear layer called ``head`` on the last step, to (N, classes)."""
 
     def __init__(
         self, *, features: int = 28, hidden: int = 128, layers: int = 1, classes: int = 10, head: str = "fc"
     ) -> None:
-        super().__init__()
-        self.lstm = TwiceDifferentiableLSTM(features, hidden, layers, batch_first=True)
-        self._head = head
-        self.add_module(head, nn.Linear(hidden, classes))
+        lstm = TwiceDifferentiableLSTM(features, hidden, layers, batch_first=True)
+        super().__init__(OrderedDict({"lstm": lstm, head: nn.Linear(hidden, classes)}))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (N, classes), of sequences of shape (N, T, features)."""
-        return self.get_submodule(self._head)(self.lstm(x)[:, -1])
+        lstm, head = self
+        return head(lstm(x)[:, -1])
 
 
 def infer(state_dict: StateDict) -> dict[str, Any]:
-    """Sizes, the number of layers and the name of the head."""
+    """All sizes, the number of layers and the name of the head."""
     others = [key for key in state_dict if not key.startswith("lstm.") and key.endswith(".weight")]
     head = others[0].removesuffix(".weight")
     return {

@@ -9,26 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.problems.architectures.base import StateDict
+from pyhessian_spectra.problems.state_dicts import StateDict
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them.
+    """Linear layers with an activation between them, from (N, widths[0]) to (N, widths[-1]).
 
-    Parameters
-    ----------
-    widths : sequence of int
-        From the inputs to the outputs: ``(64, 24, 10)`` has one hidden layer of 24.
-    activation : {"relu", "tanh"}
-    bias : bool
-    names : sequence of str, optional
-        Names of the linear layers, dotted where they are nested; default ``fc1``, ``fc2``, ... A checkpoint
-        keeps its own, so that results speak of layers by the names their owner gave them.
-
-    >>> sum(p.numel() for p in MLP((64, 24, 24, 10)).parameters())
-    2410
+    ``names`` are those of the linear layers, dotted where they are nested; default ``fc1``, ``fc2``, ... A checkpoint
+    keeps its own, so that results speak of layers by the names their owner gave them.
     """
 
     def __init__(
@@ -50,17 +40,16 @@ class MLP(nn.Module):
             _place(self, name, nn.Linear(fan_in, fan_out, bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (N, widths[-1]), of inputs of shape (N, widths[0])."""
         for name in self._names[:-1]:
             x = self._activation(self.get_submodule(name)(x))
         return self.get_submodule(self._names[-1])(x)
 
 
 def infer(state_dict: StateDict) -> dict[str, Any]:
-    """Widths, names and the presence of biases from any chain of linear layers in their order."""
+    """Widths, names and whether there are biases, for any chain of linear layers in their order."""
     names = [key.removesuffix(".weight") for key in state_dict if key.endswith(".weight")]
     weights = [state_dict[f"{name}.weight"] for name in names]
-    if any(weight.ndim != 2 for weight in weights) or len(names) == 0:
+    if any(weight.ndim != 2 for weight in weights):
         raise ValueError("not a chain of linear layers")
     widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     found = {"widths": widths, "bias": f"{names[0]}.bias" in state_dict}

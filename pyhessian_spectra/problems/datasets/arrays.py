@@ -1,4 +1,4 @@
-"""Arrays of the user's own in an .npz file."""
+"""The digits of scikit-learn, arrays in an .npz file, and texts."""
 
 from __future__ import annotations
 
@@ -7,20 +7,52 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.datasets.dataset import RawExamples, Split
 
+# Every fifth image is held out: the digits are in the order of their writers, so that a cut at the end would test
+# on other hands than those trained on.
+_TEST_EVERY = 5
+_TRAIN_PART = 0.9  # of the file; the rest is for testing
 _PAIRS = (("images", "labels"), ("x", "y"))
 
 
-def read_npz(path: Path, split: Split) -> RawExamples:
-    """Arrays ``images``/``labels`` or ``x``/``y``, or with ``_train``/``_test`` behind each; nothing is unpickled.
+def read_digits(split: Split) -> RawExamples:
+    """1,797 images of 8x8 pixels as float32 vectors of length 64 in [0, 1]: 1,438 to train, 359 to test."""
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
 
-    uint8 inputs are pixels, and are divided by 255; floats are left as they are. Images with the channels last
-    are turned to channels first.
-    """
+    images, labels = load_digits(return_X_y=True)
+    test = np.arange(len(labels)) % _TEST_EVERY == _TEST_EVERY - 1
+    chosen = test if split == "test" else ~test
+    # Pixels count the set dots, 0 to 16, of a 4x4 patch.
+    inputs = (images[chosen] / 16).astype(np.float32)
+    return RawExamples("digits", inputs, labels[chosen].astype(np.int64), 10, "scikit-learn's digits", "8x8 images")
+
+
+def read_text(path: Path, split: Split, block_size: int) -> RawExamples:
+    """Consecutive blocks of bytes, int64, shape (N, block_size), and the byte that follows each as its target."""
+    if block_size < 1:
+        raise InputError(f"block_size must be at least 1, got {block_size}")
+    try:
+        tokens = np.fromfile(path, dtype=np.uint8).astype(np.int64)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as text: {error.strerror or error}") from None
+    if (tokens == 0).any():
+        raise InputError(f"{path} is not a text file: it holds zero bytes; name a text, an .npz file or a directory")
+    cut = int(_TRAIN_PART * tokens.size)
+    tokens = tokens[:cut] if split == "train" else tokens[cut:]
+    count = (tokens.size - 1) // block_size  # what does not fill a block is left out
+    if count < 1:
+        needed = f"fewer than one block of {block_size} and the byte after it"
+        raise InputError(f"{path} is too short: its {split} part has {tokens.size} bytes, {needed}")
+    inputs = tokens[: count * block_size].reshape(count, block_size)
+    targets = tokens[1 : count * block_size + 1].reshape(count, block_size)
+    return RawExamples(path.stem, inputs, targets, 256, path.name, f"blocks of {block_size} bytes")
+
+
+def read_npz(path: Path, split: Split) -> RawExamples:
+    """Arrays ``images``/``labels`` or ``x``/``y``, or with the split in each name; nothing is unpickled."""
     try:
         # Opened here, since np.load leaves a file that is no archive open.
         with open(path, "rb") as handle:
@@ -34,47 +66,30 @@ def read_npz(path: Path, split: Split) -> RawExamples:
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{path} is damaged, or holds objects rather than numbers ({error})") from None
     if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets):
-        raise InputError(
-            f"{path}: {inputs_name} of shape {inputs.shape} and {targets_name} of shape {targets.shape} do not pair "
-            "up; expected one row of inputs and one target for each example"
-        )
-    return RawExamples(
-        path.stem,
-        _inputs(path, inputs_name, inputs),
-        _targets(path, targets_name, targets),
-        None,
-        path.name,
-        "examples",
-    )
+        shapes = f"{inputs_name} of shape {inputs.shape} and {targets_name} of shape {targets.shape}"
+        raise InputError(f"{path}: {shapes} do not pair up; expected one row of inputs and one target for each example")
+    if inputs.dtype.kind not in "fiub":
+        raise InputError(f"{path}: {inputs_name} has dtype {inputs.dtype}; expected numbers")
+    if targets.dtype.kind not in "fiu":
+        expected = "integer classes, or floats to regress on"
+        raise InputError(f"{path}: {targets_name} has dtype {targets.dtype}; expected {expected}")
+    if inputs.ndim == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] not in (1, 3):  # images, channels last
+        inputs = inputs.transpose(0, 3, 1, 2)
+    if inputs.dtype != np.uint8:  # those are pixels
+        inputs = inputs.astype(np.int64 if inputs.dtype.kind in "iu" else np.float32)
+    if targets.dtype.kind != "f" and targets.shape[1:] == (1,):
+        targets = targets[:, 0]
+    targets = targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64)
+    return RawExamples(path.stem, inputs, targets, None, path.name, "examples")
 
 
 def _choose(path: Path, names: list[str], split: Split) -> tuple[str, str]:
-    for inputs, targets in _PAIRS:
-        for pair in ((f"{inputs}_{split}", f"{targets}_{split}"), (f"{split}_{inputs}", f"{split}_{targets}")):
-            if set(pair) <= set(names):
-                return pair
-    for pair in _PAIRS:
+    behind = [(f"{inputs}_{split}", f"{targets}_{split}") for inputs, targets in _PAIRS]
+    before = [(f"{split}_{inputs}", f"{split}_{targets}") for inputs, targets in _PAIRS]
+    for pair in (*behind, *before, *_PAIRS):
         if set(pair) <= set(names):
-            if split == "test":
+            if split == "test" and pair in _PAIRS:
                 raise InputError(f"{path} has no test split; save the arrays {pair[0]}_test and {pair[1]}_test in it")
             return pair
     found = ", ".join(names) or "none"
     raise InputError(f"{path} has the arrays {found}; expected images and labels, or x and y")
-
-
-def _inputs(path: Path, name: str, inputs: NDArray[np.generic]) -> NDArray[np.generic]:
-    if inputs.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name} has dtype {inputs.dtype}; expected numbers")
-    if inputs.ndim == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] not in (1, 3):
-        inputs = inputs.transpose(0, 3, 1, 2)
-    if inputs.dtype == np.uint8:
-        return inputs
-    return inputs.astype(np.int64 if inputs.dtype.kind in "iu" else np.float32)
-
-
-def _targets(path: Path, name: str, targets: NDArray[np.generic]) -> NDArray[np.generic]:
-    if targets.dtype.kind not in "fiu":
-        raise InputError(f"{path}: {name} has dtype {targets.dtype}; expected integer classes, or floats to regress on")
-    if targets.dtype.kind == "f":
-        return targets.astype(np.float32)
-    return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).astype(np.int64)
