@@ -70,7 +70,9 @@ def test_edges_that_meet_share_their_vectors():
 def test_building_symmetrises_in_float64_and_takes_a_product_for_each_column():
     matrix = rotated(torch.linspace(-1, 1, 70)).float()
     meter = Meter(2.0 * MatrixOperator(matrix))  # which is known by its products
-    built = build(meter).to_dense()
-    assert meter.num_products == 70
+    built, used, off = build(meter)
+    built = built.to_dense()
+    assert meter.num_products == 70 + 6  # six measure how far the others are off
+    assert used.dtype == torch.float64 and off.norm < 1e-13
     assert built.dtype == torch.float64 and torch.equal(built, built.T)
     torch.testing.assert_close(built, 2 * matrix.double(), rtol=0, atol=float(EPS32 * matrix.abs().max()))

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pyhessian_spectra.curvature.kernels import RightDerivatives
@@ -113,6 +114,58 @@ def test_rewritten_operations_have_the_derivatives_of_torchs_own(case, which):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
     assert_third_derivatives(lambda: torch.sin(module(x)).sum(), leaves)
+
+
+LABELS, MARKS = torch.tensor([0, 2, 1, 2]), torch.tensor([[1.0, 0.0, 0.3]] * 4, dtype=torch.float64)
+LOSSES = {
+    "cross entropy": lambda z: F.cross_entropy(z, LABELS),
+    "weighted, with ignored labels": lambda z: F.cross_entropy(
+        z, LABELS, torch.tensor([1.0, 3.0, 2.0], dtype=z.dtype), ignore_index=1, reduction="sum"
+    ),
+    "smoothed": lambda z: F.cross_entropy(z, LABELS, label_smoothing=0.1),
+    "probabilities": lambda z: F.cross_entropy(z, MARKS.to(z).softmax(1)),
+    "of one example": lambda z: F.cross_entropy(z[0], LABELS[0]),
+    "of pixels": lambda z: F.cross_entropy(z.T.reshape(1, 3, 2, 2), LABELS.view(1, 2, 2)),
+    "log softmax along rows": lambda z: (torch.log_softmax(z, 0) * MARKS.to(z)).sum(),
+    "binary": lambda z: F.binary_cross_entropy_with_logits(z, MARKS.to(z)),
+    "binary, weighted": lambda z: F.binary_cross_entropy_with_logits(
+        z, MARKS.to(z), weight=MARKS.to(z) + 1, pos_weight=MARKS.to(z)[0] + 0.5, reduction="sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("case", LOSSES)
+def test_losses_have_the_derivatives_of_torchs_own(case, size):
+    generator = torch.Generator().manual_seed(1)
+    z = (size * torch.randn(4, 3, generator=generator, dtype=torch.float64)).requires_grad_()
+    expected = directional(LOSSES[case](z), [z], orders=3)
+    with RightDerivatives():
+        found = directional(LOSSES[case](z), [z], orders=3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("confidence", [8.0, 12.0, 16.0])
+@pytest.mark.parametrize("case", ["cross entropy", "log softmax", "binary"])
+def test_derivatives_at_confident_predictions_lose_no_digits_in_float32(case, confidence):
+    # torch computes 1 - p from a rounded p: at a confidence of 16 nothing is left of it
+    right = F.one_hot(LABELS, 3) if case == "cross entropy" else (MARKS > 0.9).long()
+    z = (confidence * (2 * right - 1)).double() + torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    loss = {
+        "cross entropy": LOSSES["cross entropy"],
+        "log softmax": lambda z: -torch.log_softmax(z, 1)[torch.arange(4), z.argmax(1)].sum(),
+        "binary": lambda z: F.binary_cross_entropy_with_logits(z, right.to(z)),
+    }[case]
+    found = []
+    with RightDerivatives():
+        for dtype in (torch.float64, torch.float32):
+            x = z.float().to(dtype).requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(x), x, create_graph=True)
+            direction = torch.randn(4, 3, generator=torch.Generator().manual_seed(3)).to(dtype)
+            found.append(torch.cat([gradient, *torch.autograd.grad(gradient, x, direction)]).detach().double())
+    error = (found[1] - found[0]).reshape(2, -1).norm(dim=1) / found[0].reshape(2, -1).norm(dim=1)
+    assert error.max() < 1e-6
 
 
 @pytest.mark.parametrize("trained", [("weight",), ("bias",), ("weight", "bias"), ()])

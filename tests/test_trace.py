@@ -28,7 +28,7 @@ def naive_xtrace(matrix: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def test_xtrace_equals_its_leave_one_out_definition():
     op = with_spectrum(np.r_[np.exp(-np.arange(30.0) / 4), -0.3])
-    estimates = _xtrace(op, 16, generator(4))
+    estimates = _xtrace(op, 16, generator(4))[0]
     w = torch.randn(31, 8, generator=generator(4), dtype=torch.float64).numpy()
     w *= np.sqrt(31) / np.linalg.norm(w, axis=0)
     np.testing.assert_allclose(estimates, naive_xtrace(op.to_dense().numpy(), w), rtol=1e-9)
@@ -60,7 +60,7 @@ def test_the_standard_error_is_honest_over_many_seeds(method):
     assert abs(np.mean([e.value for e in estimates]) - eigenvalues.sum()) < 4 * np.std(
         [e.value for e in estimates]
     ) / np.sqrt(200)
-    assert all(e.num_products == 30 for e in estimates)
+    assert all(e.num_products == 32 for e in estimates)  # two of them for the rounding
 
 
 def test_frobenius_norm_covers_the_truth():

@@ -182,7 +182,7 @@ class _Run:
             limit = f"within {settings.max_steps} Lanczos steps and as many of restarts"
             text = f"{pairs} did not reach the tolerance {limit}; raise max_steps, or ask for fewer."
             self.notes.append(Note("unconverged", text))
-        facts = self.watch.last
+        facts = self.watch.facts
         if index == 0 and "linearised" in facts:
             size = f", {readable(facts['bytes'])}" if facts["bytes"] else ""
             text = f"The linearisation at the parameters was {Linearised[facts['linearised']].value}{size}."
@@ -193,7 +193,8 @@ class _Run:
     def _cut_out(self, matrix: MatrixOperator, group: Group, modules: Partition) -> BlockAnalysis:
         """Analyse a diagonal block of the built matrix; the whole's products tell the sampling error of its trace."""
         entries = matrix.to_dense()[group.indices][:, group.indices]
-        block, _ = diagonalised(MatrixOperator(entries), self.settings, self.risk.dtype)
+        # the error of a block is part of that of the whole
+        block, _ = diagonalised(MatrixOperator(entries), self.settings, self.full.largest.rounding)
         same = modules.groups.get(group.label)
         if same is None or not torch.equal(same.indices, group.indices):
             return block

@@ -76,7 +76,8 @@ def estimated(op: Meter, settings: Settings, parts: Partition | None, seed: int,
     before, generator = op.num_products, torch.Generator().manual_seed(seed)
     found = krylov_pass(op, settings, atol=atol, sections=sections, generator=generator)
     edges, totals, spent = (found.largest, found.smallest), (found.trace, found.frobenius), op.num_products - before
-    traces = section_traces(found.forms, groups, first_stage=found.trace.num_samples or None)
+    worst = op.n**0.5 * found.frobenius.rounding  # |tr E_gg| is at most sqrt(n_g) ||E||_F
+    traces = section_traces(found.forms, groups, first_stage=found.trace.num_samples or None, rounding=worst)
     block = BlockAnalysis(op.n, found.spectrum, *edges, *totals, spent, traces)
     return _with_data_errors(block, found.forms)
 
@@ -90,28 +91,30 @@ def built(op: Meter, settings: Settings, parts: Partition | None, seed: int) -> 
         raise OutOfMemoryError(f"{told}; {remedy}")
     before = op.num_products
     sections, groups = ([op.space.local_n], {}) if parts is None else parts.sections()
-    matrix, recorder = build(op), FormsRecorder(op, sections)
-    block, vectors = diagonalised(matrix, settings, op.dtype, recorder)
+    matrix, used, off = build(op)
+    recorder = FormsRecorder(used, sections)
+    block, vectors = diagonalised(matrix, settings, off.norm, recorder)
     deflated = np.ones(vectors.shape[1], dtype=bool)
     if vectors.shape[1] < op.n and has_batches(recorder.forms(deflated)):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(DATA_PROBES):
-            recorder.probe(op.space.sphere(generator, against=vectors))
+            recorder.probe(used.space.sphere(generator, against=vectors))
     forms = recorder.forms(deflated)
     sampled = section_traces(forms, groups)
     exact = [float(part.sum()) for part in matrix.to_dense().diagonal().split(sections)]
     traces = {}
     for name, group in groups.items():
         error = sampled[name].data_stderr if sampled else None
-        traces[name] = TraceEstimate(sum(exact[i] for i in group), 0.0, 0, data_stderr=error)
+        total = sum(exact[i] for i in group)
+        traces[name] = TraceEstimate(total, 0.0, 0, data_stderr=error, rounding=op.n**0.5 * off.norm)
     block = replace(block, group_traces=traces, num_products=op.num_products - before)
     return matrix, _with_data_errors(block, forms)
 
 
 def diagonalised(
-    matrix: MatrixOperator, settings: Settings, dtype: torch.dtype, recorder: FormsRecorder | None = None
+    matrix: MatrixOperator, settings: Settings, off: float, recorder: FormsRecorder | None = None
 ) -> tuple[BlockAnalysis, Tensor]:
-    """Analyse a matrix that was built from products in ``dtype``; also return the eigenvectors (n, p) at its edges."""
+    """Analyse a matrix, given a bound on the norm of its error; also return the eigenvectors (n, p) at its edges."""
     recorder = recorder or FormsRecorder(matrix)  # takes the products that the residuals are from
     op, n, entries = recorder.op, matrix.n, matrix.to_dense().numpy()
     k = min(settings.num_eigenvalues, n)
@@ -121,11 +124,16 @@ def diagonalised(
     vectors = torch.from_numpy(both).to(op.device, op.dtype)
     rounding = 100 * op.space.eps * np.abs(eigenvalues).max()
     residuals = residuals_of(op, values, vectors, recorder.products(vectors))
-    lower, upper = values - residuals - rounding / 10, values + residuals + rounding / 10
-    pairs = Eigenpairs(values, residuals, residuals <= rounding, both, len(values), lower, upper)
+    reach = residuals + rounding / 10 + off
+    bounds = {"lower": values - reach, "upper": values + reach, "rounding": off}
+    pairs = Eigenpairs(values, residuals, residuals <= rounding, both, len(values), **bounds)
     edges = (pairs.take(slice(len(values) - k, None)), pairs.take(slice(0, k)))
-    totals = (TraceEstimate(float(np.trace(entries)), 0.0, 0), TraceEstimate(float(np.linalg.norm(entries)), 0.0, 0))
-    spectrum = Spectrum.from_eigenvalues(eigenvalues, dtype=str(dtype).removeprefix("torch."))
+    totals = (
+        TraceEstimate(float(np.trace(entries)), 0.0, 0, rounding=n**0.5 * off),
+        TraceEstimate(float(np.linalg.norm(entries)), 0.0, 0, rounding=off),
+    )
+    dtype = str(op.dtype).removeprefix("torch.")
+    spectrum = Spectrum.from_eigenvalues(eigenvalues, dtype=dtype, rounding=off + rounding / 10)
     return BlockAnalysis(n, spectrum, *edges, *totals, 0), vectors
 
 

@@ -182,11 +182,13 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
         "frobenius": _trace_to_json(block.frobenius),
         "largest": _pairs_to_json(block.largest)[::-1],
         "smallest": _pairs_to_json(block.smallest),
+        "rounding": block.largest.rounding,
         "others": None if block.largest.others is None else list(block.largest.others),
         "spectrum": {
             "num_probes": spectrum.num_probes,
             "num_atoms": spectrum.num_atoms,
             "dtype": spectrum.dtype,
+            "rounding": spectrum.rounding,
             "band": None if spectrum.exact else {"level": level, "halfwidth": spectrum.cdf_error(level=level)},
             "facts": dict(spectrum.facts),
         },
@@ -198,12 +200,14 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
 def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
     largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
     others = tuple(entry["others"]) if entry.get("others") else None
-    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "facts")} | {"exact": entry["exact"]}
+    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "rounding", "facts")} | {
+        "exact": entry["exact"]
+    }
     return BlockAnalysis(
         n=entry["n"],
         spectrum=Spectrum(arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["n"], **known),
-        largest=_pairs_from(entry["largest"][::-1], eigenvectors=largest, others=others),
-        smallest=_pairs_from(entry["smallest"], eigenvectors=smallest, others=others),
+        largest=_pairs_from(entry["largest"][::-1], eigenvectors=largest, others=others, rounding=entry["rounding"]),
+        smallest=_pairs_from(entry["smallest"], eigenvectors=smallest, others=others, rounding=entry["rounding"]),
         trace=_trace_from(entry["trace"]),
         frobenius=_trace_from(entry["frobenius"]),
         num_products=entry["num_products"],

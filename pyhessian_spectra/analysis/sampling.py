@@ -54,18 +54,21 @@ def trace_error(forms: Forms) -> float | None:
 
 
 def section_traces(
-    forms: Forms, groups: Mapping[str, Sequence[int]], *, first_stage: int | None = None
+    forms: Forms, groups: Mapping[str, Sequence[int]], *, first_stage: int | None = None, rounding: float = 0.0
 ) -> dict[str, TraceEstimate]:
-    """The trace of each group's diagonal block, from products with the whole; fewer than two probes give none."""
+    """The trace of each group's diagonal block, from products with the whole; fewer than two probes give none.
+
+    ``rounding`` bounds the error of any block's trace due to the rounding of products.
+    """
     found = {}
     for name, group in groups.items():
         samples = forms.trace_samples[:, :, list(group)].sum(axis=2)
         values, error = forms.weights @ samples, _linear_error(forms, samples)
         if not forms.complement:
-            found[name] = TraceEstimate(float(values.mean()), 0.0, 0, data_stderr=error)
+            found[name] = TraceEstimate(float(values.mean()), 0.0, 0, data_stderr=error, rounding=rounding)
         elif len(values) > 1:
             trace = mean_of(values, 0, "Krylov pass of the whole matrix", first_stage=first_stage)
-            found[name] = replace(trace, data_stderr=error)
+            found[name] = replace(trace, data_stderr=error, rounding=rounding)
     return found
 
 

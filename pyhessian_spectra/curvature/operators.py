@@ -21,6 +21,7 @@ from pyhessian_spectra.curvature.savings import measured_bytes
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.operator import LinearOperator, Observation, TermwiseOperator
+from pyhessian_spectra.spectra.space import VectorSpace
 
 # Products taken together in one backward pass share its overhead but need more cache. On ten networks (MLPs, LeNet,
 # LSTM) 32 together took 0.2 to 0.6 of the time if a batch's linearisation has less than 1 MiB, and saved nothing from 5
@@ -111,6 +112,26 @@ class RiskOperator(TermwiseOperator):
             raise InputError("the point has other coordinates than the operator; take it from the same risk")
         other = copy.copy(self)
         other.point, other._kept, other._is_new = point, None, True
+        return other
+
+    def reference(self) -> RiskOperator | None:
+        """This matrix in float64; if it is in float64, at parameters that differ from its own by their rounding.
+
+        None on devices without float64.
+        """
+        if self.device.type == "mps":
+            return None
+        other, precise = copy.copy(self), torch.float64
+        if self.dtype == precise:
+            generator = torch.Generator().manual_seed(0)
+            signs = self.space.rademacher(generator) * self.point.flat()
+            other.point = self.point.moved(signs, self.space.eps)
+        else:
+            other.risk, other.point = self.risk.replace(dtype=precise), self.point.cast(self.risk.model, precise)
+            other.space = VectorSpace(self.n, dtype=precise, device=self.device)
+        if self._budget is not None:
+            other._budget = max(0, self._budget - self.linearised_bytes)
+        other._kept, other._decision = None, _Decision()
         return other
 
     def product(self, v: Tensor) -> Tensor:

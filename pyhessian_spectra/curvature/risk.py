@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
@@ -179,9 +180,20 @@ class EmpiricalRisk:
         part.layout = self.layout.restrict(params)
         return part
 
-    def replace(self, *, data: Iterable[Any] | None = None, memory_budget: int | None = None) -> EmpiricalRisk:
-        """The same objective with other data, or with another memory budget."""
+    def replace(
+        self,
+        *,
+        data: Iterable[Any] | None = None,
+        memory_budget: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> EmpiricalRisk:
+        """The same objective with other data or another memory budget, or at points of another floating dtype.
+
+        With ``dtype`` the model's own parameters no longer fit: points come from :meth:`Point.cast`.
+        """
         other = copy.copy(self)
+        if dtype is not None:
+            other.dtype, other.sample = dtype, self.sample.cast(dtype)
         if data is not None:
             other.sample = self._sample(data)
         if memory_budget is not None:

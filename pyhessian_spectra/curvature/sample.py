@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -46,6 +47,12 @@ class Sample:
     def read(self, dtype: torch.dtype | None = None) -> Iterator[tuple[float, Batch]]:
         """One pass over this rank's data: yield weights and batches, converted to the parameters' device and dtype."""
         return self._batches.read(dtype or self._dtype, self._device)
+
+    def cast(self, dtype: torch.dtype) -> Sample:
+        """The same data in another floating dtype; what one pass over them has counted is shared."""
+        other = copy.copy(self)
+        other._dtype = dtype
+        return other
 
     @cached_property
     def survey(self) -> Survey:

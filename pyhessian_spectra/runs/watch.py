@@ -22,12 +22,12 @@ class Watch:
         self._journal, self._progress, self._forecasts, self._closed = journal, progress, forecasts, 0
         self.products, self.seconds = 0, 0.0
         self.seconds_per_product = 0.0  # with the whole matrix, once that is finished
-        self.last: Mapping[str, Any] = {}  # the facts of the last product
+        self.facts: Mapping[str, Any] = {}  # of the first product of this block
 
     def meter(self, op: LinearOperator, what: str) -> Meter:
         """The operator, with every product taken through the journal, counted, and shown under the name ``what``."""
 
-        def take(ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+        def take(op: LinearOperator, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]:
             def answer() -> Answer:
                 start = time.perf_counter()
                 arrays = call()
@@ -36,9 +36,10 @@ class Watch:
                     facts |= {"linearised": op.linearised.name, "bytes": op.linearised_bytes}
                 return arrays, facts
 
-            arrays, self.last = self._journal.answer(ask, v, answer)
+            arrays, facts = self._journal.answer(ask, v, answer)
+            self.facts = self.facts or facts
             self.products += 1 if v.dim() == 1 else v.shape[1]
-            self.seconds += self.last["seconds"]
+            self.seconds += facts["seconds"]
             self._tell(what)
             return arrays
 
@@ -46,7 +47,7 @@ class Watch:
 
     def close_block(self, what: str, index: int) -> None:
         """A block is finished: what it took replaces what was expected of it."""
-        self._closed, self._forecasts[index] = self.products, 0
+        self._closed, self._forecasts[index], self.facts = self.products, 0, {}
         if index == 0:
             self.seconds_per_product = self.seconds / max(1, self.products)
         self._tell(what)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,11 +14,12 @@ from pyhessian_spectra.spectra.edges import threshold
 from pyhessian_spectra.spectra.lanczos import Tridiagonal
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
+from pyhessian_spectra.spectra.rounding import Rounding
 
 # Probability that any of the probabilistic eigenvalue bounds of one pass fails.
 FAILURE = 0.01
 
-# Allowance of the intervals for the rounding of products, in eps of the norm.
+# Allowance of the intervals, in eps of the norm, for the rounding of what follows the products, whose own is measured.
 _ROUNDING = 30
 
 
@@ -32,26 +34,36 @@ def certify(
     tol: float,
     atol: float,
     scale: float,
+    rounding: Rounding,
 ) -> Eigenpairs:
     """Eigenpairs with residuals from ``products``, and with intervals from residuals and bounds on missed eigenvalues.
 
     ``values`` (k,) ascend; ``products`` are those with the orthonormal columns ``vectors`` (n, k), in order. ``good``
     (k,) says which pairs have converged by the recurrence; ``probes`` are Lanczos processes from random vectors in the
-    complement of these. Unless all pairs are good, missed eigenvalues are not bounded, since the probes did not run in
+    complement of these. ``rounding`` measures the products' error, by which intervals are wider. Unless all pairs are good, missed eigenvalues are not bounded, since the probes did not run in
     the complement of all pairs. For ``tol``, ``atol`` and ``scale`` see :func:`threshold`.
     """
-    residuals = residuals_of(op, values, vectors, products)
+    signs = rounding.signs(len(values), min(2, len(values))).to(vectors.device)
+    sums = torch.zeros(2, op.space.local_n, signs.shape[1], dtype=torch.float64, device=vectors.device)
+
+    def summed() -> Iterator[Tensor]:
+        for v, w, sign in zip(vectors.unbind(1), products, signs, strict=True):
+            sums[0].addr_(v.double(), sign)
+            sums[1].addr_(w.double(), sign)
+            yield w
+
+    residuals = residuals_of(op, values, vectors, summed())
     converged = good & (residuals <= threshold(op, values, tol, atol, scale))
-    pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy())
-    rounding = _ROUNDING * op.space.eps * scale
-    reach = residuals + rounding
+    off = _ROUNDING * op.space.eps * scale + (rounding.along(*sums) if len(values) else 0.0)
+    pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy(), rounding=off)
+    reach = residuals + off
     if not (good.all() and probes):
         return replace(pairs, lower=values - reach, upper=values + reach)
     each = [unseen_bounds(probe, op.n, failure=FAILURE / len(probes)) for probe in probes]
-    slack = float(np.linalg.norm(reach))  # the coupling to the complement, by Weyl
+    slack = float(np.linalg.norm(residuals)) + off  # the coupling to the complement, by Weyl
     others = max(low for low, _ in each) - slack, min(high for _, high in each) + slack
     lower, upper = certified_intervals(values, reach, others)
-    return replace(pairs, lower=lower - rounding, upper=upper + rounding, others=others)
+    return replace(pairs, lower=lower - off, upper=upper + off, others=others)
 
 
 def residuals_of(op: LinearOperator, values: Floats, vectors: Tensor, products: Iterable[Tensor]) -> Floats:
@@ -68,15 +80,15 @@ def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILU
     eigenvector. For a start vector uniform on the sphere, of dimension ``size`` = n, ``|c|`` is below ``eta sqrt(pi /
     (2 n))`` with probability at most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000). ``failure`` is the
     probability that one end is wrong; half of it is given to each. If the process spans the whole space, the ends are
-    the extreme Ritz values.
+    the extreme Ritz values. Both ends move outwards by what an error of the Lanczos relation can hide.
     """
-    theta = tridiagonal.eigh()[0]
+    theta, slack = tridiagonal.eigh()[0], 2 * tridiagonal.error
     if tridiagonal.remainder == 0:
-        return float(theta[0]), float(theta[-1])
+        return float(theta[0]) - slack, float(theta[-1]) + slack
     # if rounding hides the last residual norm, its upper bound: eigenvalues closer than that are not separated
     norms = np.append(tridiagonal.betas[:-1], tridiagonal.remainder)
     target = np.log(norms).sum() - np.log(failure / 2 * np.sqrt(np.pi / (2 * size)))
-    return -_crossing(-theta[::-1], target), _crossing(theta, target)
+    return -_crossing(-theta[::-1], target) - slack, _crossing(theta, target) + slack
 
 
 def _crossing(theta: Floats, target: float) -> float:

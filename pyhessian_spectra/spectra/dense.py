@@ -5,19 +5,42 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
+import torch
+from torch import Tensor
 
-from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator
+from pyhessian_spectra.errors import InputError, OutOfMemoryError
+from pyhessian_spectra.spectra.meter import Meter
+from pyhessian_spectra.spectra.operator import MatrixOperator
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.rounding import Off, Rounding
 
 # If eigenvectors of the two edges are less orthogonal than this, they belong to one cluster of eigenvalues, and only a
 # full eigendecomposition separates them.
 _ORTHOGONAL = 1e-10
 
 
-def build(op: LinearOperator) -> MatrixOperator:
-    """The matrix of an operator, symmetrised, in float64 on the CPU; takes ``n`` products."""
-    matrix = op.to_dense().double().cpu()
-    return MatrixOperator(matrix.add_(matrix.T.clone()).div_(2))
+def entries(op: Meter) -> tuple[Tensor, Meter, Off]:
+    """The matrix (n, n) in float64 on the CPU, the operator whose products gave it, and how far these are off.
+
+    That operator is the float64 reference of ``op`` if there is one whose products do not fail, else ``op`` itself.
+    """
+    used = (op.reference() if op.dtype != torch.float64 else None) or op
+    try:
+        dense = used.to_dense()
+    except OutOfMemoryError:
+        raise
+    except InputError:
+        if used is op:
+            raise
+        used = op
+        dense = op.to_dense()
+    return dense.double().cpu(), used, Rounding(used).everywhere(2)
+
+
+def build(op: Meter) -> tuple[MatrixOperator, Meter, Off]:
+    """As :func:`entries`, with the matrix symmetrised, as an operator."""
+    matrix, used, off = entries(op)
+    return MatrixOperator(matrix.add_(matrix.T.clone()).div_(2)), used, off
 
 
 def eigenvalues_and_edges(matrix: Floats, k: int) -> tuple[Floats, Floats, Floats]:

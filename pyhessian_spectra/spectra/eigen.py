@@ -13,10 +13,12 @@ from pyhessian_spectra.errors import ConvergenceError, InputError
 from pyhessian_spectra.spectra.arpack import ATTAINABLE, find_edges_by_arpack
 from pyhessian_spectra.spectra.bounds import certify
 from pyhessian_spectra.spectra.copies import add_missing_copies
+from pyhessian_spectra.spectra.dense import entries
 from pyhessian_spectra.spectra.edges import ROUNDING, require_which
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Eigenpairs
+from pyhessian_spectra.spectra.rounding import Rounding
 from pyhessian_spectra.spectra.space import fresh_generator
 
 # Lanczos steps in the complement of the pairs found: as many as the edges took, within these limits.
@@ -27,25 +29,28 @@ def eigh(op: LinearOperator) -> Eigenpairs:
     """All ``n`` eigenpairs, ascending, from the dense matrix in float64.
 
     Residuals are those of the dense matrix before it is symmetrised, so they include its asymmetry as well as the error
-    of the eigensolver. Takes ``n`` products, and ``8 n^2`` bytes for each of the matrix and the eigenvectors. Raises
-    InputError if ``op`` is not a LinearOperator.
+    of the eigensolver; intervals also allow for the measured rounding of products. Takes ``n`` products, in float64
+    where the operator has these, and a few more; and ``8 n^2`` bytes for each of the matrix and the eigenvectors.
+    Raises InputError if ``op`` is not a LinearOperator.
     """
     require_operator(op)
     meter = Meter.of(op)
     before = meter.num_products
-    matrix = meter.to_dense().double().cpu().numpy()
+    dense, used, off = entries(meter)
+    matrix = dense.numpy()
     eigenvalues, eigenvectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evr")
     residuals = np.linalg.norm(matrix @ eigenvectors - eigenvectors * eigenvalues, axis=0)
-    rounding = op.space.eps * float(np.abs(eigenvalues).max())
-    reach = residuals + ROUNDING * rounding
+    rounding = ROUNDING * used.space.eps * float(np.abs(eigenvalues).max())
+    reach = residuals + rounding + off.norm
     return Eigenpairs(
         eigenvalues,
         residuals,
-        residuals <= ROUNDING * rounding,
+        residuals <= rounding,
         eigenvectors,
         meter.num_products - before,
         eigenvalues - reach,
         eigenvalues + reach,
+        rounding=off.norm,
     )
 
 
@@ -104,6 +109,7 @@ def eigsh(
     meter, generator = Meter.of(op), generator or fresh_generator()
     before, most = meter.num_products, max_products or max(20 * k, 10 * n, 1000)
     atol = max(tol, op.space.eps, ATTAINABLE)
+    rounding = Rounding(meter)
     start = op.space.randn(generator) if v0 is None else _start(op, v0)
     edges = find_edges_by_arpack(meter, start, k, which, tol=0.0, atol=atol, max_products=most)
     if edges.good.all():
@@ -119,6 +125,7 @@ def eigsh(
             generator=generator,
             steps=min(max(edges.steps, _FEWEST_STEPS), _MOST_STEPS),
         )
+        probe = probe and replace(probe, error=rounding.of_process(probe, vectors))
     else:
         (values, vectors), probe = edges.partial or (edges.values[:0], edges.vectors[:, :0]), None
     products = meter @ vectors
@@ -136,6 +143,7 @@ def eigsh(
         tol=0.0,
         atol=atol,
         scale=edges.scale,
+        rounding=rounding,
     )
     pairs = replace(pairs, num_products=meter.num_products - before)
     if probe is None or not pairs.converged.all():

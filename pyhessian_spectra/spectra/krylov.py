@@ -16,6 +16,7 @@ from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
+from pyhessian_spectra.spectra.rounding import Rounding
 from pyhessian_spectra.spectra.settings import Settings
 from pyhessian_spectra.spectra.spectrum import Spectrum
 from pyhessian_spectra.spectra.trace import mean_of, samples_for, square_root
@@ -99,12 +100,13 @@ def krylov_pass(
         )
         return found, with_copies, with_copies, np.ones(len(found), dtype=bool)
 
-    rounding = ROUNDING * op.space.eps * scale
-    margin = max(10 * atol * scale, _MISSED * rounding)
+    least = ROUNDING * op.space.eps * scale
+    margin = max(10 * atol * scale, _MISSED * least)
     completed = len(values) < k  # the process ran out of distinct eigenvalues: the rest are copies
     if completed:
-        values, vectors, atoms, good = complete(rounding)
+        values, vectors, atoms, good = complete(least)
     probes: list[Tridiagonal] = []
+    rounding = Rounding(op)
     recorder = FormsRecorder(op, sections)
     while len(probes) < settings.num_probes and atoms.shape[1] < n:
         process = LanczosProcess(op, op.space.randn(generator), against=atoms, memory_budget=settings.memory_budget)
@@ -118,10 +120,13 @@ def krylov_pass(
             # the probes so far ran with the copies still in their complement: start again
             probes, recorder = [], FormsRecorder(op, sections)
             continue
-        probes.append(replace(probe, vectors=None))  # the Lanczos vectors are no longer needed
+        error = rounding.of_process(probe, atoms)
+        probes.append(replace(probe, vectors=None, residual=None, error=error))  # vectors are no longer needed
 
     products = recorder.products(vectors)
-    pairs = certify(op, values, vectors, products, probes, good, tol=settings.tol, atol=atol, scale=scale)
+    pairs = certify(
+        op, values, vectors, products, probes, good, tol=settings.tol, atol=atol, scale=scale, rounding=rounding
+    )
     facts |= {
         "steps_per_probe": settings.num_steps,
         "orthogonality": max(orthogonality, op.space.deviation(vectors)),
@@ -129,11 +134,14 @@ def krylov_pass(
     }
     rows = [(probe.eigh()[0], probe.eigh()[1][0] ** 2) for probe in probes]
     dtype = str(op.dtype).removeprefix("torch.")
-    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, facts=facts)
+    off = max(pairs.rounding, 2 * max((probe.error for probe in probes), default=0.0))
+    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, rounding=off, facts=facts)
     trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
+    whole = rounding.everywhere()
+    trace, frobenius = replace(trace, rounding=whole.trace), replace(square_root(second), rounding=whole.norm)
     below = {"BE": len(values) // 2, "LA": 0, "SA": len(values)}[which]
     smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # slices copy no eigenvectors
-    return KrylovPass(largest, smallest, spectrum, trace, square_root(second), recorder.forms(good))
+    return KrylovPass(largest, smallest, spectrum, trace, frobenius, recorder.forms(good))
 
 
 def _moments(

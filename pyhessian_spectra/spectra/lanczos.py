@@ -39,12 +39,18 @@ class Tridiagonal:
     remainder : float
         Upper bound on the last residual norm, also where ``beta_m`` is 0 because the residual is not larger than
         rounding; 0 if the vectors span the whole space.
+    residual : Tensor, shape (n,), optional
+        ``beta_m v_{m+1}``.
+    error : float
+        Bound on the norm by which the relation is violated, since products are rounded; 0 if it was not measured.
     """
 
     alphas: Floats
     betas: Floats
     vectors: KrylovBasis | None
     remainder: float
+    residual: Tensor | None = None
+    error: float = 0.0
 
     @cached_property
     def _eigh(self) -> tuple[Floats, Floats]:
@@ -141,7 +147,7 @@ class LanczosProcess:
     def tridiagonal(self) -> Tridiagonal:
         """The coefficients and the vectors of the steps so far."""
         remainder = self._remainder if self.exhausted else self._betas[-1]
-        return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors, remainder)
+        return Tridiagonal(np.array(self._alphas), np.array(self._betas), self.vectors, remainder, self.residual)
 
     def _orthogonalise(self, w: Tensor) -> float:
         """Subtract from ``w``, in place, its components along the earlier vectors; return the norm of the rest."""

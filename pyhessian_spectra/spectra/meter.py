@@ -13,13 +13,14 @@ from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator, O
 class Take(Protocol):
     """A function through which a :class:`Meter` takes products; it may return answers kept from an earlier run.
 
-    ``ask`` names the request about ``v``; ``call`` computes the answer, a list of tensors.
+    ``op`` is the operator metered, or its reference; ``ask`` names the request about ``v``; ``call`` computes the
+    answer, a list of tensors.
     """
 
-    def __call__(self, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]: ...
+    def __call__(self, op: LinearOperator, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]: ...
 
 
-def _plainly(ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+def _plainly(op: LinearOperator, ask: str, v: Tensor, call: Callable[[], list[Tensor]]) -> list[Tensor]:
     return call()
 
 
@@ -49,7 +50,21 @@ class Meter(TermwiseOperator):
 
     def __init__(self, op: LinearOperator, take: Take = _plainly) -> None:
         self.op, self.space, self.kind = op, op.space, op.kind
-        self.num_products, self._take = 0, take
+        self._take, self._count = take, [0]
+
+    @property
+    def num_products(self) -> int:
+        """Products so far, with the references' included."""
+        return self._count[0]
+
+    def reference(self) -> Meter | None:
+        """A meter of the operator's reference, which counts and takes products like this one and together with it."""
+        inner = self.op.reference()
+        if inner is None:
+            return None
+        other = Meter(inner, self._take)
+        other._count = self._count
+        return other
 
     @classmethod
     def of(cls, op: LinearOperator) -> Meter:
@@ -57,14 +72,14 @@ class Meter(TermwiseOperator):
         return op if isinstance(op, Meter) else cls(op)
 
     def _product(self, v: Tensor) -> Tensor:
-        self.num_products += 1 if v.dim() == 1 else v.shape[1]
-        return self._take("product", v, lambda: [self.op @ v])[0]
+        self._count[0] += 1 if v.dim() == 1 else v.shape[1]
+        return self._take(self.op, "product", v, lambda: [self.op @ v])[0]
 
     _matvec = _matmat = _product
 
     def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        self.num_products += 1
-        product, weights, seen = self._take("observation", v, lambda: list(observe(self.op, v, look)))
+        self._count[0] += 1
+        product, weights, seen = self._take(self.op, "observation", v, lambda: list(observe(self.op, v, look)))
         return product, weights, seen
 
     def to_dense(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,6 +95,13 @@ class LinearOperator(ABC):
                 "convert the vector with .to(op.device, op.dtype)"
             )
 
+    def reference(self) -> LinearOperator | None:
+        """The same matrix with products that round differently, in float64 if these do not; None if there is none.
+
+        The difference between the two measures how far products are off.
+        """
+        return None
+
     def to_dense(self) -> Tensor:
         """The matrix as a tensor (n, n), computed by ``n`` products."""
         n = self.n
@@ -184,6 +191,18 @@ def require_one_space(parts: list[LinearOperator]) -> VectorSpace:
     return parts[0].space
 
 
+def references_of(parts: Sequence[LinearOperator]) -> list[LinearOperator] | None:
+    """The references of all these operators; None if none has one, or one is in lower precision and has none.
+
+    An operator in float64 without a reference stands for its own.
+    """
+    found = [op.reference() for op in parts]
+    missing = any(new is None and op.dtype != torch.float64 for op, new in zip(parts, found, strict=True))
+    if missing or not any(found):
+        return None
+    return [op if new is None else new for op, new in zip(parts, found, strict=True)]
+
+
 class _Combination(TermwiseOperator):
     """The linear combination ``sum_i c_i A_i``."""
 
@@ -208,6 +227,12 @@ class _Combination(TermwiseOperator):
         return total
 
     _matvec = _matmat = _product
+
+    def reference(self) -> LinearOperator | None:
+        """The same combination of the parts' references; None if one of them has none."""
+        parts = references_of([op for _, op in self._parts])
+        scales = [scale for scale, _ in self._parts]
+        return None if parts is None else _Combination(tuple(zip(scales, parts, strict=True)))
 
     def _observe(self, v: Tensor, look: Observation) -> tuple[Tensor, Tensor, Tensor]:
         total, weights, seen = torch.zeros_like(v), torch.empty(0), torch.empty(0)
@@ -237,6 +262,10 @@ class MatrixOperator(LinearOperator):
             raise InputError("the matrix is not symmetric; pass (A + A.T) / 2 if that is what is meant")
         super().__init__(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
         self._matrix = matrix
+
+    def reference(self) -> LinearOperator | None:
+        """The same matrix in float64, if it is not; one in float64 is multiplied to within its rounding."""
+        return None if self.dtype == torch.float64 else MatrixOperator(self._matrix.double())
 
     def to_dense(self) -> Tensor:
         """A copy of the matrix, without taking any product."""

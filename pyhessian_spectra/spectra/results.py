@@ -37,6 +37,8 @@ class Eigenpairs:
         it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
     data_stderr : ndarray, shape (k,), or None
         Standard error due to the data being a sample, not part of the other errors; None if unknown.
+    rounding : float
+        Measured bound on the error of the products with the eigenvectors, which ``lower`` and ``upper`` allow for.
     """
 
     eigenvalues: Floats
@@ -48,6 +50,7 @@ class Eigenpairs:
     upper: Floats | None = None
     others: tuple[float, float] | None = None
     data_stderr: Floats | None = None
+    rounding: float = 0.0
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -84,6 +87,8 @@ class TraceEstimate:
         normal quantiles.
     data_stderr : float, optional
         Standard error due to the data being a sample, not part of ``stderr``; None if unknown.
+    rounding : float
+        Measured bound on the error of ``value`` due to the rounding of products, not part of ``stderr``.
     """
 
     value: float
@@ -92,16 +97,19 @@ class TraceEstimate:
     method: str = "exact"
     num_samples: int = 0
     data_stderr: float | None = None
+    rounding: float = 0.0
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval at ``level``, by Student's t with ``num_samples - 1`` degrees of freedom.
 
+        It is wider by ``rounding`` at both ends.
+
         >>> TraceEstimate(3.0, 0.0, 10).interval()
         (3.0, 3.0)
         """
-        if self.stderr == 0:
-            return self.value, self.value
-        half = t_quantile((1 + level) / 2, self.num_samples) * self.stderr
+        half = self.rounding
+        if self.stderr > 0:
+            half += t_quantile((1 + level) / 2, self.num_samples) * self.stderr
         return self.value - half, self.value + half
 
     def __float__(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Spectrum:
         Precision of the products it was found with, such as ``"float32"``.
     exact : bool
         True if the nodes are all the eigenvalues, so that there is no sampling error.
+    rounding : float
+        Measured bound on how far the rounding of products has moved an eigenvalue or a quadrature; bounds allow for it.
     facts : mapping
         JSON scalars about the run for reports, such as the number of Lanczos steps. No number depends on them.
     """
@@ -50,6 +52,7 @@ class Spectrum:
     num_atoms: int
     dtype: str
     exact: bool = False
+    rounding: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class Spectrum:
             raise InputError(f"num_atoms must be between 0 and the {self.nodes.shape[1]} nodes, got {self.num_atoms}")
 
     @classmethod
-    def from_eigenvalues(cls, eigenvalues: ArrayLike, *, dtype: str = "float64") -> Spectrum:
+    def from_eigenvalues(cls, eigenvalues: ArrayLike, *, dtype: str = "float64", rounding: float = 0.0) -> Spectrum:
         """The exact spectrum of an operator, given all ``n`` eigenvalues; raises InputError if there are none.
 
         >>> Spectrum.from_eigenvalues([0.0, 0.0, 2.0]).moment(1)
@@ -76,11 +79,19 @@ class Spectrum:
         if values.size == 0:
             raise InputError("eigenvalues is empty; a spectrum needs at least one")
         n = values.size
-        return cls(values[None, :], np.full((1, n), 1.0 / n), n, num_atoms=n, dtype=dtype, exact=True)
+        weights = np.full((1, n), 1.0 / n)
+        return cls(values[None, :], weights, n, num_atoms=n, dtype=dtype, exact=True, rounding=rounding)
 
     @classmethod
     def from_quadrature(
-        cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, facts: Mapping[str, Any]
+        cls,
+        atoms: Floats,
+        rows: Sequence[tuple[Floats, Floats]],
+        n: int,
+        *,
+        dtype: str,
+        rounding: float,
+        facts: Mapping[str, Any],
     ) -> Spectrum:
         """Atoms of weight ``1 / n`` and, in one row per probe, the quadrature of the remaining spectrum.
 
@@ -94,7 +105,8 @@ class Spectrum:
             stop = len(atoms) + len(theta)
             nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
             nodes[i, stop:] = theta[-1]
-        return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, facts=facts)
+        exact, known = not rows, len(atoms)
+        return cls(nodes, weights, n, num_atoms=known, dtype=dtype, exact=exact, rounding=rounding, facts=facts)
 
     @property
     def num_probes(self) -> int:
@@ -128,7 +140,7 @@ class Spectrum:
         of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
         by a bound for independent probes uniform on the sphere. The weights of the atoms are known; for an exact
-        spectrum both bounds are the CDF. Raises InputError if ``level`` is not between 0 and 1.
+        spectrum both bounds are the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level`` is not between 0 and 1.
 
         Parameters
         ----------
@@ -143,16 +155,17 @@ class Spectrum:
         lower, upper : ndarray, shape of ``grid``, float64
         """
         grid = np.asarray(grid, dtype=np.float64)
+        left, right = grid - self.rounding, grid + self.rounding
         if self.exact:
-            return self.cdf(grid), self.cdf(grid)
-        lower, upper = step_bounds(*self._seen_bounds, grid)
+            return self.cdf(left), self.cdf(right)
+        lower, upper = step_bounds(*self._seen_bounds, left)[0], step_bounds(*self._seen_bounds, right)[1]
         lower, upper = self._rest_bounds(lower, upper, level)
         if others is not None:
             lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
             upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
-        known = np.searchsorted(np.sort(self._atoms), grid, side="right") / self.n
+        fewest, most = (np.searchsorted(np.sort(self._atoms), x, side="right") / self.n for x in (left, right))
         share = 1 - len(self._atoms) / self.n
-        return known + share * lower, np.minimum(known + share * upper, 1.0)
+        return fewest + share * lower, np.minimum(most + share * upper, 1.0)
 
     def cdf_error(self, *, level: float) -> float:
         """Half the greatest distance between the bounds of :meth:`cdf_bounds`; 0 for an exact spectrum."""
@@ -226,21 +239,22 @@ class Spectrum:
             Per unit of the coordinate.
         """
         grid = coordinate(grid)
+        off, atoms = self.rounding, self._atoms
+        below, above = coordinate(atoms - off), coordinate(atoms + off)
+        masses = np.full(len(atoms), 1 / self.n)
         if self.exact:
-            density = replace(self, nodes=coordinate(self.nodes)).density(grid, bandwidth=bandwidth)
-            return density, density
+            return _in_blocks(grid, atoms.size, lambda x: smoothed_bounds(x, below, above, masses, bandwidth))
         points, lower, upper = self._seen_bounds
         lower, upper = self._rest_bounds(lower, upper, level)
         # Between points, the upper bound is that of the next point, the lower bound that of the last one.
         ranks = np.unique(np.concatenate([[0.0, 1.0], lower, upper]))
-        middle, masses = (ranks[1:] + ranks[:-1]) / 2, (1 - len(self._atoms) / self.n) * np.diff(ranks)
-        left = np.concatenate([[-np.inf], coordinate(points)])[np.searchsorted(upper, middle)]
-        right = np.append(coordinate(points), np.inf)[np.searchsorted(lower, middle)]
+        middle = (ranks[1:] + ranks[:-1]) / 2
+        masses = np.append((1 - len(atoms) / self.n) * np.diff(ranks), masses)
+        left = np.concatenate([[-np.inf], coordinate(points - off)])[np.searchsorted(upper, middle)]
+        right = np.append(coordinate(points + off), np.inf)[np.searchsorted(lower, middle)]
         if others is not None:
             left, right = np.clip(left, *coordinate(others)), np.clip(right, *coordinate(others))
-        atoms = coordinate(self._atoms)
-        left, right = np.append(left, atoms), np.append(right, atoms)
-        masses = np.append(masses, np.full(len(self._atoms), 1 / self.n))
+        left, right = np.append(left, below), np.append(right, above)
         return _in_blocks(grid, masses.size, lambda x: smoothed_bounds(x, left, right, masses, bandwidth))
 
     def moment(self, power: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
+from pyhessian_spectra.spectra.operator import LinearOperator, references_of, require_operator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 
@@ -25,6 +25,14 @@ class IdentityOperator(LinearOperator):
 
     def __init__(self, space: VectorSpace) -> None:
         self.space = space
+
+    def reference(self) -> LinearOperator | None:
+        """The identity in float64, if this is not."""
+        return (
+            None
+            if self.dtype == torch.float64
+            else IdentityOperator(VectorSpace(self.n, dtype=torch.float64, device=self.device))
+        )
 
     def _product(self, v: Tensor) -> Tensor:
         return v.clone()
@@ -47,6 +55,10 @@ class DiagonalOperator(LinearOperator):
         super().__init__(len(entries), dtype=entries.dtype, device=entries.device)
         self._entries = entries
 
+    def reference(self) -> LinearOperator | None:
+        """The same matrix in float64, if it is not."""
+        return None if self.dtype == torch.float64 else DiagonalOperator(self._entries.double())
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._entries * v
 
@@ -61,6 +73,11 @@ class ShiftedOperator(LinearOperator):
         require_operator(op)
         self.space, self.kind = op.space, f"{op.kind} + {shift:g} identity"
         self._op, self._shift = op, float(shift)
+
+    def reference(self) -> LinearOperator | None:
+        """The reference of ``A``, shifted."""
+        inner = self._op.reference()
+        return None if inner is None else ShiftedOperator(inner, self._shift)
 
     def _product(self, v: Tensor) -> Tensor:
         return torch.add(self._op @ v, v, alpha=self._shift)
@@ -103,6 +120,12 @@ class BlockDiagonalOperator(LinearOperator):
         super().__init__(n, dtype=blocks[0].dtype, device=blocks[0].device)
         self.kind = "block-diagonal " + ", ".join(dict.fromkeys(block.kind for block in blocks))
         self._blocks = [(block, i.to(self.device)) for block, i in zip(blocks, indices, strict=True)]
+
+    def reference(self) -> LinearOperator | None:
+        """The references of the blocks in their places; None if one of them has none."""
+        blocks = references_of([block for block, _ in self._blocks])
+        indices = [index for _, index in self._blocks]
+        return None if blocks is None else BlockDiagonalOperator(blocks, indices, n=self.n)
 
     def _product(self, v: Tensor) -> Tensor:
         product = torch.zeros_like(v)
@@ -147,6 +170,11 @@ class CongruenceOperator(LinearOperator):
         self.kind = f"{'block of' if picks else 'transformed'} {op.kind}"
         self._op, self._picks = op, picks
         self._transform = transform.to(op.device) if picks else transform.to(op.device, op.dtype)
+
+    def reference(self) -> LinearOperator | None:
+        """The reference of ``A``, transformed."""
+        inner = self._op.reference()
+        return None if inner is None else CongruenceOperator(inner, self._transform)
 
     def _product(self, v: Tensor) -> Tensor:
         p, op = self._transform, self._op

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate, t_quantile
+from pyhessian_spectra.spectra.rounding import Rounding
 from pyhessian_spectra.spectra.space import fresh_generator
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -24,7 +26,7 @@ def trace(
     method: str = "hutchinson",
     generator: torch.Generator | None = None,
 ) -> TraceEstimate:
-    """Estimate the trace from ``num_probes`` products.
+    """Estimate the trace from ``num_probes`` products, and one or two more that measure their rounding.
 
     Parameters
     ----------
@@ -58,8 +60,9 @@ def trace(
     estimator = {"hutchinson": _hutchinson, "hutch++": _hutchpp, "xtrace": _xtrace}[method]
     meter = Meter.of(op)
     before = meter.num_products
-    samples = estimator(meter, num_probes, generator or fresh_generator())
-    return mean_of(samples, meter.num_products - before, method)
+    samples, product = estimator(meter, num_probes, generator or fresh_generator())
+    off = Rounding(meter).seen([product])
+    return replace(mean_of(samples, meter.num_products - before, method), rounding=off.trace)
 
 
 def frobenius_norm(
@@ -67,15 +70,21 @@ def frobenius_norm(
 ) -> TraceEstimate:
     """Estimate ``||A||_F`` from ``E ||A w||^2 = ||A||_F^2`` over Rademacher probes ``w``, one product each.
 
-    Returns a :class:`TraceEstimate`; raises InputError if ``num_probes`` is below 2.
+    One or two more products measure the rounding. Returns a :class:`TraceEstimate`; raises InputError if ``num_probes`` is below 2.
     """
     require_operator(op)
     if num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     generator, meter = generator or fresh_generator(), Meter.of(op)
     before, space = meter.num_products, op.space
-    squares = [space.norm(meter @ space.rademacher(generator)) ** 2 for _ in range(num_probes)]
-    return square_root(mean_of(np.array(squares), meter.num_products - before, "hutchinson"))
+    squares = []
+    for _ in range(num_probes):
+        v = space.rademacher(generator)
+        product = meter @ v
+        squares.append(space.norm(product) ** 2)
+    off = Rounding(meter).seen([(v, product)])
+    found = square_root(mean_of(np.array(squares), meter.num_products - before, "hutchinson"))
+    return replace(found, rounding=off.norm)
 
 
 def mean_of(samples: Floats, num_products: int, method: str, *, first_stage: int | None = None) -> TraceEstimate:
@@ -112,24 +121,31 @@ def square_root(estimate: TraceEstimate) -> TraceEstimate:
     return replace(estimate, value=root, stderr=stderr)
 
 
-def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+# The estimators return their samples, and one random vector with its product.
+_Estimated = tuple[Floats, tuple[Tensor, Tensor]]
+
+
+def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> _Estimated:
     samples = np.empty(num_probes)
     for i in range(num_probes):  # one by one, so that no (n, r) block is held
         v = op.space.rademacher(generator)
-        samples[i] = op.space.inner(v, op @ v)
-    return samples
+        product = op @ v
+        samples[i] = op.space.inner(v, product)
+    return samples, (v, product)
 
 
-def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) -> _Estimated:
     space, third = op.space, min(num_probes // 3, op.n)
-    q = space.orthonormal(op @ space.rademacher(generator, third))
+    w = space.rademacher(generator, third)
+    y = op @ w
+    q = space.orthonormal(y)
     exact = float(space.column_inner(q, op @ q).sum()) if q.shape[1] else 0.0
     v = space.rademacher(generator, num_probes - 2 * third)
     v = v - q @ space.gram(q.T, v).to(v)
-    return exact + space.column_inner(v, op @ v).cpu().numpy()
+    return exact + space.column_inner(v, op @ v).cpu().numpy(), (w[:, 0], y[:, 0])
 
 
-def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> Floats:
+def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> _Estimated:
     """Leave-one-out estimates: for each ``i`` the trace on the range of the other columns, probe ``i`` for the rest.
 
     With ``Y = A W = Q R``, leaving column ``i`` out turns the projector ``Q Q^T`` into ``Q (I - s_i s_i^T) Q^T``, where
@@ -140,6 +156,7 @@ def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> 
     w = space.randn(generator, half)
     w = w * (n**0.5 / space.column_inner(w, w).sqrt()).to(w)
     y = op @ w
+    product = w[:, 0], y[:, 0]
     q = space.orthonormal(y)
     z = op @ q
     q, w, y, z = (block.double() for block in (q, w, y, z))
@@ -153,4 +170,4 @@ def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> 
     # the probe's component in the complement has a uniform direction: rescale it to its mean length
     left = n - q.shape[1] + independent.double()
     length = (n - p.square().sum(dim=0)).clamp_min(torch.finfo(torch.float64).tiny)
-    return (inside + torch.where(left > 0, outside * left / length, 0.0)).cpu().numpy()
+    return (inside + torch.where(left > 0, outside * left / length, 0.0)).cpu().numpy(), product

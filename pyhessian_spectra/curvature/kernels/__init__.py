@@ -2,7 +2,8 @@
 
 Values and derivatives of all orders equal those of the original operations, up to rounding. An operation is rewritten
 if torch differentiates it wrongly (2.13: the third derivatives of LayerNorm and of BatchNorm in train mode, the second
-of weight_norm), or if measurements showed a gain. Forms of a call that are not known here are left to torch.
+of weight_norm), if its rounding hides the derivatives (softmax losses of confident predictions), or if measurements
+showed a gain. Forms of a call that are not known here are left to torch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from pyhessian_spectra.curvature.kernels import composed
 from pyhessian_spectra.curvature.kernels.activations import gelu, is_small, relu
 from pyhessian_spectra.curvature.kernels.convolution import CONVOLUTIONS, convolution
+from pyhessian_spectra.curvature.kernels.losses import binary_cross_entropy_with_logits, cross_entropy, log_softmax
 from pyhessian_spectra.curvature.kernels.normalisation import layer_norm
 
 __all__ = ["RightDerivatives"]
@@ -29,6 +31,11 @@ _COMPOSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     F.instance_norm: composed.instance_norm,
     F.layer_norm: composed.layer_norm,
     torch._weight_norm: composed.weight_norm,
+    F.cross_entropy: cross_entropy,
+    F.log_softmax: log_softmax,
+    torch.log_softmax: log_softmax,
+    Tensor.log_softmax: log_softmax,
+    F.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
 }
 _REWRITTEN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     **_COMPOSED,
