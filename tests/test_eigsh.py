@@ -9,7 +9,15 @@ import scipy.sparse.linalg
 import torch
 from problems import CASES
 
-from pyhessian_spectra import DiagonalOperator, HessianOperator, Meter, eigh, eigsh
+from pyhessian_spectra import (
+    DiagonalOperator,
+    HessianOperator,
+    MatrixOperator,
+    Meter,
+    analyze_operator,
+    eigh,
+    eigsh,
+)
 from pyhessian_spectra.errors import ConvergenceError, InputError
 from pyhessian_spectra.spectra.edges import WHICH, wanted
 from pyhessian_spectra.testing import matrix_with_spectrum
@@ -129,3 +137,22 @@ def test_what_was_found_is_not_filled_up_from_elsewhere():
     with pytest.raises(ConvergenceError, match="raise max_products") as stop:
         eigsh(op, 10, which="SA", max_products=60, generator=generator())
     assert all(value < 0 for value in stop.value.partial.eigenvalues)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["outliers at both edges", "semidefinite", "decaying", "multiple at the top"])
+def test_both_eigensolvers_of_analyze_certify_the_same_eigenvalues(name, dtype):
+    values = np.sort(SPECTRA[name])
+    op, scale = MatrixOperator(matrix_with_spectrum(values).to_dense().to(dtype)), np.abs(values).max()
+    for engine in ("lanczos", "arpack"):
+        found = analyze_operator(op, eigensolver=engine, exact_limit=0, num_eigenvalues=3, generator=generator(1))
+        for pairs, truth in ((found.largest, values[-3:]), (found.smallest, values[:3])):
+            nearest = np.abs(pairs.eigenvalues[:, None] - values).min(axis=1)
+            assert (nearest <= pairs.residuals + 1e-4 * np.abs(pairs.eigenvalues) + 1e-6 * scale).all()
+            if pairs.others is not None:
+                known = (pairs.eigenvalues < pairs.others[0]) | (pairs.eigenvalues > pairs.others[1])
+                assert ((pairs.lower <= truth) & (truth <= pairs.upper))[known].all()
+        if name == "outliers at both edges":
+            assert found.unconverged == 0 and found.largest.others is not None
+    with pytest.raises(InputError, match="lanczos, arpack"):
+        analyze_operator(op, eigensolver="power")

@@ -182,6 +182,11 @@ class _Run:
             limit = f"within {settings.max_steps} Lanczos steps and as many of restarts"
             text = f"{pairs} did not reach the tolerance {limit}; raise max_steps, or ask for fewer."
             self.notes.append(Note("unconverged", text))
+        off, size = block.largest.rounding, max(abs(block.largest.eigenvalues[-1]), abs(block.smallest.eigenvalues[0]))
+        if off > settings.tol * size:
+            text = f"Products with {what} are off by up to {off / size:.1%} of its norm, and intervals allow for it"
+            remedy = "" if op.dtype == torch.float64 else "; with dtype float64 they are narrower"
+            self.notes.append(Note("rounding", f"{text}{remedy}."))
         facts = self.watch.facts
         if index == 0 and "linearised" in facts:
             size = f", {readable(facts['bytes'])}" if facts["bytes"] else ""

@@ -24,7 +24,9 @@ def find_edges_by_arpack(
     tol: float,
     atol: float,
     max_products: int,
-    num_vectors: int | None = None,
+    min_steps: int | None = None,
+    max_steps: int | None = None,
+    memory_budget: int | None = None,
 ) -> Edges:
     """As :func:`find_edges`, by the implicitly restarted Lanczos method (Lehoucq, Sorensen and Yang 1998).
 
@@ -32,13 +34,22 @@ def find_edges_by_arpack(
     of its Ritz vectors and runs on ``(A - c) / s`` with the middle ``c`` (0 for ``"LM"``) and half the width ``s`` of
     the spectrum, since its tolerance is relative to each eigenvalue, which cannot be met near zero, and its other
     thresholds are absolute. After about ``max_products`` it gives up: the result then holds the short process' pairs,
-    and ``partial`` those that have converged in ARPACK. It keeps ``num_vectors`` Lanczos vectors, by default ``max(2 k
-    + 1, 20)``.
+    and ``partial`` those that have converged in ARPACK. It keeps ``max(2 k + 1, 20)`` Lanczos vectors, in float64 and in
+    memory, so ``min_steps``, ``max_steps`` and ``memory_budget`` concern the short process alone.
     """
     n, before = op.n, op.num_products
-    num_vectors = min(n, num_vectors or max(2 * k + 1, 20))
+    num_vectors = min(n, max(2 * k + 1, 20))
     scout = find_edges(
-        op, start, k, which, tol=tol, atol=atol, min_steps=k + 1, max_steps=num_vectors, max_products=num_vectors
+        op,
+        start,
+        k,
+        which,
+        tol=tol,
+        atol=atol,
+        min_steps=min_steps or k + 1,
+        max_steps=min(max_steps or num_vectors, num_vectors),
+        max_products=num_vectors,
+        memory_budget=memory_budget,
     )
     if scout.good.all() or len(scout.values) < k:  # an invariant Krylov space holds no more pairs
         return scout

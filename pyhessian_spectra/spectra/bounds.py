@@ -40,8 +40,9 @@ def certify(
 
     ``values`` (k,) ascend; ``products`` are those with the orthonormal columns ``vectors`` (n, k), in order. ``good``
     (k,) says which pairs have converged by the recurrence; ``probes`` are Lanczos processes from random vectors in the
-    complement of these. ``rounding`` measures the products' error, by which intervals are wider. Unless all pairs are good, missed eigenvalues are not bounded, since the probes did not run in
-    the complement of all pairs. For ``tol``, ``atol`` and ``scale`` see :func:`threshold`.
+    complement of these. ``rounding`` measures the error of products, by which intervals are wider. Unless all pairs are
+    good, missed eigenvalues are not bounded, since the probes did not run in the complement of all pairs. For ``tol``,
+    ``atol`` and ``scale`` see :func:`threshold`.
     """
     signs = rounding.signs(len(values), min(2, len(values))).to(vectors.device)
     sums = torch.zeros(2, op.space.local_n, signs.shape[1], dtype=torch.float64, device=vectors.device)

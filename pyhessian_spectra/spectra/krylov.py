@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyhessian_spectra.spectra.arpack import find_edges_by_arpack
 from pyhessian_spectra.spectra.bounds import certify
 from pyhessian_spectra.spectra.copies import add_missing_copies, holds_better
 from pyhessian_spectra.spectra.edges import ROUNDING, find_edges, require_which
@@ -67,7 +68,7 @@ def krylov_pass(
     n, before = op.n, op.num_products
     require_which(which)
     k = min(settings.num_eigenvalues, n // 2) * (2 if which == "BE" else 1)
-    edges = find_edges(
+    edges = {"lanczos": find_edges, "arpack": find_edges_by_arpack}[settings.eigensolver](
         op,
         op.space.randn(generator),
         k,

@@ -34,6 +34,9 @@ class Settings:
     tol : float
         Residual at which an eigenpair counts as converged, relative to its eigenvalue, or the rounding error of the
         products if that is larger.
+    eigensolver : {"lanczos", "arpack"}
+        What finds the edges: a thick-restart Lanczos process, or ARPACK, which needs less memory and more products.
+        Errors are certified in the same way.
     max_steps : int
         Lanczos vectors held at once while the edges are sought. When they are used up, the process restarts; after
         ``max_steps`` further products, pairs that have not converged are returned and marked.
@@ -56,6 +59,7 @@ class Settings:
     num_steps: int = _setting(40, "Lanczos steps of each probe.", minimum=1)
     exact_limit: int = _setting(3000, "Largest n for which the whole matrix is built.", minimum=0)
     tol: float = _setting(1e-4, "Residual at which an eigenpair has converged, relative to its eigenvalue.", minimum=0)
+    eigensolver: str = _setting("lanczos", "What finds the edges.", choices=("lanczos", "arpack"))
     max_steps: int = _setting(300, "Lanczos vectors held at once while edges are sought.", minimum=1)
     rtol: float = _setting(0.02, "Relative half-width of the trace's 95 % interval to reach.", minimum=0)
     trace_probes: int = _setting(30, "Largest number of samples of the trace.", minimum=2)

@@ -140,7 +140,8 @@ class Spectrum:
         of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
         by a bound for independent probes uniform on the sphere. The weights of the atoms are known; for an exact
-        spectrum both bounds are the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level`` is not between 0 and 1.
+        spectrum both bounds are the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level``
+        is not between 0 and 1.
 
         Parameters
         ----------
