@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
-from pyhessian_spectra.analysis.sampling import eigenvalue_errors, has_batches, section_traces, trace_error
+from pyhessian_spectra.analysis.sampling import eigenvalue_errors, has_batches, norm_error, section_traces, trace_error
 from pyhessian_spectra.curvature import Partition
 from pyhessian_spectra.errors import OutOfMemoryError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, Settings, Spectrum, TraceEstimate
@@ -145,4 +145,5 @@ def _with_data_errors(block: BlockAnalysis, forms: Forms) -> BlockAnalysis:
     largest = replace(block.largest, data_stderr=errors[len(errors) - len(block.largest) :])
     smallest = replace(block.smallest, data_stderr=errors[: len(block.smallest)])
     trace = replace(block.trace, data_stderr=trace_error(forms))
-    return replace(block, largest=largest, smallest=smallest, trace=trace)
+    frobenius = replace(block.frobenius, data_stderr=norm_error(forms, block.frobenius.value))
+    return replace(block, largest=largest, smallest=smallest, trace=trace, frobenius=frobenius)

@@ -40,12 +40,26 @@ def has_batches(forms: Forms) -> bool:
 
 def eigenvalue_errors(forms: Forms) -> Floats | None:
     """Sampling errors of the eigenvalues whose vectors the forms hold, ascending, shape (p,); None without batches."""
+    return jackknife(forms.weights, _eigenvalues_from(forms)) if has_batches(forms) else None
+
+
+def norm_error(forms: Forms, norm: float) -> float | None:
+    """Sampling error of the Frobenius norm as far as the eigenvalues at the edges make it; None without batches."""
     if not has_batches(forms):
         return None
-    # Leaving out a batch changes the matrix. The change is seen in the space of these eigenvectors, by Rayleigh and
-    # Ritz: to first order everywhere, and to all orders between eigenvalues of the list.
+    eigenvalues = _eigenvalues_from(forms)
+    rest = max(0.0, norm**2 - float((eigenvalues(forms.weights) ** 2).sum()))
+    return float(jackknife(forms.weights, lambda w: np.sqrt((eigenvalues(w) ** 2).sum() + rest)))
+
+
+def _eigenvalues_from(forms: Forms) -> Callable[[Floats], Floats]:
+    """The eigenvalues (p,) as a function of the batches' shares.
+
+    Leaving out a batch changes the matrix. The change is seen in the space of the forms' eigenvectors, by Rayleigh and
+    Ritz: to first order everywhere, and to all orders between eigenvalues of the list.
+    """
     symmetric = (forms.compressed + forms.compressed.transpose(0, 2, 1)) / 2
-    return jackknife(forms.weights, lambda w: np.linalg.eigvalsh(np.einsum("b,bij->ij", w, symmetric)))
+    return lambda w: np.linalg.eigvalsh(np.einsum("b,bij->ij", w, symmetric))
 
 
 def trace_error(forms: Forms) -> float | None:
