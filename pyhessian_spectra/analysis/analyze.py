@@ -14,9 +14,10 @@ import torch
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
-from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient, require_same
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
-from pyhessian_spectra.errors import InputError, Interrupted
+from pyhessian_spectra.curvature.verification import verify
+from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.runs.journal import open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
@@ -91,6 +92,8 @@ def analyze(
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
     op = matrix(risk)
+    verified, doubts = _verified(op, settings)
+    value = risk.loss()
     sizes = [risk.n, *map(len, groups)]
     forecasts = forecast_products(settings, sizes)
     identity = [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind]
@@ -114,6 +117,7 @@ def analyze(
         "device": str(risk.device),
         "matrix": op.kind,
         "tol": settings.tol,
+        "verified": verified,
         **(problem or {}),
     }
 
@@ -124,7 +128,7 @@ def analyze(
             "seconds_per_product": watch.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
-        notes = [*run.notes, *kept.notes]
+        notes = [*doubts, *run.notes, *kept.notes]
         if kept.replayed:
             share = f"{kept.replayed} of its {watch.products} products"
             notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))
@@ -132,6 +136,7 @@ def analyze(
 
     try:
         run.analyse(op, kept.seed)
+        require_same(risk, value)
     except KeyboardInterrupt:
         if run.full is None or not groups:
             raise
@@ -141,6 +146,17 @@ def analyze(
     analysis = result()
     kept.finish(analysis.save)
     return analysis
+
+
+def _verified(op: LinearOperator, settings: Settings) -> tuple[str, list[Note]]:
+    """What :func:`verify` found; where that would be refused and is accepted, a note of it."""
+    try:
+        return verify(op), []
+    except UnverifiedError as error:
+        if not settings.accept_unverified:
+            told = f"{error} (accept_unverified=True, or --accept-unverified, goes on with a note)"
+            raise UnverifiedError(told) from None
+        return "no", [Note("verification", f"Numbers may be wrong, since {error}.")]
 
 
 @dataclass

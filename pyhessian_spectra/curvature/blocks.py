@@ -51,3 +51,13 @@ def repeatable_gradient(risk: EmpiricalRisk) -> float:
             "the batches into a list first"
         )
     return seconds
+
+
+def require_same(risk: EmpiricalRisk, value: float) -> None:
+    """Raise InputError unless the risk still has this value, which it had when an analysis began."""
+    now = risk.loss()
+    if abs(now - value) > torch.finfo(risk.dtype).eps ** 0.5 * abs(value):
+        raise InputError(
+            f"the risk was {value:.9g} when the analysis began and is {now:.9g} now: the model or the data change from "
+            "call to call, so that the numbers belong to no one matrix; remove what changes"
+        )

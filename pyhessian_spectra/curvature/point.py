@@ -51,6 +51,11 @@ class Point:
         coordinates = tuple(part.detach().requires_grad_() for part in layout.unflatten(flat))
         return cls(layout, coordinates, dict(zip(layout.names, coordinates, strict=True)))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the coordinates."""
+        return self.coordinates[0].dtype
+
     def moved(self, direction: Tensor, step: float = 1.0) -> Point:
         """The point ``theta + step * direction``, for a direction (n,)."""
         parts = zip(self.coordinates, self.layout.unflatten(direction), strict=True)

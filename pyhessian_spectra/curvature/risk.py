@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.batches import Batches, num_terms, setting
+from pyhessian_spectra.curvature.batches import Batch, Batches, num_terms, setting
 from pyhessian_spectra.curvature.distributed import Processes
 from pyhessian_spectra.curvature.objective import BatchObjective, Objective, tensors_in
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
@@ -112,6 +112,7 @@ class EmpiricalRisk:
         risk = cls.__new__(cls)
         risk.objective = BatchObjective(model, loss_fn, mode=mode)
         risk._finish(data, lambda batch: (batch, None), weight or _length, params, group, memory_budget)
+        risk.weights_guessed = weight is None
         return risk
 
     def _finish(
@@ -127,6 +128,7 @@ class EmpiricalRisk:
         if reduction not in ("mean", "sum", "batchmean") and weight is None:
             raise InputError(f"loss_fn has reduction={reduction!r}; use reduction='mean' or 'sum'")
         self.reduction = "sum" if reduction == "sum" else "mean"
+        self.weights_guessed = weight is None
         self.memory_budget = memory_budget
         whole, self.dtype, self.device = trainable_layout(self.model)
         self.layout: ParameterLayout = whole if params is None else whole.restrict(params)
@@ -172,6 +174,10 @@ class EmpiricalRisk:
     def num_terms(self, targets: Any) -> float:
         """How many terms the mean loss averages: counted labels, their class weights or entries of float targets."""
         return num_terms(self.loss_fn, targets)
+
+    def weight_of(self, batch: Batch) -> float:
+        """The weight that a batch has if none are given: the terms of its targets, or its length if it has none."""
+        return float(batch.num_examples) if batch.targets is None else self.num_terms(batch.targets)
 
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
         """The same risk as a function of some coordinates only, chosen by parameter names, module names or globs."""

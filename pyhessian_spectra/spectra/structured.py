@@ -62,6 +62,10 @@ class ShiftedOperator(LinearOperator):
         self.space, self.kind = op.space, f"{op.kind} + {shift:g} identity"
         self._op, self._shift = op, float(shift)
 
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self._op,)
+
     def _product(self, v: Tensor) -> Tensor:
         return torch.add(self._op @ v, v, alpha=self._shift)
 
@@ -103,6 +107,10 @@ class BlockDiagonalOperator(LinearOperator):
         super().__init__(n, dtype=blocks[0].dtype, device=blocks[0].device)
         self.kind = "block-diagonal " + ", ".join(dict.fromkeys(block.kind for block in blocks))
         self._blocks = [(block, i.to(self.device)) for block, i in zip(blocks, indices, strict=True)]
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return tuple(block for block, _ in self._blocks)
 
     def _product(self, v: Tensor) -> Tensor:
         product = torch.zeros_like(v)
@@ -147,6 +155,10 @@ class CongruenceOperator(LinearOperator):
         self.kind = f"{'block of' if picks else 'transformed'} {op.kind}"
         self._op, self._picks = op, picks
         self._transform = transform.to(op.device) if picks else transform.to(op.device, op.dtype)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self._op,)
 
     def _product(self, v: Tensor) -> Tensor:
         p, op = self._transform, self._op
