@@ -14,7 +14,7 @@ import torch
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
-from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient, require_same
+from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
@@ -85,15 +85,13 @@ def analyze(
         kind = type(risk).__name__
         raise InputError(f"analyze takes an EmpiricalRisk, got {kind}; pass EmpiricalRisk(model, loss_fn, data)")
     settings = (settings or Settings()).replace(**fields)
-    risk = risk.replace(memory_budget=settings.memory_budget)
+    risk = risk.replace(memory_budget=settings.memory_budget).held()
     groups = chosen_layers(risk.layout, layers)
     drawn = torch.randint(2**62, (), generator=generator or fresh_generator())
     seed = risk.sample.processes.from_first(int(drawn))
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
     op = matrix(risk)
-    verified, doubts = _verified(op, settings)
-    value = risk.loss()
     sizes = [risk.n, *map(len, groups)]
     forecasts = forecast_products(settings, sizes)
     identity = [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind]
@@ -105,6 +103,7 @@ def analyze(
         resumed = Note("resumed", "Resumed: the analysis was finished by an earlier run.")
         notes = [note for note in earlier.notes if note.kind != "resumed"]
         return replace(earlier, problem={**earlier.problem, **(problem or {})}, notes=(*notes, resumed))
+    verified, doubts = _verified(op, settings)
     watch = Watch(kept, progress, forecasts)
     run = _Run(risk, settings, groups, matrix, watch)
     facts = {
@@ -136,7 +135,7 @@ def analyze(
 
     try:
         run.analyse(op, kept.seed)
-        require_same(risk, value)
+        risk.loss()  # for the last time, should the model or the data have changed
     except KeyboardInterrupt:
         if run.full is None or not groups:
             raise

@@ -14,8 +14,8 @@ from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import SpectraError, UnverifiedError
 
 _REMEDY = (
-    "; pass weight=, a function of a batch that gives the number of terms that its loss averages (a loss that is no mean "
-    "of terms depends on the cut: with weight= the risk is the mean over the batches as they are)"
+    "; pass weight=, a function of a batch that gives the number of terms that its loss averages (of a loss that is no "
+    "mean, the risk is then the mean over the batches as they are)"
 )
 
 
@@ -64,8 +64,8 @@ def _check_cut(risk: EmpiricalRisk, point: Point, parts: list[tuple[float, Batch
     if abs(found[0] - expected) > torch.finfo(point.dtype).eps ** 0.5 * max(size, abs(found[0])):
         what = "mean, weighted by the terms counted in the targets" if risk.reduction == "mean" else "sum"
         raise UnverifiedError(
-            f"the risk depends on how the data are cut into batches: the loss of two batches together is {found[0]:.6g}, "
-            f"the {what}, of their losses {expected:.6g}{_REMEDY}"
+            f"the risk depends on how the data are cut into batches: the loss of some examples is {found[0]:.6g}, the "
+            f"{what}, of its values on two parts of them {expected:.6g}{_REMEDY}"
         )
 
 

@@ -54,7 +54,9 @@ def place_of_fault(risk: EmpiricalRisk, batch: Batch, is_refuted: Callable[[Empi
         if wrong(alone, _random_sum, torch.zeros(1)):
             where = f"module {names[module]!r}" if names[module] else "the forward of the model itself"
             return f"look at {where} ({type(module).__name__}){why}"
-    if outputs is not objective.model and wrong(_Alone(nn.Identity(), (outputs,), {}), objective.loss_fn, batch.targets):
+    if outputs is not objective.model and wrong(
+        _Alone(nn.Identity(), (outputs,), {}), objective.loss_fn, batch.targets
+    ):
         return f"look at the loss{why}"
     return f"look at what is computed outside of modules{why}"
 

@@ -104,13 +104,14 @@ def coarsest_dtype(value: Tensor) -> torch.dtype:
     """The floating dtype of largest eps in the graph of ``value``."""
     found = {value.dtype}
     for node in nodes_of(value):
-        found.update(info.dtype for info in getattr(node, "_input_metadata", ()) if info.dtype.is_floating_point)
+        dtypes = (info.dtype for info in getattr(node, "_input_metadata", ()))
+        found.update(dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
     return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def custom_functions(value: Tensor) -> list[str]:
     """Names of the users' autograd functions in the graph of ``value``."""
-    functions = {getattr(type(node), "_forward_cls", None) for node in nodes_of(value)} - {None}
+    functions = {type(node)._forward_cls for node in nodes_of(value) if hasattr(type(node), "_forward_cls")}
     return sorted(f.__name__ for f in functions if not f.__module__.startswith(__name__.partition(".")[0]))
 
 

@@ -143,7 +143,10 @@ class Objective:
         assert self._within is not None
         point = self._within[0]
         versions = [c._version for c in point.coordinates]
-        with RefusedBroadcasts(batch.targets), RightDerivatives() if self._rewrites else contextlib.nullcontext() as kernels:
+        with (
+            RefusedBroadcasts(batch.targets),
+            RightDerivatives() if self._rewrites else contextlib.nullcontext() as kernels,
+        ):
             outputs, value = self._called(batch)
         refuse_once_differentiable(value)
         refuse_hidden_parameters(value, {name: self._own[name] for name in point.values if name in self._own})
@@ -243,6 +246,14 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
     if missing:
         return SecondDerivativeError(
             f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
+        )
+    if "use_reentrant" in text:
+        return SecondDerivativeError(
+            "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to checkpoint"
+        )
+    if "sparse" in text.lower():
+        return SecondDerivativeError(
+            "a gradient is sparse, and has no second derivative; build the embedding with sparse=False"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
     return InputError(

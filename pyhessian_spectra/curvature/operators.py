@@ -136,7 +136,8 @@ class RiskOperator(TermwiseOperator):
         mean = self.risk.sample.observed_mean
         if self._kept is not None:
             return mean(lambda kept: kept.matvec(v), self._product_shape, look, num_looks, over=self._kept)
-        return mean(lambda batch: self._once(batch, v, last=True), self._product_shape, look, num_looks)
+        once = functools.partial(self._once, v=v, last=True)
+        return mean(once, self._product_shape, look, num_looks, over=self.risk.batches(self.point))
 
     def _once(self, batch: Batch, v: Tensor, **how: bool) -> Tensor:
         """One batch's product, with a linearisation that is built for it and dropped."""
@@ -196,7 +197,7 @@ class RiskOperator(TermwiseOperator):
         elif self._is_new:
             self._is_new = False
         elif self.linearised is Linearised.KEPT and self._kept is None:
-            self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.sample.read()]
+            self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.batches(self.point)]
 
     def _decided_together(self) -> list[tuple[float, autodiff.Linearisation]] | None:
         """The linearisations with their weights, or None if they do not fit the budget on some rank."""
@@ -206,7 +207,7 @@ class RiskOperator(TermwiseOperator):
         size, fits, failure = 0, budget > 0, None
         count = sample.survey.num_local
         try:
-            for weight, batch in sample.read() if fits else ():
+            for weight, batch in self.risk.batches(self.point) if fits else ():
                 linearisation, taken = measured_bytes(functools.partial(self._linearise, batch))
                 kept.append((weight, linearisation))
                 size += taken

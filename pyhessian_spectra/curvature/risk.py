@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
@@ -18,6 +19,11 @@ from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_la
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample
 from pyhessian_spectra.errors import InputError
+
+RANDOM = (
+    "the data or the model draw at random, or change, and the Hessian would change with every product; switch off "
+    "augmentation and functional dropout, or load the batches into a list first"
+)
 
 
 class EmpiricalRisk:
@@ -129,6 +135,7 @@ class EmpiricalRisk:
             raise InputError(f"loss_fn has reduction={reduction!r}; use reduction='mean' or 'sum'")
         self.reduction = "sum" if reduction == "sum" else "mean"
         self.weights_guessed = weight is None
+        self._values: list[float] | None = None  # the first value, shared by restrictions, while it is to be held
         self.memory_budget = memory_budget
         whole, self.dtype, self.device = trainable_layout(self.model)
         self.layout: ParameterLayout = whole if params is None else whole.restrict(params)
@@ -217,12 +224,39 @@ class EmpiricalRisk:
     def loss(self, point: Point | None = None) -> float:
         """The value of the risk at ``point``, by default at the model's current parameters."""
         point = point or self.point()
-        return float(self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch)))
+        return float(
+            self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch), over=self.batches(point))
+        )
 
     def gradient(self, point: Point | None = None) -> Tensor:
         """The gradient (n,) at ``point``, by default at the model's current parameters."""
         point = point or self.point()
-        return self.sample.mean(lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,))
+        return self.sample.mean(
+            lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,), over=self.batches(point)
+        )
+
+    def held(self) -> EmpiricalRisk:
+        """The same risk, which raises InputError once a pass at a copy of the model's parameters has another value."""
+        other = copy.copy(self)
+        other._values = []
+        return other
+
+    def batches(self, point: Point) -> Iterator[tuple[float, Batch]]:
+        """One pass over this rank's weights and batches, whose losses are evaluated at ``point`` as they come."""
+        total = weights = 0.0
+        for weight, batch in self.sample.read():
+            yield weight, batch
+            if self._values is not None and point.is_models and self.objective.latest is not None:
+                total, weights = total + weight * float(self.objective.latest), weights + weight
+        if self._values is None or not weights:
+            return
+        now = total / weights
+        first = self._values[0] if self._values else now
+        self._values[:] = [first]
+        if abs(now - first) > torch.finfo(self.dtype).eps ** 0.5 * abs(first):
+            raise InputError(
+                f"values of the risk at the same parameters, such as {first:.6g} and {now:.6g}, differ: {RANDOM}"
+            )
 
 
 class _Share:

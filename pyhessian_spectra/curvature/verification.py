@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.batches import Batch
@@ -36,6 +36,13 @@ from pyhessian_spectra.spectra.operator import LinearOperator
 
 # Few examples have few kinks (a ReLU's zero) near them, and cost little.
 _EXAMPLES, _SINGLE_EXAMPLES = 16, 4
+
+_STOPPED = "as with detach, no_grad, a hook on gradients, or an estimator that passes straight through"
+_CUT_OFF = "as with a backward of one's own that cannot be differentiated"
+_ENTANGLED = (
+    "the product with the Fisher matrix differs from that of each example's own gradient, since examples of a batch "
+    "act on one another, as through statistics of the batch"
+)
 
 
 def verify(op: LinearOperator) -> str:
@@ -73,15 +80,19 @@ def _checked(op: RiskOperator) -> str:
     inside = case.computed_in(op.point, op.dtype)
     if torch.finfo(inside).eps > torch.finfo(op.dtype).eps:
         raise UnverifiedError(
-            f"the model computes in {inside} inside while its parameters are {op.dtype}, so that its products are less "
-            "exact than any error of a number would say; let it compute in one dtype"
+            f"the model computes in {_name(inside)} while its parameters are {_name(op.dtype)}, so that products are "
+            "less exact than any error of a number would say; let it compute in the dtype of its parameters"
         )
     examples = f"{case.batch.num_examples} examples"
     comparisons = list(case.comparisons())
     for comparison in comparisons:
         if comparison.refuted:
-            place = place_of_fault(op.risk, case.batch.cast(op.risk.dtype), _is_refuted)
-            raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g} relative on {examples}; {place}")
+            told = f"{comparison.what}, by {comparison.best:.2g}, relative, on {examples}"
+            if case.loss(case.op.point) != case.loss(case.op.point):
+                raise UnverifiedError(f"{told}; the model or the loss changes from call to call")
+            if comparison.placed:
+                told = f"{told}; {place_of_fault(op.risk, case.batch.cast(op.dtype), _is_refuted)}"
+            raise UnverifiedError(told)
     slope, product = (f"{comparison.best:.0e}" for comparison in comparisons[:2])
     return f"{op.kind} on {examples}: gradients right to {slope}, products to {product}, relative"
 
@@ -97,6 +108,7 @@ class _Comparison:
 
     what: str
     rtol: float
+    placed: bool = True  # whether a module may be where the fault lies
     misses: list[Tensor] = field(default_factory=list)
     best: float = math.inf  # relative
     agrees: bool = False
@@ -126,7 +138,7 @@ class _Case:
 
     @classmethod
     def of(cls, op: RiskOperator) -> _Case | None:
-        """The first of: a few examples and a whole batch in float64, then in the model's own dtype; None without data."""
+        """A few examples in float64; a whole batch, or the model's own dtype, where that fails; None without data."""
         error: Exception | None = None
         count = _SINGLE_EXAMPLES if op.kind == EmpiricalFisherOperator.kind else _EXAMPLES
         for dtype in dict.fromkeys((torch.float64, op.dtype)):
@@ -161,49 +173,46 @@ class _Case:
 
     def comparisons(self) -> Iterator[_Comparison]:
         """Gradients against values, products against gradients, along a random line; symmetry and linearity."""
-        op, point = self.op, self.op.point
-        eps = torch.finfo(self.computed_in(point, op.point.dtype)).eps
-        rtol, scale, generator = eps**0.4, _scale(point), torch.Generator().manual_seed(0)
-        u, v = (scale * torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
-        hv, hu, both = (self.linearisation.matvec(x) for x in (v, u, u + v))
+        op, point, kind = self.op, self.op.point, self.op.kind
+        eps = torch.finfo(self.computed_in(point, point.dtype)).eps
+        scale, generator = _scale(op.risk, point), torch.Generator().manual_seed(0)
+        drawn = [torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2)]
+        u, v = (scale * x for x in drawn)
+        hv, hu, both = (scale * self.linearisation.matvec(x) for x in (v, u, u + v))
         gradient = self.gradient(point)
         size = float((scale * gradient).norm())
-        slope = _Comparison(
-            "the gradient differs from differences of the loss (as with detach, no_grad, a hook, or an estimator that is "
-            "passed straight through)",
-            rtol,
-        )
+        slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
         product = _Comparison(
-            f"products with the {op.kind} differ from differences of gradients (as with a backward that cannot be "
-            "differentiated)",
-            rtol,
+            f"the product with the {kind} differs from differences of gradients ({_CUT_OFF})", eps**0.4
         )
-        if op.kind == EmpiricalFisherOperator.kind:
-            product.what = "products with the Fisher matrix differ from those of the examples' own gradients"
+        difference = _DIFFERENCES.get(kind)
+        if kind == EmpiricalFisherOperator.kind:
+            product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
             alone = scale * self.of_single_gradients(v)
-            product.add(scale * hv, alone, float(alone.norm()))
-        known = _DIFFERENCES.get(op.kind)
-        product.agrees = product.agrees or (known is None and not product.misses)
+            product.add(hv, alone, float(alone.norm()))
+        product.agrees = product.agrees or (difference is None and not product.misses)
         for power in (0, 1, 2, 3, -1, -2):
-            if slope.agrees and (product.agrees or known is None):
+            if slope.agrees and (product.agrees or difference is None):
                 break
             step = eps ** (1 / 3) * (0.1 if eps < 1e-10 else 0.4) ** power
             noise = 100 * eps / (2 * step)
             ahead, behind = point.moved(v, step), point.moved(v, -step)
-            above, below = self.loss(ahead), self.loss(behind)
-            gradients = self.gradient(ahead), self.gradient(behind)
+            values, gradients = (self.loss(ahead), self.loss(behind)), (self.gradient(ahead), self.gradient(behind))
             simpson = (gradients[0] + 4 * gradient + gradients[1]) @ v / 6
-            slope.add(simpson, torch.as_tensor((above - below) / (2 * step)).to(v), size, noise * max(abs(above), abs(below)))
-            if known is not None:
-                found = known(self, ahead, behind, *gradients) * scale / (2 * step)
-                product.add(scale * hv, found, float(max(found.norm(), (scale * hv).norm())), noise * size)
+            rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
+            slope.add(simpson, rise, size, noise * abs(values[0]))
+            if difference is not None:
+                found = scale * difference(self, ahead, behind, *gradients) / (2 * step)
+                product.add(hv, found, float(max(found.norm(), hv.norm())), noise * size)
         yield slope
         yield product
-        symmetry = _Comparison(f"products with the {op.kind} are not symmetric: u.Hv differs from v.Hu", rtol)
-        symmetry.add(u @ hv, v @ hu, float((scale * hu).norm() * (v / scale).norm()))
+        symmetry = _Comparison(f"products with the {kind} are not symmetric, u.Hv being another than v.Hu", eps**0.4)
+        symmetry.add(drawn[0] @ hv, drawn[1] @ hu, float(hu.norm() * drawn[1].norm()))
         yield symmetry
-        linearity = _Comparison(f"products with the {op.kind} are not linear: H(u + v) differs from Hu + Hv", rtol)
-        linearity.add(scale * both, scale * (hu + hv), float((scale * hu).norm() + (scale * hv).norm()))
+        linearity = _Comparison(
+            f"products with the {kind} are not linear, H(u + v) being another than Hu + Hv", eps**0.4
+        )
+        linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))
         yield linearity
 
     def of_single_gradients(self, v: Tensor) -> Tensor:
@@ -250,8 +259,24 @@ _DIFFERENCES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _scale(point: Point) -> Tensor:
-    """The root mean square of each parameter's entries (n,), or of all where these are zero: what a step is in."""
+def _scale(risk: EmpiricalRisk, point: Point) -> Tensor:
+    """What steps are relative to (n,): the root mean square of each parameter's entries, of all where these are zero.
+
+    Rows of embeddings for padding do not move, since torch takes them for constants.
+    """
     whole = float(point.flat().square().mean().sqrt()) or 1.0
-    sizes = [float(c.detach().square().mean().sqrt()) or whole for c in point.coordinates]
-    return point.layout.flatten([torch.full_like(c, size) for c, size in zip(point.coordinates, sizes, strict=True)]).detach()
+    padding = {
+        f"{name}.weight".removeprefix("."): module.padding_idx
+        for name, module in risk.model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+    }
+    sizes = []
+    for name, c in zip(point.layout.names, point.coordinates, strict=True):
+        sizes.append(torch.full_like(c, float(c.detach().square().mean().sqrt()) or whole, requires_grad=False))
+        if name in padding:
+            sizes[-1][padding[name]] = 0.0
+    return point.layout.flatten(sizes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -48,7 +48,7 @@ def examine(
         _order(risk),
         Finding("ok", f"two gradients agree; one takes {repeatable_gradient(risk):.3g} s"),
         *_graph(risk),
-        _verification(op),
+        _verification(op, settings),
         *_products(op, parts, forecast_products(settings, [risk.n, *map(len, groups)])),
         *_memory(risk, settings),
     ]
@@ -95,12 +95,12 @@ def _graph(risk: EmpiricalRisk) -> Iterator[Finding]:
         yield Finding("note", "attention runs unfused: its fused kernels have no second derivative")
 
 
-def _verification(op: LinearOperator) -> Finding:
-    """Say whether gradients and products are what differences of the loss say."""
+def _verification(op: LinearOperator, settings: Settings) -> Finding:
+    """Say whether gradients, products and weights are what differences of the loss say."""
     try:
         return Finding("ok", verify(op) or "no curvature of a risk to verify")
     except UnverifiedError as error:
-        return Finding("FAIL", str(error))
+        return Finding("WARN" if settings.accept_unverified else "FAIL", str(error))
 
 
 def _products(op: LinearOperator, parts: Iterator[LinearOperator], forecasts: list[int]) -> Iterator[Finding]:
