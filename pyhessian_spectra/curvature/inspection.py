@@ -111,7 +111,7 @@ def coarsest_dtype(value: Tensor) -> torch.dtype:
 
 def custom_functions(value: Tensor) -> list[str]:
     """Names of the users' autograd functions in the graph of ``value``."""
-    functions = {type(node)._forward_cls for node in nodes_of(value) if hasattr(type(node), "_forward_cls")}
+    functions: set[type] = {getattr(type(node), "_forward_cls", Tensor) for node in nodes_of(value)} - {Tensor}
     return sorted(f.__name__ for f in functions if not f.__module__.startswith(__name__.partition(".")[0]))
 
 

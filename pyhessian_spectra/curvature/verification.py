@@ -77,7 +77,7 @@ def _checked(op: RiskOperator) -> str:
     case = _Case.of(op)
     if case is None:
         return ""
-    inside = case.computed_in(op.point, op.dtype)
+    inside = case.computed_in(op.point)
     if torch.finfo(inside).eps > torch.finfo(op.dtype).eps:
         raise UnverifiedError(
             f"the model computes in {_name(inside)} while its parameters are {_name(op.dtype)}, so that products are "
@@ -166,31 +166,22 @@ class _Case:
         """The gradient of the loss, from one backward pass."""
         return autodiff.gradient(self.op.risk.objective, point, self.batch)
 
-    def computed_in(self, point: Point, dtype: torch.dtype) -> torch.dtype:
-        """The coarsest dtype in the graph of the loss at a point of this dtype."""
-        objective, batch = self.op.risk.objective, self.batch.cast(dtype)
+    def computed_in(self, point: Point) -> torch.dtype:
+        """The coarsest dtype in the graph of the loss at a point."""
+        objective, batch = self.op.risk.objective, self.batch.cast(point.dtype)
         return objective.run(point, batch, lambda: coarsest_dtype(objective.evaluate(batch)[1]))
 
     def comparisons(self) -> Iterator[_Comparison]:
-        """Gradients against values, products against gradients, along a random line; symmetry and linearity."""
-        op, point, kind = self.op, self.op.point, self.op.kind
-        eps = torch.finfo(self.computed_in(point, point.dtype)).eps
-        scale, generator = _scale(op.risk, point), torch.Generator().manual_seed(0)
-        drawn = [torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2)]
-        u, v = (scale * x for x in drawn)
-        hv, hu, both = (scale * self.linearisation.matvec(x) for x in (v, u, u + v))
-        gradient = self.gradient(point)
+        """Gradients against values of the loss, then products against gradients, along a random line."""
+        point, kind, eps = self.op.point, self.op.kind, torch.finfo(self.computed_in(self.op.point)).eps
+        scale = _scale(self.op.risk, point)
+        generator = torch.Generator().manual_seed(0)
+        u, v = (scale * torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
+        hv, gradient = scale * self.linearisation.matvec(v), self.gradient(point)
         size = float((scale * gradient).norm())
         slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
-        product = _Comparison(
-            f"the product with the {kind} differs from differences of gradients ({_CUT_OFF})", eps**0.4
-        )
+        product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
         difference = _DIFFERENCES.get(kind)
-        if kind == EmpiricalFisherOperator.kind:
-            product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
-            alone = scale * self.of_single_gradients(v)
-            product.add(hv, alone, float(alone.norm()))
-        product.agrees = product.agrees or (difference is None and not product.misses)
         for power in (0, 1, 2, 3, -1, -2):
             if slope.agrees and (product.agrees or difference is None):
                 break
@@ -205,15 +196,24 @@ class _Case:
                 found = scale * difference(self, ahead, behind, *gradients) / (2 * step)
                 product.add(hv, found, float(max(found.norm(), hv.norm())), noise * size)
         yield slope
-        yield product
-        symmetry = _Comparison(f"products with the {kind} are not symmetric, u.Hv being another than v.Hu", eps**0.4)
-        symmetry.add(drawn[0] @ hv, drawn[1] @ hu, float(hu.norm() * drawn[1].norm()))
-        yield symmetry
-        linearity = _Comparison(
-            f"products with the {kind} are not linear, H(u + v) being another than Hu + Hv", eps**0.4
-        )
-        linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))
-        yield linearity
+        if difference is not None:
+            yield product
+        elif kind == EmpiricalFisherOperator.kind:
+            product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
+            alone = scale * self.of_single_gradients(v)
+            product.add(hv, alone, float(alone.norm()))
+            yield product
+        else:
+            hu, both = (scale * self.linearisation.matvec(x) for x in (u, u + v))
+            symmetry = _Comparison(
+                f"products with the {kind} are not symmetric, u.Av being another than v.Au", eps**0.4
+            )
+            symmetry.add(u / scale @ hv, v / scale @ hu, float(hu.norm() + hv.norm()) * len(scale) ** 0.5)
+            linearity = _Comparison(
+                f"products with the {kind} are not linear, A(u + v) being another than Au + Av", eps**0.4
+            )
+            linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))
+            yield from (symmetry, linearity)
 
     def of_single_gradients(self, v: Tensor) -> Tensor:
         """``sum_i c_i g_i (g_i . v) / sum_i c_i``, with each example's gradient from a batch of its own."""
@@ -274,7 +274,7 @@ def _scale(risk: EmpiricalRisk, point: Point) -> Tensor:
     for name, c in zip(point.layout.names, point.coordinates, strict=True):
         sizes.append(torch.full_like(c, float(c.detach().square().mean().sqrt()) or whole, requires_grad=False))
         if name in padding:
-            sizes[-1][padding[name]] = 0.0
+            sizes[-1][padding[name]] = torch.finfo(c.dtype).tiny
     return point.layout.flatten(sizes)
 
 
