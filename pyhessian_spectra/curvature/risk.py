@@ -255,7 +255,8 @@ class EmpiricalRisk:
         self._values[:] = [first]
         if abs(now - first) > torch.finfo(self.dtype).eps ** 0.5 * abs(first):
             raise InputError(
-                f"values of the risk at the same parameters, such as {first:.6g} and {now:.6g}, differ: {RANDOM}"
+                f"values of the risk at the same parameters, {first:.6g} and {now:.6g}, differ by more than rounding: "
+                f"{RANDOM}"
             )
 
 
