@@ -182,7 +182,7 @@ class _Case:
         slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
         product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
         difference = _DIFFERENCES.get(kind)
-        for power in (0, 1, 2, 3, -1, -2):
+        for power in (1, 0, 2, 3, -1, -2):
             if slope.agrees and (product.agrees or difference is None):
                 break
             step = eps ** (1 / 3) * (0.1 if eps < 1e-10 else 0.4) ** power
