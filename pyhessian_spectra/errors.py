@@ -29,6 +29,10 @@ class SecondDerivativeError(InputError):
     """An operation of the model cannot be differentiated twice."""
 
 
+class UnverifiedError(InputError):
+    """A product, a gradient or the weights of batches are not what differences of the loss say that they should be."""
+
+
 class ConvergenceError(SpectraError, RuntimeError):
     """An iteration ended before its tolerance was met.
 

@@ -201,3 +201,17 @@ def test_references_are_the_same_matrix(dtype):
     meter = Meter(h)
     _ = meter.reference() @ torch.ones(n, dtype=torch.float64)
     assert meter.num_products == 1
+
+
+class Single(nn.Linear):
+    """A model that computes in float32, whatever its parameters are in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(F.linear(x.float(), self.weight.float(), self.bias.float())).to(x.dtype)
+
+
+def test_a_twin_in_float64_that_computes_in_float32_is_no_reference():
+    torch.manual_seed(0)
+    risk = EmpiricalRisk(Single(4, 2), nn.MSELoss(), (torch.randn(20, 4), torch.randn(20, 2)))
+    found = analyze(risk, num_eigenvalues=2)
+    assert found.full.spectrum.dtype == "float32" and 0 < found.full.largest.rounding < 1e-3

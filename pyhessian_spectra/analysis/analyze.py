@@ -16,7 +16,8 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
-from pyhessian_spectra.errors import InputError, Interrupted
+from pyhessian_spectra.curvature.verification import verify
+from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.runs.journal import open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
@@ -84,7 +85,7 @@ def analyze(
         kind = type(risk).__name__
         raise InputError(f"analyze takes an EmpiricalRisk, got {kind}; pass EmpiricalRisk(model, loss_fn, data)")
     settings = (settings or Settings()).replace(**fields)
-    risk = risk.replace(memory_budget=settings.memory_budget)
+    risk = risk.replace(memory_budget=settings.memory_budget).held()
     groups = chosen_layers(risk.layout, layers)
     drawn = torch.randint(2**62, (), generator=generator or fresh_generator())
     seed = risk.sample.processes.from_first(int(drawn))
@@ -102,6 +103,7 @@ def analyze(
         resumed = Note("resumed", "Resumed: the analysis was finished by an earlier run.")
         notes = [note for note in earlier.notes if note.kind != "resumed"]
         return replace(earlier, problem={**earlier.problem, **(problem or {})}, notes=(*notes, resumed))
+    verified, doubts = _verified(op, settings)
     watch = Watch(kept, progress, forecasts)
     run = _Run(risk, settings, groups, matrix, watch)
     facts = {
@@ -114,6 +116,7 @@ def analyze(
         "device": str(risk.device),
         "matrix": op.kind,
         "tol": settings.tol,
+        "verified": verified,
         **(problem or {}),
     }
 
@@ -124,7 +127,7 @@ def analyze(
             "seconds_per_product": watch.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
-        notes = [*run.notes, *kept.notes]
+        notes = [*doubts, *run.notes, *kept.notes]
         if kept.replayed:
             share = f"{kept.replayed} of its {watch.products} products"
             notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))
@@ -132,6 +135,7 @@ def analyze(
 
     try:
         run.analyse(op, kept.seed)
+        risk.loss()  # for the last time, should the model or the data have changed
     except KeyboardInterrupt:
         if run.full is None or not groups:
             raise
@@ -141,6 +145,17 @@ def analyze(
     analysis = result()
     kept.finish(analysis.save)
     return analysis
+
+
+def _verified(op: LinearOperator, settings: Settings) -> tuple[str, list[Note]]:
+    """What :func:`verify` found; where that would be refused and is accepted, a note of it."""
+    try:
+        return verify(op), []
+    except UnverifiedError as error:
+        if not settings.accept_unverified:
+            told = f"{error} (accept_unverified=True, or --accept-unverified, goes on with a note)"
+            raise UnverifiedError(told) from None
+        return "no", [Note("verification", f"Numbers may be wrong, since {error}.")]
 
 
 @dataclass

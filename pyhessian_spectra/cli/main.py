@@ -68,6 +68,8 @@ def size(value: str) -> int:
 def _from_field(field: dataclasses.Field) -> click.Option:
     """Make the option of one setting."""
     minimum = field.metadata["minimum"]
+    if isinstance(field.default, bool):
+        return click.Option([f"--{field.name.replace('_', '-')}"], is_flag=True, help=field.metadata["help"])
     number = click.FloatRange(min=minimum) if isinstance(field.default, float) else click.IntRange(min=minimum)
     kind = size if field.name == "memory_budget" else number
     name, help = field.name.replace("_", "-"), field.metadata["help"]

@@ -100,6 +100,7 @@ def doctor(checkpoints: Sequence[Path], request: Request) -> int:
         try:
             for finding in examine(request.load(path, Processes()).risk, **request.how):
                 click.echo(f"  {finding.level:4}  {finding.sentence}")
+                status = InputError.exit_status if finding.level == "FAIL" else status
         except SpectraError as error:
             click.echo(f"  FAIL  {error}")
             status = error.exit_status

@@ -38,6 +38,26 @@ def gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
     return objective.run(point, batch, lambda: _join(_grad(objective.evaluate(batch)[1], point.coordinates), ()))
 
 
+def slopes(objective: Objective, point: Point, batch: Batch) -> tuple[Tensor, ...]:
+    """The gradient of one batch's loss in the model's outputs."""
+
+    def call() -> tuple[Tensor, ...]:
+        outputs, value = objective.evaluate(batch)
+        return _grad(value, objective.selected(outputs))
+
+    return objective.run(point, batch, call)
+
+
+def pulled_back(objective: Objective, point: Point, batch: Batch, cotangents: Sequence[Tensor]) -> Tensor:
+    """``J^T c``, shape (n,), for cotangents of the outputs."""
+
+    def call() -> Tensor:
+        outputs, _ = objective.evaluate(batch)
+        return _join(_grad(objective.selected(outputs), point.coordinates, cotangents), ())
+
+    return objective.run(point, batch, call)
+
+
 class Linearisation:
     """A symmetric matrix of one batch, built once and applied to many vectors."""
 

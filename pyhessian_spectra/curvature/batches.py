@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyhessian_spectra.errors import InputError
 
@@ -25,8 +26,38 @@ class Batch:
 
     @property
     def num_examples(self) -> int:
-        """Length of the targets' first dimension; 1 if they have none."""
-        return len(self.targets) if isinstance(self.targets, Tensor) and self.targets.dim() else 1
+        """Length of the first tensor of the targets, or of the inputs where these have none; 1 without tensors."""
+        tensors = [x for x in tree_leaves((self.targets, self.inputs)) if isinstance(x, Tensor) and x.dim()]
+        return len(tensors[0]) if tensors else 1
+
+    def cast(self, dtype: torch.dtype) -> Batch:
+        """The batch with its floating tensors in another dtype."""
+        inputs, targets = (tree_map(lambda x: _cast(x, dtype), value) for value in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """These examples only: rows of the tensors that have one for each example, and all else whole."""
+        length = self.num_examples
+        cut = lambda x: x[start:stop] if isinstance(x, Tensor) and x.dim() and len(x) == length else x  # noqa: E731
+        return replace(self, inputs=tree_map(cut, self.inputs), targets=tree_map(cut, self.targets), index=-1)
+
+    def joined(self, other: Batch) -> Batch | None:
+        """The examples of both batches in one, or None where their tensors do not fit together."""
+        lengths = self.num_examples, other.num_examples
+
+        def join(a: Any, b: Any) -> Any:
+            if not isinstance(a, Tensor) or not a.dim():
+                return a
+            if (len(a), len(b)) == lengths:
+                return torch.cat([a, b])
+            raise ValueError("rows that are no examples")
+
+        try:
+            pairs = (self.inputs, self.targets), (other.inputs, other.targets)
+            inputs, targets = tree_map(join, *pairs)
+        except (ValueError, TypeError, RuntimeError):
+            return None
+        return replace(self, inputs=inputs, targets=targets, index=-1)
 
 
 class Batches:
@@ -83,6 +114,10 @@ def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:
 def setting(loss_fn: Callable[..., Any], name: str, default: Any) -> Any:
     """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``; else ``default``."""
     return getattr(loss_fn, "keywords", {}).get(name, getattr(loss_fn, name, default))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import Group, GroupSpec, Partition
-from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.risk import RANDOM, EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.structured import CongruenceOperator
@@ -45,9 +45,5 @@ def repeatable_gradient(risk: EmpiricalRisk) -> float:
     seconds = time.perf_counter() - start
     change = float(torch.linalg.vector_norm(first - second))
     if change > torch.finfo(risk.dtype).eps ** 0.5 * norm:
-        raise InputError(
-            f"two gradients at the same parameters differ by {change / norm:.1%}: the data or the model draw at random "
-            "and the Hessian would change with every product; switch off augmentation and functional dropout, or load "
-            "the batches into a list first"
-        )
+        raise InputError(f"two gradients at the same parameters differ by {change / norm:.2g}, relative: {RANDOM}")
     return seconds

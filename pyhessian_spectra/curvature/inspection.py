@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from pyhessian_spectra.errors import SecondDerivativeError
+from pyhessian_spectra.errors import InputError, SecondDerivativeError
 
 # The decorator's wrappers share one code object, by which they are recognised.
 _ONCE_DIFFERENTIABLE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
@@ -34,6 +37,89 @@ class CalledFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(getattr(func, "__name__", str(func)))
         return func(*args, **(kwargs or {}))
+
+
+class Promoted(TorchFunctionMode):
+    """Within this context, a function that fails is called again with all floating tensors in one dtype.
+
+    A float32 model in float64 meets float32 constants, such as class weights that its loss has captured.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            args, kwargs = tree_map(self._cast, (args, kwargs or {}))
+            return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class RefusedBroadcasts(TorchFunctionMode):
+    """Within this context, targets (N,) that meet outputs (N, 1) raise InputError: the result would be (N, N)."""
+
+    def __init__(self, targets: Any) -> None:
+        super().__init__()
+        self._targets = targets
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        pair = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
+        if len(pair) == 2 and any(x is self._targets for x in pair) and func not in _OF_LABELS and _grows(*pair):
+            shapes = " and ".join(str(tuple(x.shape)) for x in pair)
+            raise InputError(
+                f"the loss broadcasts tensors of shapes {shapes}, one of them the targets, against one another: each "
+                "example meets all others; give both one shape, such as targets[:, None]"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_OF_LABELS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+
+
+def _grows(a: Tensor, b: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(a.shape, b.shape).numel() > max(a.numel(), b.numel())
+    except RuntimeError:
+        return False
+
+
+def refuse_hidden_parameters(value: Tensor, replaced: Mapping[str, Tensor]) -> None:
+    """Raise InputError if the graph of ``value`` ends at parameters of the model that copies should replace."""
+    names = {id(p): name for name, p in replaced.items()}
+    for node in nodes_of(value):
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise InputError(
+                f"the model or the loss uses the parameter {name} through a reference of its own (a captured tensor, a "
+                "list, another module), where it would count as a constant; use the model's attribute when it is called"
+            )
+
+
+def coarsest_dtype(value: Tensor) -> torch.dtype:
+    """The floating dtype of largest eps in the graph of ``value``."""
+    found = {value.dtype}
+    for node in nodes_of(value):
+        dtypes = (info.dtype for info in getattr(node, "_input_metadata", ()))
+        found.update(dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
+    return max(found, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def custom_functions(value: Tensor) -> list[str]:
+    """Names of the users' autograd functions in the graph of ``value``."""
+    functions: set[type] = {getattr(type(node), "_forward_cls", Tensor) for node in nodes_of(value)} - {Tensor}
+    return sorted(f.__name__ for f in functions if not f.__module__.startswith(__name__.partition(".")[0]))
+
+
+def labels_averaged(value: Tensor) -> float | None:
+    """The weight by which a loss divides, where its graph holds one mean over labels (cross-entropy); else None."""
+    means = [node for node in nodes_of(value) if getattr(node, "_saved_reduction", 0) == 1]
+    weights = [float(node._saved_total_weight) for node in means if hasattr(node, "_saved_total_weight")]
+    return weights[0] if len(weights) == 1 else None
 
 
 def refuse_once_differentiable(value: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.inspection import dropout_modules, refuse_once_differentiable
+from pyhessian_spectra.curvature.inspection import (
+    Promoted,
+    RefusedBroadcasts,
+    coarsest_dtype,
+    dropout_modules,
+    refuse_hidden_parameters,
+    refuse_once_differentiable,
+)
 from pyhessian_spectra.curvature.kernels import RightDerivatives
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
@@ -48,8 +56,12 @@ class Objective:
         self.model = getattr(model, "_orig_mod", model)  # compiled models have no second derivatives
         self.loss_fn, self.mode, self._select = loss_fn, mode, select
         self._inside, self._modules = _Inside(self.model), list(self.model.modules())
+        self._own = dict(self.model.named_parameters())
+        self._dtype = next((p.dtype for p in self._own.values() if p.requires_grad), None)
         self._buffered = any(True for _ in self.model.buffers())
-        self._inspected: set[int] = set()
+        self._inspected: set[tuple[torch.dtype, int]] = set()
+        self.computed_in: dict[torch.dtype, torch.dtype] = {}  # the coarsest dtype met, by that of the point
+        self.latest: Tensor | None = None  # the loss that was evaluated last, without a graph
         self._within: tuple[Point, Batch] | None = None
         self._rewrites = self._attends = True  # until the first evaluation has shown it
         self._contexts: list[Callable[[], AbstractContextManager]] = []
@@ -57,6 +69,12 @@ class Objective:
             self._contexts.append(lambda: torch.backends.cudnn.flags(enabled=False))  # nor has its RNN
         if any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in self._modules):
             self._contexts.append(lambda: torch.compiler.set_stance("force_eager"))
+
+    def native(self, mode: str | None = None) -> Objective:
+        """The same objective on torch's own operations throughout, in this or another mode: for comparisons."""
+        other = copy.copy(self)
+        other._rewrites, other.mode, other._inspected = False, mode or self.mode, set()
+        return other
 
     def run(self, point: Point, batch: Batch, call: Callable[[], _T]) -> _T:
         """``call()``, made with the model at the point and in its mode; errors are raised again as a SpectraError.
@@ -74,7 +92,7 @@ class Objective:
             for module in others:
                 vars(module)["training"] = training  # ten times faster than setting the attribute
             with torch.enable_grad():
-                return self._surrounded(lambda: self._placed(point, call))
+                return self._surrounded(point, lambda: self._placed(point, call))
         except SpectraError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError, MemoryError) as error:
@@ -84,11 +102,14 @@ class Objective:
             for module in others:
                 vars(module)["training"] = not training
 
-    def _surrounded(self, call: Callable[[], _T]) -> _T:
+    def _surrounded(self, point: Point, call: Callable[[], _T]) -> _T:
         """``call()`` within the torch settings that the model needs; others are not set, since that costs time."""
-        if not (self._contexts or self._attends):
+        cast = point.dtype != self._dtype
+        if not (self._contexts or self._attends or cast):
             return call()
         with contextlib.ExitStack() as stack:
+            if cast:
+                stack.enter_context(Promoted(point.dtype))
             for context in self._contexts:
                 stack.enter_context(context())
             if self._attends:  # fused attention has no double backward
@@ -107,16 +128,42 @@ class Objective:
 
     def evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
         """The model's outputs for a batch, and the scalar loss; to be called within :meth:`run`."""
-        with RightDerivatives() if self._rewrites else contextlib.nullcontext() as kernels:
-            outputs = self._outputs(batch)
-            value = self._loss(outputs, batch)
-        value = _scalar(value)
-        if batch.index not in self._inspected:
-            refuse_once_differentiable(value)
-            self._inspected.add(batch.index)
-            if kernels is not None and len(self._inspected) == 1:
-                scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._modules)
-                self._rewrites, self._attends = kernels.met or scripted, kernels.attended or scripted
+        assert self._within is not None
+        if (self._within[0].dtype, batch.index) in self._inspected:
+            with RightDerivatives() if self._rewrites else contextlib.nullcontext():
+                outputs, value = self._called(batch)
+        else:
+            outputs, value = self._inspect(batch)
+        self.latest = value.detach()
+        return outputs, value
+
+    def _called(self, batch: Batch) -> tuple[Any, Tensor]:
+        outputs = self._outputs(batch)
+        return outputs, _scalar(self._loss(outputs, batch))
+
+    def _inspect(self, batch: Batch) -> tuple[Any, Tensor]:
+        """As :meth:`evaluate`, looking for what would make derivatives wrong; for the first call with a batch."""
+        assert self._within is not None
+        point = self._within[0]
+        versions = [c._version for c in point.coordinates]
+        with (
+            RefusedBroadcasts(batch.targets),
+            RightDerivatives() if self._rewrites else contextlib.nullcontext() as kernels,
+        ):
+            outputs, value = self._called(batch)
+        refuse_once_differentiable(value)
+        refuse_hidden_parameters(value, {name: self._own[name] for name in point.values if name in self._own})
+        for name, c, version in zip(point.layout.names, point.coordinates, versions, strict=True):
+            if c._version != version:
+                raise InputError(
+                    f"the model changes its parameter {name} in place when it is called, so that the gradient is not "
+                    "that of the loss; make the change part of the computation, or leave it out (such as max_norm)"
+                )
+        self.computed_in[point.dtype] = coarsest_dtype(value)
+        self._inspected.add((point.dtype, batch.index))
+        if kernels is not None and len(self._inspected) == 1:
+            scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._modules)
+            self._rewrites, self._attends = kernels.met or scripted, kernels.attended or scripted
         return outputs, value
 
     def _outputs(self, batch: Batch) -> Any:
@@ -203,6 +250,14 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
     if missing:
         return SecondDerivativeError(
             f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
+        )
+    if "use_reentrant" in text:
+        return SecondDerivativeError(
+            "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to checkpoint"
+        )
+    if "sparse" in text.lower():
+        return SecondDerivativeError(
+            "a gradient is sparse, and has no second derivative; build the embedding with sparse=False"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
     return InputError(

@@ -90,6 +90,7 @@ class RiskOperator(TermwiseOperator):
         self._columns, self._decision = columns, _Decision()
         self._kept: list[tuple[float, autodiff.Linearisation]] | None = None
         self._versions: tuple[int, ...] = ()  # of the coordinates the linearisations were built at
+        self._is_twin = False  # a float64 version of an operator in another dtype
         self._is_new = False  # at another point: a first product may be the only one there
 
     @property
@@ -129,6 +130,7 @@ class RiskOperator(TermwiseOperator):
         else:
             other.risk, other.point = self.risk.replace(dtype=precise), self.point.cast(self.risk.model, precise)
             other.space = VectorSpace(self.n, dtype=precise, device=self.device)
+            other._is_twin = True
         if self._budget is not None:
             other._budget = max(0, self._budget - self.linearised_bytes)
         other._kept, other._decision = None, _Decision()
@@ -154,10 +156,19 @@ class RiskOperator(TermwiseOperator):
 
     def _mean(self, v: Tensor, look: Observation | None, num_looks: int) -> tuple[Tensor, Tensor]:
         self._decide()
-        mean = self.risk.sample.observed_mean
+        mean, shape = self.risk.sample.observed_mean, self._product_shape
         if self._kept is not None:
-            return mean(lambda kept: kept.matvec(v), self._product_shape, look, num_looks, over=self._kept)
-        return mean(lambda batch: self._once(batch, v, last=True), self._product_shape, look, num_looks)
+            return mean(lambda kept: kept.matvec(v), shape, look, num_looks, over=self._kept)
+        once = functools.partial(self._once, v=v, last=True)
+        product = mean(once, shape, look, num_looks, over=self.risk.batches(self.point))
+        self._require_precision()
+        return product
+
+    def _require_precision(self) -> None:
+        """Raise InputError if this is a twin in float64 of which some part is computed in a lower precision."""
+        found = self.risk.objective.computed_in.get(self.dtype, self.dtype)
+        if self._is_twin and found != self.dtype:
+            raise InputError(f"the model computes in {found} also where its parameters are in {self.dtype}")
 
     def _once(self, batch: Batch, v: Tensor, **how: bool) -> Tensor:
         """One batch's product, with a linearisation that is built for it and dropped."""
@@ -214,10 +225,11 @@ class RiskOperator(TermwiseOperator):
         self._versions = versions
         if self.linearised is Linearised.UNDECIDED:
             self._kept = self._decided_together()
+            self._require_precision()
         elif self._is_new:
             self._is_new = False
         elif self.linearised is Linearised.KEPT and self._kept is None:
-            self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.sample.read()]
+            self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.batches(self.point)]
 
     def _decided_together(self) -> list[tuple[float, autodiff.Linearisation]] | None:
         """The linearisations with their weights, or None if they do not fit the budget on some rank."""
@@ -227,7 +239,7 @@ class RiskOperator(TermwiseOperator):
         size, fits, failure = 0, budget > 0, None
         count = sample.survey.num_local
         try:
-            for weight, batch in sample.read() if fits else ():
+            for weight, batch in self.risk.batches(self.point) if fits else ():
                 linearisation, taken = measured_bytes(functools.partial(self._linearise, batch))
                 kept.append((weight, linearisation))
                 size += taken

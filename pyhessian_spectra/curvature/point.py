@@ -27,18 +27,22 @@ class Point:
         Leaf tensors that require a gradient, in the order of the layout.
     values : mapping of str to Tensor
         Values that replace the model's parameters and buffers, by name; all others are the model's own.
+    is_models : bool
+        Whether the values are a copy of the model's.
     """
 
     layout: ParameterLayout
     coordinates: tuple[Tensor, ...]
     values: Mapping[str, Tensor]
+    is_models: bool = False
 
     @classmethod
     def copied(cls, model: nn.Module, layout: ParameterLayout) -> Point:
         """A point with copies of the trainable parameters and of the buffers; frozen parameters are the model's own."""
         values = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         coordinates = tuple(values[name].requires_grad_() for name in layout.names)
-        return cls(layout, coordinates, values | {name: b.detach().clone() for name, b in model.named_buffers()})
+        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        return cls(layout, coordinates, values | buffers, is_models=True)
 
     @classmethod
     def live(cls, model: nn.Module, layout: ParameterLayout) -> Point:
@@ -51,13 +55,17 @@ class Point:
         coordinates = tuple(part.detach().requires_grad_() for part in layout.unflatten(flat))
         return cls(layout, coordinates, dict(zip(layout.names, coordinates, strict=True)))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the coordinates."""
+        return self.coordinates[0].dtype
+
     def moved(self, direction: Tensor, step: float = 1.0) -> Point:
         """The point ``theta + step * direction``, for a direction (n,)."""
         parts = zip(self.coordinates, self.layout.unflatten(direction), strict=True)
         moved = tuple(torch.add(c.detach(), part, alpha=step).requires_grad_() for c, part in parts)
-        return replace(
-            self, coordinates=moved, values={**self.values, **dict(zip(self.layout.names, moved, strict=True))}
-        )
+        values = {**self.values, **dict(zip(self.layout.names, moved, strict=True))}
+        return replace(self, coordinates=moved, values=values, is_models=False)
 
     def cast(self, model: nn.Module, dtype: torch.dtype) -> Point:
         """The point in another floating dtype, with values for all the model's parameters and buffers."""

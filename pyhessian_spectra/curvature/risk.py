@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.batches import Batches, num_terms, setting
+from pyhessian_spectra.curvature.batches import Batch, Batches, num_terms, setting
 from pyhessian_spectra.curvature.distributed import Processes
 from pyhessian_spectra.curvature.objective import BatchObjective, Objective, tensors_in
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample
 from pyhessian_spectra.errors import InputError
+
+RANDOM = (
+    "the data or the model draw at random, or change, and the Hessian would change with every product; switch off "
+    "augmentation and functional dropout, or load the batches into a list first"
+)
 
 
 class EmpiricalRisk:
@@ -113,6 +118,7 @@ class EmpiricalRisk:
         risk = cls.__new__(cls)
         risk.objective = BatchObjective(model, loss_fn, mode=mode)
         risk._finish(data, lambda batch: (batch, None), weight or _length, params, group, memory_budget)
+        risk.weights_guessed = weight is None
         return risk
 
     def _finish(
@@ -128,6 +134,8 @@ class EmpiricalRisk:
         if reduction not in ("mean", "sum", "batchmean") and weight is None:
             raise InputError(f"loss_fn has reduction={reduction!r}; use reduction='mean' or 'sum'")
         self.reduction = "sum" if reduction == "sum" else "mean"
+        self.weights_guessed = weight is None
+        self._values: list[float] | None = None  # the first value, shared by restrictions, while it is to be held
         self.memory_budget = memory_budget
         whole, self.dtype, self.device = trainable_layout(self.model)
         self.layout: ParameterLayout = whole if params is None else whole.restrict(params)
@@ -173,6 +181,10 @@ class EmpiricalRisk:
     def num_terms(self, targets: Any) -> float:
         """How many terms the mean loss averages: counted labels, their class weights or entries of float targets."""
         return num_terms(self.loss_fn, targets)
+
+    def weight_of(self, batch: Batch) -> float:
+        """The weight that a batch has if none are given: the terms of its targets, or its length if it has none."""
+        return float(batch.num_examples) if batch.targets is None else self.num_terms(batch.targets)
 
     def restrict(self, params: str | Sequence[str]) -> EmpiricalRisk:
         """The same risk as a function of some coordinates only, chosen by parameter names, module names or globs."""
@@ -223,12 +235,40 @@ class EmpiricalRisk:
     def loss(self, point: Point | None = None) -> float:
         """The value of the risk at ``point``, by default at the model's current parameters."""
         point = point or self.point()
-        return float(self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch)))
+        return float(
+            self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch), over=self.batches(point))
+        )
 
     def gradient(self, point: Point | None = None) -> Tensor:
         """The gradient (n,) at ``point``, by default at the model's current parameters."""
         point = point or self.point()
-        return self.sample.mean(lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,))
+        return self.sample.mean(
+            lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,), over=self.batches(point)
+        )
+
+    def held(self) -> EmpiricalRisk:
+        """The same risk, which raises InputError once a pass at a copy of the model's parameters has another value."""
+        other = copy.copy(self)
+        other._values = []
+        return other
+
+    def batches(self, point: Point) -> Iterator[tuple[float, Batch]]:
+        """One pass over this rank's weights and batches, whose losses are evaluated at ``point`` as they come."""
+        total = weights = 0.0
+        for weight, batch in self.sample.read():
+            yield weight, batch
+            if self._values is not None and point.is_models and self.objective.latest is not None:
+                total, weights = total + weight * float(self.objective.latest), weights + weight
+        if self._values is None or not weights:
+            return
+        now = total / weights
+        first = self._values[0] if self._values else now
+        self._values[:] = [first]
+        if abs(now - first) > torch.finfo(self.dtype).eps ** 0.5 * abs(first):
+            raise InputError(
+                f"values of the risk at the same parameters, {first:.6g} and {now:.6g}, differ by more than rounding: "
+                f"{RANDOM}"
+            )
 
 
 class _Share:

@@ -45,8 +45,20 @@ class Sample:
         return self._batches.data
 
     def read(self, dtype: torch.dtype | None = None) -> Iterator[tuple[float, Batch]]:
-        """One pass over this rank's data: yield weights and batches, converted to the parameters' device and dtype."""
-        return self._batches.read(dtype or self._dtype, self._device)
+        """One pass over this rank's data: yield weights and batches, converted to the parameters' device and dtype.
+
+        Raises InputError at the end if the total weight of the pass differs from the first pass'.
+        """
+        total, count = 0.0, 0
+        for weight, batch in self._batches.read(dtype or self._dtype, self._device):
+            yield weight, batch
+            total, count = total + weight, count + 1
+        then_count, then = self._first_pass = self._first_pass or (count, total)
+        if not math.isclose(total, then, rel_tol=1e-9):
+            raise InputError(
+                f"data gave {count} batches of total weight {total:g}, at first {then_count} of {then:g}; it must give "
+                "the same examples each time"
+            )
 
     def cast(self, dtype: torch.dtype) -> Sample:
         """The same data in another floating dtype; what one pass over them has counted is shared."""
@@ -62,7 +74,6 @@ class Sample:
             for weight, batch in self.read():
                 weights.append(weight)
                 examples += batch.num_examples
-            self._compare(len(weights), sum(weights))
         except Exception as error:
             failure = error
         self.processes.agree(failure)
@@ -90,30 +101,16 @@ class Sample:
         """Yield ``w_b`` and ``fn(b)``, which has one shape, for each batch of this rank.
 
         ``over`` replaces the pass over the data by pairs of a weight and an argument of ``fn``, such as kept
-        linearisations. Raises InputError if the total weight of a pass differs from the first pass', and NonFiniteError
-        if a value is NaN or infinite.
+        linearisations. Raises NonFiniteError if a value is NaN or infinite, and what :meth:`read` raises.
         """
-        weights, count = 0.0, 0
-        for weight, item in self.read() if over is None else over:
+        for count, (weight, item) in enumerate(self.read() if over is None else over):
             value = fn(item)
             if not math.isfinite(float(value.detach().sum())):
                 raise NonFiniteError(
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"
                 )
-            weights, count = weights + weight, count + 1
             yield weight, value
-        if over is None:
-            self._compare(count, weights)
-
-    def _compare(self, count: int, weight: float) -> None:
-        """Raise InputError if the total weight of a pass differs from the first pass'."""
-        then_count, then_weight = self._first_pass = self._first_pass or (count, weight)
-        if not math.isclose(weight, then_weight, rel_tol=1e-9):
-            raise InputError(
-                f"data gave {count} batches of total weight {weight:g}, at first {then_count} of {then_weight:g}; it "
-                "must give the same examples each time"
-            )
 
     def mean(
         self,

@@ -14,7 +14,8 @@ from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, re
 from pyhessian_spectra.curvature.inspection import CalledFunctions, dropout_modules
 from pyhessian_spectra.curvature.objective import tensors_in
 from pyhessian_spectra.curvature.partition import GroupSpec
-from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.curvature.verification import verify
+from pyhessian_spectra.errors import OutOfMemoryError, UnverifiedError
 from pyhessian_spectra.spectra import LinearOperator, Settings
 from pyhessian_spectra.spectra.basis import forecast, free_bytes, readable
 from pyhessian_spectra.spectra.cost import bytes_needed, bytes_of_basis, forecast_products, is_built
@@ -22,7 +23,7 @@ from pyhessian_spectra.spectra.cost import bytes_needed, bytes_of_basis, forecas
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked; ``level`` is ok, note or WARN."""
+    """One thing that was checked; ``level`` is ok, note, WARN, or FAIL where ``analyze`` would refuse."""
 
     level: str
     sentence: str
@@ -40,14 +41,15 @@ def examine(
     risk = risk.replace(memory_budget=settings.memory_budget)
     counts = f"n = {risk.n:,} parameters, N = {risk.num_examples:,} examples in {risk.num_batches} batches"
     groups = chosen_layers(risk.layout, layers)
-    parts = (block_operator(matrix, risk, group) for group in groups)
+    op, parts = matrix(risk), (block_operator(matrix, risk, group) for group in groups)
     return [
         Finding("ok", counts),
         *_modules(risk),
         _order(risk),
         Finding("ok", f"two gradients agree; one takes {repeatable_gradient(risk):.3g} s"),
         *_graph(risk),
-        *_products(matrix(risk), parts, forecast_products(settings, [risk.n, *map(len, groups)])),
+        _verification(op, settings),
+        *_products(op, parts, forecast_products(settings, [risk.n, *map(len, groups)])),
         *_memory(risk, settings),
     ]
 
@@ -91,6 +93,14 @@ def _graph(risk: EmpiricalRisk) -> Iterator[Finding]:
         yield Finding("WARN", f"{len(names)} parameters do not enter the loss and have zero rows: {shown}")
     if "scaled_dot_product_attention" in called.names:
         yield Finding("note", "attention runs unfused: its fused kernels have no second derivative")
+
+
+def _verification(op: LinearOperator, settings: Settings) -> Finding:
+    """Say whether gradients, products and weights are what differences of the loss say."""
+    try:
+        return Finding("ok", verify(op) or "no curvature of a risk to verify")
+    except UnverifiedError as error:
+        return Finding("WARN" if settings.accept_unverified else "FAIL", str(error))
 
 
 def _products(op: LinearOperator, parts: Iterator[LinearOperator], forecasts: list[int]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyhessian_spectra.spectra.arpack import find_edges_by_arpack
 from pyhessian_spectra.spectra.bounds import certify
 from pyhessian_spectra.spectra.copies import add_missing_copies, holds_better
-from pyhessian_spectra.spectra.edges import ROUNDING, find_edges, require_which
+from pyhessian_spectra.spectra.edges import ROUNDING, Edges, find_edges, require_which
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal
 from pyhessian_spectra.spectra.meter import Meter
@@ -68,7 +68,8 @@ def krylov_pass(
     n, before = op.n, op.num_products
     require_which(which)
     k = min(settings.num_eigenvalues, n // 2) * (2 if which == "BE" else 1)
-    edges = {"lanczos": find_edges, "arpack": find_edges_by_arpack}[settings.eigensolver](
+    find: Callable[..., Edges] = find_edges if settings.eigensolver == "lanczos" else find_edges_by_arpack
+    edges = find(
         op,
         op.space.randn(generator),
         k,

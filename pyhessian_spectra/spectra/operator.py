@@ -67,6 +67,11 @@ class LinearOperator(ABC):
         """Device of the vectors."""
         return self.space.device
 
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        """The operators that this one is composed of; none by default."""
+        return ()
+
     @abstractmethod
     def _matvec(self, v: Tensor) -> Tensor:
         """The product with ``v`` of shape (n,); ``v`` must not be modified."""
@@ -218,6 +223,10 @@ class _Combination(TermwiseOperator):
             size = "" if abs(scale) == 1 else f"{abs(scale):g} "
             words += ["-" if scale < 0 else "+", f"{size}{op.kind}"]
         return " ".join(words[1:] if words[0] == "+" else words)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return tuple(op for _, op in self._parts)
 
     def _product(self, v: Tensor) -> Tensor:
         (scale, op), *rest = self._parts

@@ -47,6 +47,9 @@ class Settings:
     memory_budget : int, optional
         Bytes of memory for Lanczos vectors, beyond which they go to disk, and separately for kept linearisations; by
         default half of the free memory for each. Results do not depend on it beyond rounding.
+    accept_unverified : bool
+        Go on, with a note, where a check finds that products, gradients or the weights of batches are not what
+        differences of the loss say; by default such a risk is refused. Operators of other kinds are not checked.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class Settings:
         minimum=0,
         repr=False,  # not part of a journal's identity: an analysis may resume with another budget
     )
+    accept_unverified: bool = _setting(False, "Go on, with a note, where a check finds derivatives wrong.", repr=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -74,6 +74,10 @@ class ShiftedOperator(LinearOperator):
         self.space, self.kind = op.space, f"{op.kind} + {shift:g} identity"
         self._op, self._shift = op, float(shift)
 
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self._op,)
+
     def reference(self) -> LinearOperator | None:
         """The reference of ``A``, shifted."""
         inner = self._op.reference()
@@ -120,6 +124,10 @@ class BlockDiagonalOperator(LinearOperator):
         super().__init__(n, dtype=blocks[0].dtype, device=blocks[0].device)
         self.kind = "block-diagonal " + ", ".join(dict.fromkeys(block.kind for block in blocks))
         self._blocks = [(block, i.to(self.device)) for block, i in zip(blocks, indices, strict=True)]
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return tuple(block for block, _ in self._blocks)
 
     def reference(self) -> LinearOperator | None:
         """The references of the blocks in their places; None if one of them has none."""
@@ -170,6 +178,10 @@ class CongruenceOperator(LinearOperator):
         self.kind = f"{'block of' if picks else 'transformed'} {op.kind}"
         self._op, self._picks = op, picks
         self._transform = transform.to(op.device) if picks else transform.to(op.device, op.dtype)
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self._op,)
 
     def reference(self) -> LinearOperator | None:
         """The reference of ``A``, transformed."""

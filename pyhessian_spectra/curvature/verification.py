@@ -1,0 +1,282 @@
+"""verify: whether an operator's products are the derivatives that they are called, found from values of the loss.
+
+The oracle is the user's model and loss on torch's own operations. Their values along a random line tell whether
+gradients are right, and gradients along it whether products are. Differences are taken in float64 whatever the model's
+dtype, on a few examples, at the first of several steps at which they agree: small ones, within which kinks are unlikely
+to lie, then large ones, which rounding disturbs less. A claim is refuted where it agrees at no step, and differences at
+small steps agree with one another ten times better than with the claim.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pyhessian_spectra.curvature import autodiff
+from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.cuts import check_cuts
+from pyhessian_spectra.curvature.faults import place_of_fault
+from pyhessian_spectra.curvature.inspection import coarsest_dtype
+from pyhessian_spectra.curvature.operators import (
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    ResidualOperator,
+    RiskOperator,
+)
+from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.errors import SpectraError, UnverifiedError
+from pyhessian_spectra.spectra.operator import LinearOperator
+
+# Few examples have few kinks (a ReLU's zero) near them, and cost little.
+_EXAMPLES, _SINGLE_EXAMPLES = 16, 4
+
+_STOPPED = "as with detach, no_grad, a hook on gradients, or an estimator that passes straight through"
+_CUT_OFF = "as with a backward of one's own that cannot be differentiated"
+_ENTANGLED = (
+    "the product with the Fisher matrix differs from that of each example's own gradient, since examples of a batch "
+    "act on one another, as through statistics of the batch"
+)
+
+
+def verify(op: LinearOperator) -> str:
+    """Check a curvature operator, or those that it is composed of, and the weights of its risk's batches.
+
+    Returns what was found, in words; raises UnverifiedError, on all ranks alike, with a sentence that says where the
+    fault lies as far as that can be told. It costs about ten gradients of sixteen examples for each operator, and the
+    values of the losses of two batches and of both together.
+    """
+    told, leaves = [], list(_leaves(op))
+    for leaf in leaves:
+        failure: Exception | None = None
+        try:
+            told.append(_checked(leaf))
+            if leaf is leaves[0]:
+                told.append(check_cuts(leaf.risk, leaf.point))
+        except Exception as error:
+            failure = error
+        leaf.risk.sample.processes.agree(failure)
+    return "; ".join(dict.fromkeys(filter(None, told)))
+
+
+def _leaves(op: LinearOperator) -> Iterator[RiskOperator]:
+    if isinstance(op, RiskOperator):
+        yield op
+    for part in op.parts:
+        yield from _leaves(part)
+
+
+def _checked(op: RiskOperator) -> str:
+    """Check one operator; return what was found, or nothing where this rank has no data."""
+    case = _Case.of(op)
+    if case is None:
+        return ""
+    inside = case.computed_in(op.point)
+    if torch.finfo(inside).eps > torch.finfo(op.dtype).eps:
+        raise UnverifiedError(
+            f"the model computes in {_name(inside)} while its parameters are {_name(op.dtype)}, so that products are "
+            "less exact than any error of a number would say; let it compute in the dtype of its parameters"
+        )
+    examples = f"{case.batch.num_examples} examples"
+    comparisons = list(case.comparisons())
+    for comparison in comparisons:
+        if comparison.refuted:
+            told = f"{comparison.what}, by {comparison.best:.2g}, relative, on {examples}"
+            if case.loss(case.op.point) != case.loss(case.op.point):
+                raise UnverifiedError(f"{told}; the model or the loss changes from call to call")
+            if comparison.placed:
+                told = f"{told}; {place_of_fault(op.risk, case.batch.cast(op.dtype), _is_refuted)}"
+            raise UnverifiedError(told)
+    slope, product = (f"{comparison.best:.0e}" for comparison in comparisons[:2])
+    return f"{op.kind} on {examples}: gradients right to {slope}, products to {product}, relative"
+
+
+def _is_refuted(risk: EmpiricalRisk) -> bool:
+    case = _Case.of(HessianOperator(risk))
+    return case is not None and any(comparison.refuted for comparison in case.comparisons())
+
+
+@dataclass
+class _Comparison:
+    """A claim against what differences say at several steps."""
+
+    what: str
+    rtol: float
+    placed: bool = True  # whether a module may be where the fault lies
+    misses: list[Tensor] = field(default_factory=list)
+    best: float = math.inf  # relative
+    agrees: bool = False
+
+    def add(self, claim: Tensor, found: Tensor, size: float, noise: float = 0.0) -> None:
+        """Compare at one more step; ``size`` is what a claim is relative to, ``noise`` what rounding may amount to."""
+        miss = float((found - claim).norm())
+        self.misses.append(found - claim)
+        self.best = min(self.best, miss / size if size else miss)
+        self.agrees = self.agrees or miss <= self.rtol * size + noise
+
+    @property
+    def refuted(self) -> bool:
+        """Whether differences at small steps agree with one another much better than with the claim."""
+        pairs = itertools.combinations(self.misses[:3], 2)
+        spread = max((float((a - b).norm()) for a, b in pairs), default=0.0)
+        return not self.agrees and min(float(miss.norm()) for miss in self.misses) > 10 * spread
+
+
+@dataclass
+class _Case:
+    """An operator's linearisation of a few examples, in float64 where they compute in it."""
+
+    op: RiskOperator
+    batch: Batch
+    linearisation: autodiff.Linearisation
+
+    @classmethod
+    def of(cls, op: RiskOperator) -> _Case | None:
+        """A few examples in float64; a whole batch, or the model's own dtype, where that fails; None without data."""
+        error: Exception | None = None
+        count = _SINGLE_EXAMPLES if op.kind == EmpiricalFisherOperator.kind else _EXAMPLES
+        for dtype in dict.fromkeys((torch.float64, op.dtype)):
+            try:
+                there = op if dtype == op.dtype else op.at(op.point.cast(op.risk.model, dtype))
+                for _, batch in itertools.islice(op.risk.sample.read(dtype), 1):
+                    for part in (batch.rows(0, count), batch):
+                        try:
+                            case = cls(there, part, there._linearise(part))
+                            if math.isfinite(case.loss(there.point)):
+                                return case
+                        except SpectraError as failed:
+                            error = failed
+            except (RuntimeError, TypeError) as failed:  # of a device without float64
+                error = failed
+        if error is not None:
+            raise error
+        return None
+
+    def loss(self, point: Point) -> float:
+        """The value of the loss, by torch's own operations."""
+        return float(autodiff.loss(self.op.risk.objective.native(), point, self.batch))
+
+    def gradient(self, point: Point) -> Tensor:
+        """The gradient of the loss, from one backward pass."""
+        return autodiff.gradient(self.op.risk.objective, point, self.batch)
+
+    def computed_in(self, point: Point) -> torch.dtype:
+        """The coarsest dtype in the graph of the loss at a point."""
+        objective, batch = self.op.risk.objective, self.batch.cast(point.dtype)
+        return objective.run(point, batch, lambda: coarsest_dtype(objective.evaluate(batch)[1]))
+
+    def comparisons(self) -> Iterator[_Comparison]:
+        """Gradients against values of the loss, then products against gradients, along a random line."""
+        point, kind, eps = self.op.point, self.op.kind, torch.finfo(self.computed_in(self.op.point)).eps
+        scale = _scale(self.op.risk, point)
+        generator = torch.Generator().manual_seed(0)
+        u, v = (scale * torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
+        hv, gradient = scale * self.linearisation.matvec(v), self.gradient(point)
+        size = float((scale * gradient).norm())
+        slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
+        product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
+        difference = _DIFFERENCES.get(kind)
+        for power in (1, 0, 2, 3, -1, -2):
+            if slope.agrees and (product.agrees or difference is None):
+                break
+            step = eps ** (1 / 3) * (0.1 if eps < 1e-10 else 0.4) ** power
+            noise = 100 * eps / (2 * step)
+            ahead, behind = point.moved(v, step), point.moved(v, -step)
+            values, gradients = (self.loss(ahead), self.loss(behind)), (self.gradient(ahead), self.gradient(behind))
+            simpson = (gradients[0] + 4 * gradient + gradients[1]) @ v / 6
+            rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
+            slope.add(simpson, rise, size, noise * abs(values[0]))
+            if difference is not None:
+                found = scale * difference(self, ahead, behind, *gradients) / (2 * step)
+                product.add(hv, found, float(max(found.norm(), hv.norm())), noise * size)
+        yield slope
+        if difference is not None:
+            yield product
+        elif kind == EmpiricalFisherOperator.kind:
+            product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
+            alone = scale * self.of_single_gradients(v)
+            product.add(hv, alone, float(alone.norm()))
+            yield product
+        else:
+            hu, both = (scale * self.linearisation.matvec(x) for x in (u, u + v))
+            symmetry = _Comparison(
+                f"products with the {kind} are not symmetric, u.Av being another than v.Au", eps**0.4
+            )
+            symmetry.add(u / scale @ hv, v / scale @ hu, float(hu.norm() + hv.norm()) * len(scale) ** 0.5)
+            linearity = _Comparison(
+                f"products with the {kind} are not linear, A(u + v) being another than Au + Av", eps**0.4
+            )
+            linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))
+            yield from (symmetry, linearity)
+
+    def of_single_gradients(self, v: Tensor) -> Tensor:
+        """``sum_i c_i g_i (g_i . v) / sum_i c_i``, with each example's gradient from a batch of its own."""
+        total, weights = torch.zeros_like(v), 0.0
+        for i in range(self.batch.num_examples):
+            one = self.batch.rows(i, i + 1)
+            weight = self.op.risk.num_terms(one.targets)
+            if weight:
+                try:
+                    g = autodiff.gradient(self.op.risk.objective, self.op.point, one)
+                except SpectraError as error:
+                    raise UnverifiedError(
+                        "an example alone has no gradient, since the model takes statistics over the batch, so that "
+                        "there is no Fisher matrix; use mode='eval', or the Hessian"
+                    ) from error
+                total, weights = total + weight * g * (g @ v), weights + weight
+        return total / weights
+
+
+def _difference_of_gradients(case: _Case, ahead: Point, behind: Point, above: Tensor, below: Tensor) -> Tensor:
+    return above - below
+
+
+def _difference_of_slopes(case: _Case, ahead: Point, behind: Point, *_: Tensor) -> Tensor:
+    """``J^T (s(ahead) - s(behind))``, with the loss's gradient ``s`` in the outputs and the Jacobian in between."""
+    objective, batch = case.op.risk.objective, case.batch
+    pairs = zip(*(autodiff.slopes(objective, p, batch) for p in (ahead, behind)), strict=True)
+    return autodiff.pulled_back(objective, case.op.point, batch, [a - b for a, b in pairs])
+
+
+def _difference_of_jacobians(case: _Case, ahead: Point, behind: Point, *_: Tensor) -> Tensor:
+    """``(J(ahead) - J(behind))^T s``, with ``s`` in between."""
+    objective, batch = case.op.risk.objective, case.batch
+    slopes = autodiff.slopes(objective, case.op.point, batch)
+    above, below = (autodiff.pulled_back(objective, p, batch, slopes) for p in (ahead, behind))
+    return above - below
+
+
+_DIFFERENCES: dict[str, Callable[..., Tensor]] = {
+    HessianOperator.kind: _difference_of_gradients,
+    GGNOperator.kind: _difference_of_slopes,
+    ResidualOperator.kind: _difference_of_jacobians,
+}
+
+
+def _scale(risk: EmpiricalRisk, point: Point) -> Tensor:
+    """What steps are relative to (n,): the root mean square of each parameter's entries, of all where these are zero.
+
+    Rows of embeddings for padding do not move, since torch takes them for constants.
+    """
+    whole = float(point.flat().square().mean().sqrt()) or 1.0
+    padding = {
+        f"{name}.weight".removeprefix("."): module.padding_idx
+        for name, module in risk.model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+    }
+    sizes = []
+    for name, c in zip(point.layout.names, point.coordinates, strict=True):
+        sizes.append(torch.full_like(c, float(c.detach().square().mean().sqrt()) or whole, requires_grad=False))
+        if name in padding:
+            sizes[-1][padding[name]] = torch.finfo(c.dtype).tiny
+    return point.layout.flatten(sizes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
