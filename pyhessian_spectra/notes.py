@@ -19,8 +19,8 @@ class Note:
     kind : str
         ``"linearisation"``: says whether it was kept. ``"unconverged"``: counts eigenpairs that did not reach the
         tolerance. ``"rounding"``: says that products are less precise than the tolerance. ``"interrupted"``: names what
-        is unfinished. ``"resumed"``, ``"afresh"``: say whether an earlier run's products were used. ``"journal"``: says why an interruption would lose work. ``"data"``,
-        ``"verification"``: concern the data, the products.
+        is unfinished. ``"resumed"``, ``"afresh"``: say whether an earlier run's products were used. ``"journal"``: says
+        why an interruption would lose work. ``"data"``, ``"verification"``: concern the data, the products.
     text : str
     """
 

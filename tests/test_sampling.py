@@ -251,3 +251,16 @@ def test_the_norm_has_the_sampling_error_of_the_jackknife():
     ]
     left = [np.linalg.norm(np.mean(parts[:i] + parts[i + 1 :], axis=0)) for i in range(12)]
     assert full.frobenius.data_stderr == pytest.approx(np.std(left) * np.sqrt(11), rel=0.1)
+
+
+def test_few_batches_and_batches_sorted_by_class_are_told():
+    def told(batch, order=slice(None)):
+        (x, y) = (torch.cat(part)[order] for part in zip(*classification(240, 20).data, strict=True))
+        model = classification(240, 20).model
+        risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(batch), y.split(batch), strict=True)))
+        found = analyze(risk, num_eigenvalues=2, layers=False, generator=torch.Generator().manual_seed(0))
+        return [note.text for note in found.notes if note.kind == "data"]
+
+    y = torch.cat([batch[1] for batch in classification(240, 20).data])
+    assert told(20) == [] == told(240) and "from 6 batches" in told(40)[0]
+    assert "sorted by class" in told(20, y.argsort())[0]

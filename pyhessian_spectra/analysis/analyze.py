@@ -13,6 +13,7 @@ import torch
 
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
+from pyhessian_spectra.analysis.sampling import data_notes
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
@@ -127,7 +128,7 @@ def analyze(
             "seconds_per_product": watch.seconds_per_product,
             "seconds_per_gradient": seconds_per_gradient,
         }
-        notes = [*doubts, *run.notes, *kept.notes]
+        notes = [*doubts, *data_notes(risk), *run.notes, *kept.notes]
         if kept.replayed:
             share = f"{kept.replayed} of its {watch.products} products"
             notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyhessian_spectra.curvature import EmpiricalRisk
+from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra.forms import Forms
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.trace import mean_of
@@ -14,6 +16,9 @@ from pyhessian_spectra.spectra.trace import mean_of
 # ``v_i^T A_b v_j`` and ``v_j^T A_b v_i`` agree to the rounding of float32 products (1e-5 of the norm was measured at
 # worst) when both come from the same batch; batches drawn anew differ by per cents.
 _SAME_BATCH = 1e-3
+
+# Batches from which a jackknife is worth its name: with ten its error is known to about a quarter.
+_ENOUGH = 10
 
 
 def jackknife(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
@@ -27,6 +32,19 @@ def jackknife(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
     pseudo = sizes * whole - (sizes - 1) * left
     centre = (shares * pseudo).sum(axis=0)
     return np.sqrt(((pseudo - centre) ** 2 / (sizes - 1)).mean(axis=0))
+
+
+def data_notes(risk: EmpiricalRisk) -> list[Note]:
+    """What makes the sampling errors of this risk's numbers doubtful."""
+    survey, notes = risk.sample.survey, []
+    batches = len(survey.weights)
+    if 1 < batches < _ENOUGH:
+        text = f"Errors of the data are from {batches} batches; below {_ENOUGH} they are rough: make batches smaller."
+        notes.append(Note("data", text))
+    if survey.by_class:
+        text = "Batches are sorted by class, so errors of the data are too large: mix the examples."
+        notes.append(Note("data", text))
+    return notes
 
 
 def has_batches(forms: Forms) -> bool:

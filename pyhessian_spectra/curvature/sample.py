@@ -23,6 +23,7 @@ class Survey(NamedTuple):
     num_examples: int
     num_local: int  # batches of this rank
     first_local: int  # position of this rank's first batch among all
+    by_class: bool  # whether batches hold far fewer classes than as many examples drawn at random would
 
 
 class Sample:
@@ -70,15 +71,22 @@ class Sample:
     def survey(self) -> Survey:
         """Counts from one pass over the data, made without calling the model."""
         weights, examples, failure = [], 0, None
+        classes: list[set[int]] = []  # of each batch
         try:
             for weight, batch in self.read():
                 weights.append(weight)
                 examples += batch.num_examples
+                if (
+                    isinstance(batch.targets, Tensor)
+                    and batch.targets.dim() == 1
+                    and batch.targets.dtype == torch.int64
+                ):
+                    classes.append(set(batch.targets.tolist()))
         except Exception as error:
             failure = error
         self.processes.agree(failure)
-        everyone = self.processes.gather((weights, examples))
-        together = tuple(weight for some, _ in everyone for weight in some)
+        everyone = self.processes.gather((weights, examples, classes))
+        together = tuple(weight for some, *_ in everyone for weight in some)
         if not together:
             empty = not any(True for _ in self._batches.data)
             raise InputError(
@@ -86,8 +94,10 @@ class Sample:
                 if empty
                 else "every batch has weight 0: all targets are ignored"
             )
-        first = sum(len(some) for some, _ in everyone[: self.processes.rank])
-        return Survey(together, sum(count for _, count in everyone), len(weights), first)
+        first = sum(len(some) for some, *_ in everyone[: self.processes.rank])
+        total = sum(count for _, count, _ in everyone)
+        by_class = _by_class([batch for *_, some in everyone for batch in some], total)
+        return Survey(together, total, len(weights), first, by_class)
 
     @property
     def shares(self) -> Tensor:
@@ -182,6 +192,15 @@ class Sample:
         if not found.count:
             _ = self.survey  # raises an error that says why
         return found.mean()
+
+
+def _by_class(classes: Sequence[set[int]], num_examples: int) -> bool:
+    """Whether batches of equal size hold less than half of the classes that they would if examples were mixed."""
+    if len(classes) < 2:
+        return False
+    every = len(set().union(*classes))
+    expected = every * (1 - (1 - 1 / every) ** (num_examples / len(classes)))
+    return sum(map(len, classes)) / len(classes) < expected / 2
 
 
 class _Sum:

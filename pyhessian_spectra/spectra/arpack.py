@@ -34,8 +34,8 @@ def find_edges_by_arpack(
     of its Ritz vectors and runs on ``(A - c) / s`` with the middle ``c`` (0 for ``"LM"``) and half the width ``s`` of
     the spectrum, since its tolerance is relative to each eigenvalue, which cannot be met near zero, and its other
     thresholds are absolute. After about ``max_products`` it gives up: the result then holds the short process' pairs,
-    and ``partial`` those that have converged in ARPACK. It keeps ``max(2 k + 1, 20)`` Lanczos vectors, in float64 and in
-    memory, so ``min_steps``, ``max_steps`` and ``memory_budget`` concern the short process alone.
+    and ``partial`` those that have converged in ARPACK. It keeps ``max(2 k + 1, 20)`` Lanczos vectors, in float64 and
+    in memory, so ``min_steps``, ``max_steps`` and ``memory_budget`` concern the short process alone.
     """
     n, before = op.n, op.num_products
     num_vectors = min(n, max(2 * k + 1, 20))

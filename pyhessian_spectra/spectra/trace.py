@@ -162,9 +162,9 @@ class _Spread:
     """The standard error of the mean of ``v^T B v`` over random sign vectors.
 
     The variance of ``v^T B v`` is twice the sum of the squared off-diagonal entries, and that sum is the variance of
-    the entries of ``v * B v``, added up. So estimated it covers where the spread of the few values ``v^T B v`` does not,
-    as with one outlier. An entry ``B_ij`` goes unseen if ``v_i v_j`` has one sign in all ``r`` vectors, with probability
-    ``2^(1 - r)``; what may be unseen is added.
+    the entries of ``v * B v``, added up. So estimated it covers where the spread of the few values ``v^T B v`` does
+    not, as with one outlier. An entry ``B_ij`` goes unseen if ``v_i v_j`` has one sign in all ``r`` vectors, with
+    probability ``2^(1 - r)``; what may be unseen is added.
     """
 
     def __init__(self, op: LinearOperator) -> None:

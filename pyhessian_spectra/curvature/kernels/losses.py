@@ -1,8 +1,8 @@
 """Losses of confident predictions, without the cancellation in torch's gradients of them.
 
-For a probability ``p`` near 1, torch computes the gradient ``p - 1`` from a ``p`` that was rounded: at a float32 loss of
-1e-6, a hundredth of a product is rounding. Here ``1 - p`` is the sum of the other probabilities. Where none is near 1, nothing
-cancels and torch's own versions are used, since they are faster.
+For a probability ``p`` near 1, torch computes the gradient ``p - 1`` from a ``p`` that was rounded: at a float32 loss
+of 1e-6, a hundredth of a product is rounding. Here ``1 - p`` is the sum of the other probabilities. Where none is near
+1, nothing cancels and torch's own versions are used, since they are faster.
 """
 
 from __future__ import annotations
