@@ -299,6 +299,13 @@ def test_fitting_names_the_first_missing_unexpected_and_misshaped_key(model):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_fitting_refuses_weights_that_are_no_real_floats(model, dtype):
+    state_dict = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=rf"that are no real floats \(first [\w.]+: {dtype} in the file\)"):
+        fit_state_dict(model, _checkpoint(state_dict))
+
+
 def test_fitting_does_without_num_batches_tracked_but_not_without_running_means():
     norm = nn.BatchNorm1d(2)
     state_dict = {name: torch.full_like(tensor, 2) for name, tensor in norm.state_dict().items()}

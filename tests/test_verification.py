@@ -343,6 +343,11 @@ def test_a_column_of_outputs_against_a_row_of_targets_is_refused_though_torch_on
         warnings.simplefilter("ignore")
         with pytest.raises(InputError, match=r"shapes \(12, 1\) and \(12,\).*targets\[:, None\]"):
             risk.loss()
+        inside = EmpiricalRisk.from_batch_loss(
+            risk.model, lambda model, batch: F.mse_loss(model(batch[0]), batch[1]), risk.data
+        )
+        with pytest.raises(InputError, match="each example meets all others"):
+            inside.loss()
     assert risk_of(net(outputs=1), loss, drawn(12, 1)).loss() > 0
 
 

@@ -69,15 +69,17 @@ class RefusedBroadcasts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         pair = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
-        if len(pair) == 2 and any(x is self._targets for x in pair) and func not in _OF_LABELS and _grows(*pair):
+        met = func in _ELEMENTWISE or (func not in _OF_LABELS and any(x is self._targets for x in pair))
+        if met and len(pair) == 2 and _grows(*pair):
             shapes = " and ".join(str(tuple(x.shape)) for x in pair)
             raise InputError(
-                f"the loss broadcasts tensors of shapes {shapes}, one of them the targets, against one another: each "
+                f"the loss broadcasts outputs and targets, of shapes {shapes}, against one another, so that each "
                 "example meets all others; give both one shape, such as targets[:, None]"
             )
         return func(*args, **(kwargs or {}))
 
 
+_ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)  # torch warns here, unless it is silenced
 _OF_LABELS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 
 

@@ -101,13 +101,13 @@ def trainable_layout(model: nn.Module) -> tuple[ParameterLayout, torch.dtype, to
         raise InputError("the model has no trainable parameters; call requires_grad_(True) on those to analyse")
     first_name, first = next(iter(trainable.items()))
     for name, p in trainable.items():
+        if p.is_complex():
+            raise InputError(f"{name} is complex; write it as two real parameters, such as its view_as_real")
         if (p.dtype, p.device) != (first.dtype, first.device):
             raise InputError(
                 f"parameters must share dtype and device: {first_name} is {first.dtype} on {first.device}, {name} is "
                 f"{p.dtype} on {p.device}; convert the model with .to(device, dtype)"
             )
-        if p.is_complex():
-            raise InputError(f"{name} is complex; write it as two real parameters, such as its view_as_real")
         if not torch.isfinite(p).all():
             raise NonFiniteError(f"parameter {name} holds NaN or infinity; the checkpoint is from a run that diverged")
     if first.dtype not in (torch.float32, torch.float64):

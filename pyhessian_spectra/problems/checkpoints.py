@@ -142,7 +142,7 @@ def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None
     Raises
     ------
     InputError
-        Keys are missing, unexpected or of another shape; the first of each kind is named.
+        Keys are missing, unexpected, of another shape or dtype; the first of each kind is named.
     NonFiniteError
         A parameter or buffer holds NaN or infinity.
     """
@@ -156,6 +156,11 @@ def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None
             f"{key}: {tuple(given[key].shape)} in the file, {tuple(tensor.shape)} in the model"
             for key, tensor in own.items()
             if key in given and given[key].shape != tensor.shape
+        ],
+        "that are no real floats": [  # quantised weights without their scales, complex ones
+            f"{key}: {given[key].dtype} in the file"
+            for key, tensor in own.items()
+            if key in given and tensor.is_floating_point() and not given[key].is_floating_point()
         ],
     }
     complaints = "; ".join(f"{len(found)} {what} (first {found[0]})" for what, found in defects.items() if found)
