@@ -39,6 +39,9 @@ class Spectrum:
         Precision of the products it was found with, such as ``"float32"``.
     exact : bool
         True if the nodes are all the eigenvalues, so that there is no sampling error.
+    whole : ndarray, shape (2, m), float64, optional
+        Nodes and weights of one more probe's quadrature, of the whole operator with its atoms: that of the process
+        that found them, which is longer than the others. It narrows the bounds that hold with a probability.
     facts : mapping
         JSON scalars about the run for reports, such as the number of Lanczos steps. No number depends on them.
     """
@@ -50,6 +53,7 @@ class Spectrum:
     num_atoms: int
     dtype: str
     exact: bool = False
+    whole: Floats | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Spectrum:
 
     @classmethod
     def from_quadrature(
-        cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, facts: Mapping[str, Any]
+        cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, **known: Any
     ) -> Spectrum:
         """Atoms of weight ``1 / n`` and, in one row per probe, the quadrature of the remaining spectrum.
 
@@ -94,7 +98,7 @@ class Spectrum:
             stop = len(atoms) + len(theta)
             nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
             nodes[i, stop:] = theta[-1]
-        return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, facts=facts)
+        return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, **known)
 
     @property
     def num_probes(self) -> int:
@@ -127,8 +131,8 @@ class Spectrum:
         Without ``level`` they hold the average of the probes' spectral measures: each measure lies between the bounds
         of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
-        by a bound for independent probes uniform on the sphere. The weights of the atoms are known; for an exact
-        spectrum both bounds are the CDF. Raises InputError if ``level`` is not between 0 and 1.
+        by a bound for independent probes uniform on the sphere; the quadrature of the ``whole`` narrows it, each of the
+        two failing in half of the cases. The weights of the atoms are known; for an exact spectrum both are the CDF. Raises InputError if ``level`` is not between 0 and 1.
 
         Parameters
         ----------
@@ -146,22 +150,38 @@ class Spectrum:
         if self.exact:
             return self.cdf(grid), self.cdf(grid)
         lower, upper = step_bounds(*self._seen_bounds, grid)
-        lower, upper = self._rest_bounds(lower, upper, level)
+        lower, upper = self._rest_bounds(lower, upper, level if level is None else self._split(level))
         if others is not None:
             lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
             upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
         known = np.searchsorted(np.sort(self._atoms), grid, side="right") / self.n
         share = 1 - len(self._atoms) / self.n
-        return known + share * lower, np.minimum(known + share * upper, 1.0)
+        lower, upper = known + share * lower, np.minimum(known + share * upper, 1.0)
+        if level is None or self._long is None:
+            return lower, upper
+        least, most = self._long.cdf_bounds(grid, level=self._split(level))
+        return np.maximum(lower, least), np.minimum(upper, most)
 
     def cdf_error(self, *, level: float) -> float:
-        """Half the greatest distance between the bounds of :meth:`cdf_bounds`; 0 for an exact spectrum."""
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds`, or a little more; 0 if exact."""
         if self.exact:
             return 0.0
         _, lower, upper = self._seen_bounds
-        lower, upper = self._rest_bounds(lower, upper, level)
+        lower, upper = self._rest_bounds(lower, upper, each := self._split(level))
         share = 1 - len(self._atoms) / self.n
-        return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+        error = share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+        return error if self._long is None else min(error, self._long.cdf_error(level=each))
+
+    @cached_property
+    def _long(self) -> Spectrum | None:
+        """The quadrature of the whole operator as a spectrum of its own."""
+        if self.whole is None:
+            return None
+        return Spectrum(self.whole[:1], self.whole[1:], self.n, num_atoms=0, dtype=self.dtype)
+
+    def _split(self, level: float) -> float:
+        """The level at which each of the two bounds must hold so that both hold together at ``level``."""
+        return level if self.whole is None else (1 + level) / 2
 
     @property
     def _atoms(self) -> Floats:
