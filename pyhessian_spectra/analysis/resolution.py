@@ -1,4 +1,4 @@
-"""What an estimated spectrum resolves: cells whose numbers of eigenvalues are known, and intervals that hold a share."""
+"""What a spectrum resolves: cells whose numbers of eigenvalues are known, and intervals that hold a share of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BETWEEN = 8
 
 @dataclass(frozen=True)
 class Cells:
-    """Adjoining cells from ``edges[i]`` to ``edges[i + 1]``, and the eigenvalues in each: estimated, least, greatest."""
+    """Cells from ``edges[i]`` to ``edges[i + 1]``, and the number of eigenvalues in each: estimate, least, greatest."""
 
     edges: Floats
     counts: Floats

@@ -24,7 +24,7 @@ from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, He
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, trace_error
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
@@ -205,16 +205,12 @@ _ASCII = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789") | {o
 
 
 def _summary(analysis: SpectralAnalysis) -> str:
-    """The numbers of a checkpoint, each with its error and the data's, in ASCII because terminals differ."""
-    top, trace = analysis.full.largest, analysis.full.trace
+    """The numbers of a checkpoint, each with the largest of its errors, in ASCII because terminals differ."""
+    top, trace, examples = analysis.full.largest, analysis.full.trace, analysis.problem.get("N")
     data = None if top.data_stderr is None else float(top.data_stderr[-1])
-    value = _number(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data)
-    return f"largest eigenvalue {value}, trace {_number(trace.value, trace_error(trace), trace.data_stderr)}"
-
-
-def _number(value: float, error: float, data: float | None) -> str:
-    shown = format_with_error(value, error) + ("" if data is None else f" (data: ± {format_number(data, digits=2)})")
-    return shown.replace("×10", "e").translate(_ASCII)
+    value = format_headline(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data, examples)
+    total = format_headline(trace.value, trace_error(trace), trace.data_stderr, examples)
+    return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
 
 
 @contextlib.contextmanager

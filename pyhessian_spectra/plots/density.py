@@ -64,8 +64,8 @@ def plot_density(
     top = 2 * max(1.0, float(upper.max()))
     title = f"all {spectrum.n:,} eigenvalues; {_linear_part(axis)}"
     if not spectrum.exact:
-        title = f"a bar's eigenvalues are known in number, not where in it; light: bounds, {confidence(others)} confidence"
-        title += f"\n{_linear_part(axis)}"
+        title = "bars: how many eigenvalues lie in them, not where in a wide one\n"
+        title += f"light: bounds, {confidence(others)} confidence; {_linear_part(axis)}"
     with style.drawing(ax) as ax:
         axis.set_scale(ax)
         ax.set_yscale("log")
@@ -114,7 +114,9 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
     if not blocks:
         raise InputError("blocks is empty; a figure of densities needs at least one block")
     others = [known_others(block.spectrum, (block.smallest, block.largest)) for block in blocks.values()]
-    axis = EigenvalueAxis.fit([block.spectrum for block in blocks.values()], points=[x for ends in others for x in ends or ()])
+    axis = EigenvalueAxis.fit(
+        [block.spectrum for block in blocks.values()], points=[x for ends in others for x in ends or ()]
+    )
     row_height = float(np.clip(5.5 / len(blocks), 0.22, 0.55))
     profiles = [axis.profile(each.spectrum, others=ends) for each, ends in zip(blocks.values(), others, strict=True)]
     tallest = max(float(profile.counts.max(initial=1.0)) for profile in profiles)

@@ -74,7 +74,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     digest = hash_file(path)
     contents = read_contents(path, trust_pickle)
     tensors, module = find_state_dict(contents, path)
-    facts = contents if isinstance(contents, Mapping) else {}
+    # in a bare state dict nothing lies beside the tensors: the counters of a BatchNorm are no facts
+    facts = {k: v for k, v in contents.items() if k not in tensors} if isinstance(contents, Mapping) else {}
     described = facts.get(_SELF_DESCRIPTION)
     described = described if isinstance(described, Mapping) else {}
     metadata = _scalars(facts) | _scalars({k: v for k, v in described.items() if k not in _PROBLEM_KEYS})

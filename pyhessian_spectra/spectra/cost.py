@@ -32,7 +32,9 @@ def forecast_products(settings: Settings, sizes: Sequence[int]) -> list[int]:
     if whole <= settings.exact_limit:
         return [products_to_build(settings, whole), *(0 for _ in blocks)]
     each = [settings, *(settings.replace(resolve=0) for _ in blocks)]
-    return [products_to_build(s, n) if is_dense(s, n) else products_of_a_pass(s) for s, n in zip(each, sizes, strict=True)]
+    return [
+        products_to_build(s, n) if is_dense(s, n) else products_of_a_pass(s) for s, n in zip(each, sizes, strict=True)
+    ]
 
 
 def products_to_build(settings: Settings, n: int) -> int:

@@ -131,8 +131,9 @@ class Spectrum:
         Without ``level`` they hold the average of the probes' spectral measures: each measure lies between the bounds
         of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
-        by a bound for independent probes uniform on the sphere; the quadrature of the ``whole`` narrows it, each of the
-        two failing in half of the cases. The weights of the atoms are known; for an exact spectrum both are the CDF. Raises InputError if ``level`` is not between 0 and 1.
+        by a bound for independent probes uniform on the sphere. The quadrature of the ``whole``, where there is one, is
+        such a probe too and narrows the band. The weights of the atoms are known; for an exact spectrum both bounds are
+        the CDF. Raises InputError if ``level`` is not between 0 and 1.
 
         Parameters
         ----------
