@@ -500,7 +500,8 @@ def wordy(tmp_path_factory):
     first = slq_analysis("run/" + "w" * 120 + ".pt", n=1000, probes=2, steps=40, layer_names=names, **facts)
     full = dataclasses.replace(first.full, group_traces={name: first.full.trace for name in names})
     errors = {
-        edge: dataclasses.replace(getattr(full, edge), data_stderr=np.full(8, 12345.678)) for edge in ("largest", "smallest")
+        edge: dataclasses.replace(getattr(full, edge), data_stderr=np.full(8, 12345.678))
+        for edge in ("largest", "smallest")
     }
     full = dataclasses.replace(full, **errors, trace=dataclasses.replace(full.trace, data_stderr=1.2e-7))
     second = dataclasses.replace(first, full=full, layers={}, problem={**first.problem, "model": "m" * 90})

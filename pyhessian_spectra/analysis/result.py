@@ -123,8 +123,12 @@ def save_analyses(
                 if (vectors := getattr(block, edge).eigenvectors) is not None:
                     arrays[f"{index}/{name}/{edge}_eigenvectors"] = vectors
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
-    write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+    try:
+        write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
+        write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+    except OSError as error:
+        told = f"the analysis cannot be written to {json_path} and {npz_path}: {error.strerror or error}"
+        raise InputError(f"{told}; make room, or name another place") from None
 
 
 def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> list[SpectralAnalysis]:

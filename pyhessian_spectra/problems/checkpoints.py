@@ -121,8 +121,8 @@ def save_checkpoint(
     state_dict = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     try:
         write_whole(path, lambda handle: torch.save({"state_dict": state_dict, _SELF_DESCRIPTION: description}, handle))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    except (OSError, RuntimeError) as error:  # torch's writer has errors of its own where the disk is full
+        raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     return path
 
 
