@@ -204,15 +204,13 @@ def test_a_full_disk_is_one_sentence_and_loses_no_product(folder, cli, monkeypat
 
 
 def test_a_disk_that_is_full_when_a_result_is_saved_is_one_sentence(tmp_path, monkeypatch):
-    def write(handle, data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     class Full(io.BytesIO):
-        write = write
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fdopen", lambda descriptor, mode: (os.close(descriptor), Full())[1])
     with pytest.raises(InputError, match=r"cannot be written to .*No space left on device; make room"):
-        exact_analysis(n=50).save(tmp_path / "a")
+        exact_analysis(n=50, layers=False).save(tmp_path / "a")
     with pytest.raises(InputError, match="cannot be written"):
         save_checkpoint(tmp_path / "a.pt", torch.nn.Linear(2, 2), problem={"model": "mlp"})
     assert not list(tmp_path.iterdir())
