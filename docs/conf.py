@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
+    "sphinx_copybutton",
     "from_code",  # docs/_ext: the command line and results.json, described by the code itself
     "mathml",  # docs/_ext: formulas as MathML, where MathJax would be fetched by each reader
 ]
@@ -30,6 +31,11 @@ autodoc_typehints = "none"  # the docstrings say shapes and units, which types d
 autodoc_member_order = "bysource"
 numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False
+
+# The button copies what follows a prompt, and of blocks without prompts everything; a bare "..." becomes the empty line
+# that ends a block of Python.
+copybutton_prompt_text = r">>> ?|\.\.\. ?|\$ "
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"pyhessian_spectra {release}"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from analyses import exact_analysis
 from commands import FAST, one_sentence, results, snapshot, write_problem
 
+from pyhessian_spectra import files
+from pyhessian_spectra.analysis import result as analysis_result
 from pyhessian_spectra.cli import output, run
+from pyhessian_spectra.cli.threads import choose_threads
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.problems import load_problem, save_checkpoint
+from pyhessian_spectra.runs.doctor import examine
 
 # Reports
 
@@ -180,6 +189,64 @@ def test_ctrl_c_before_anything_was_finished_leaves_nothing(folder, cli):
     result = cli("report", "a.pt", "--problem", "own:risk", "--out", "o")
     assert result.status == 130 and "before anything was finished" in result.err
     assert {name for name in snapshot(folder) if "__pycache__" not in name} == held
+
+
+def test_a_full_disk_is_one_sentence_and_loses_no_product(folder, cli, monkeypatch):
+    def full(path, write):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_result, "write_whole", full)
+        sentence = one_sentence(cli("report", "a.pt", "--out", "o", *FAST), 2)
+    assert "No space left on device" in sentence and "make room" in sentence and not (folder / "o").exists()
+    again = cli("report", "a.pt", "--out", "o", *FAST)
+    assert again.status == 0 and "Resumed" in again.err + (folder / "o" / "report.html").read_text()
+
+
+def test_a_disk_that_is_full_when_a_result_is_saved_is_one_sentence(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fdopen", lambda descriptor, mode: (os.close(descriptor), Full())[1])
+    with pytest.raises(InputError, match=r"cannot be written to .*No space left on device; make room"):
+        exact_analysis(n=50, layers=False).save(tmp_path / "a")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_checkpoint(tmp_path / "a.pt", torch.nn.Linear(2, 2), problem={"model": "mlp"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("slower", "best"), [("two threads", 1), ("one thread", 2)])
+def test_the_faster_number_of_threads_is_taken_said_and_kept_for_a_run_that_resumes(tmp_path, slower, best):
+    class Risk:
+        device, n = torch.device("cpu"), 100
+
+        def gradient(self):
+            time.sleep(0.02 if torch.get_num_threads() == (2 if slower == "two threads" else 1) else 0.001)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        told = choose_threads(Risk(), tmp_path / "threads")
+        assert told.endswith(f"computing with {best}") and "with one thread" in told
+        assert torch.get_num_threads() == best
+        torch.set_num_threads(2)
+        assert choose_threads(None, tmp_path / "threads") == "" and torch.get_num_threads() == best
+        torch.set_num_threads(1)
+        assert choose_threads(Risk()) == ""  # there is nothing to choose
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_doctor_says_which_number_of_threads_is_better_and_the_library_changes_none(folder, cli):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        examine(load_problem("a.pt").risk)
+        assert torch.get_num_threads() == 2
+        assert "with one thread and" in cli("doctor", "a.pt").out
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_numbers_survive_a_report_that_cannot_be_drawn(folder, cli, monkeypatch):

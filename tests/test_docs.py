@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import code
+import contextlib
 import doctest
 import importlib.util
+import io
 import re
 import shlex
 import subprocess
@@ -50,18 +53,39 @@ def _relative(path: Path) -> str:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=_relative)
-def test_examples_print_what_the_page_says(page: Path) -> None:
+def test_examples_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
     failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS, verbose=False)
     assert tried and not failed
+    left = sorted(path.name + "/" * path.is_dir() for path in tmp_path.iterdir())
+    if left and (ROOT / ".git").exists():  # a reader follows the page in a clone
+        ignored = subprocess.run(["git", "check-ignore", *left], cwd=ROOT, capture_output=True, text=True).stdout
+        assert ignored.split() == left
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=_relative)
+def test_examples_can_be_pasted_into_a_python_prompt(page: Path) -> None:
+    """Line by line, as the button copies them: no block runs into the next statement."""
+    prompt = re.compile(r"(?:>>> ?|\.\.\. ?)(.*)")
+    expected = sum(example.exc_msg is not None for example in doctest.DocTestParser().get_examples(page.read_text()))
+    console, told = code.InteractiveConsole(), io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        for line in filter(None, map(prompt.match, page.read_text().splitlines())):
+            waiting = console.push(line[1])
+            assert told.getvalue().count("Traceback") <= expected and "SyntaxError" not in told.getvalue(), (
+                told.getvalue()
+            )
+    assert not waiting and told.getvalue().count("Traceback") == expected
 
 
 def _readme_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(_readme_blocks()[0], {})
-    assert "between" in capsys.readouterr().out
+def test_readme_example_runs_when_it_is_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    console = code.InteractiveConsole()
+    assert not any(console.push(line) for line in _readme_blocks()[0].splitlines())
+    shown = capsys.readouterr()
+    assert "between" in shown.out and not shown.err
 
 
 def test_readme_factory_serves_the_command_line(tmp_path: Path) -> None:
@@ -136,8 +160,8 @@ def test_links_within_the_repository_lead_somewhere() -> None:
 
 
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "numpydoc")),
-    reason="Sphinx, furo or numpydoc is not installed; pip install '.[docs]'",
+    any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "numpydoc", "sphinx_copybutton")),
+    reason="Sphinx or one of its extensions is not installed; pip install '.[docs]'",
 )
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]

@@ -268,7 +268,11 @@ def test_a_folder_that_is_not_a_journal_is_left_alone(tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "products").write_text("apples, pears\n")
-    for name, part in (("mine", "not empty"), ("other", "no journal"), ("mine/notes.txt", "cannot be written")):
+    for name, part in (
+        ("mine", "not empty"),
+        ("other", "damaged at its head"),
+        ("mine/notes.txt", "cannot be written"),
+    ):
         with pytest.raises(InputError, match=part):
             run(tmp_path / name, **PATHS["matrix-free"])
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
@@ -324,6 +328,18 @@ def test_a_journal_whose_beginning_is_damaged_is_begun_anew(tmp_path, whole):
     found, taken = run(tmp_path / "j", **PATHS["matrix-free"])
     assert same(found, whole) and taken == whole.timing["num_products"]
     assert of_the_journal(found) == ["Started afresh: what an interrupted run had kept is damaged."]
+
+
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_a_journal_whose_head_is_damaged_says_so_and_how_to_go_on(tmp_path, at):
+    run(tmp_path / "j", 5, **PATHS["matrix-free"])
+    file = tmp_path / "j" / "products"
+    held = bytearray(file.read_bytes())
+    held[at] ^= 1
+    file.write_bytes(held)
+    with pytest.raises(InputError, match=r"journal .* is damaged at its head .* remove it, .*--fresh"):
+        run(tmp_path / "j", **PATHS["matrix-free"])
+    assert file.read_bytes() == held
 
 
 def test_a_matrix_of_one_parameter_has_a_journal_too(tmp_path):

@@ -188,7 +188,8 @@ class _Run:
 
     def _own(self, op: LinearOperator, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
         """Analyse one operator by products of its own, and note what a reader must know of them."""
-        settings, meter = self.settings, self.watch.meter(op, what)
+        settings = self.settings.replace(resolve=0) if index else self.settings
+        meter = self.watch.meter(op, what)
         if is_dense(settings, op.n):
             block = built(meter, settings, partition, seed)[1]
         else:

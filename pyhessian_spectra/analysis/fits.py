@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike
 
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.merged import merge_nodes
+from pyhessian_spectra.analysis.resolution import WIDEST_SHARE
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
@@ -54,14 +56,14 @@ def fit_semicircle(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFit:
     Raises
     ------
     InputError
-        The bulk has no width.
+        The bulk has no width, is not resolved, or is mostly zero.
     """
     nodes, weights, mean, variance = _bulk(source)
     start = np.array([mean, np.log(2 * np.sqrt(variance))])
-    found, distance = _closest(lambda x, p: _semicircle(x, p[0], np.exp(p[1])), start, nodes, weights)
-    centre, radius = float(found[0]), float(np.exp(found[1]))
-    edges = (centre - radius, centre + radius)
-    return BulkFit("semicircle", {"centre": centre, "radius": radius}, edges, distance)
+    best, distance = _closest(lambda x, p: _semicircle(x, p[0], np.exp(p[1])), start, nodes, weights)
+    centre, radius = float(best[0]), float(np.exp(best[1]))
+    found = BulkFit("semicircle", {"centre": centre, "radius": radius}, (centre - radius, centre + radius), distance)
+    return _holding_most(found, nodes, weights)
 
 
 def fit_marchenko_pastur(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFit:
@@ -78,7 +80,7 @@ def fit_marchenko_pastur(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFi
     Raises
     ------
     InputError
-        The bulk has no width, or its mean is not positive.
+        The bulk has no width, is not resolved, or is mostly zero, or its mean is not positive.
     """
     nodes, weights, mean, variance = _bulk(source)
     if not mean > 0:
@@ -87,7 +89,17 @@ def fit_marchenko_pastur(source: Spectrum | BlockAnalysis | ArrayLike) -> BulkFi
     logs, distance = _closest(lambda x, p: _marchenko_pastur(x, *np.exp(p)), start, nodes, weights)
     scale, ratio = (float(value) for value in np.exp(logs))
     edges = (scale * (1 - math.sqrt(ratio)) ** 2, scale * (1 + math.sqrt(ratio)) ** 2)
-    return BulkFit("marchenko-pastur", {"variance": scale, "ratio": ratio}, edges, distance)
+    found = BulkFit("marchenko-pastur", {"variance": scale, "ratio": ratio}, edges, distance)
+    return _holding_most(found, nodes, weights)
+
+
+def _holding_most(fit: BulkFit, nodes: Floats, weights: Floats) -> BulkFit:
+    """The fit; raises InputError where most of the bulk lies outside its edges, at an atom or near it."""
+    inside = float(weights[(nodes >= fit.edges[0]) & (nodes <= fit.edges[1])].sum())
+    if inside <= 0.5:
+        told = f"the closest law holds {inside:.1%} of the bulk between its edges"
+        raise InputError(f"{told}; no law is fitted to what lies elsewhere, at zero or near it")
+    return fit
 
 
 def _semicircle(x: Floats, centre: float, radius: float) -> tuple[Floats, float]:
@@ -110,12 +122,17 @@ def _marchenko_pastur(x: Floats, variance: float, ratio: float) -> tuple[Floats,
 def _bulk(source: Spectrum | BlockAnalysis | ArrayLike) -> tuple[Floats, Floats, float, float]:
     """Nodes inside the bulk, those that are zero to rounding set to zero; weights of sum 1; their mean and variance."""
     split, measured = split_bulk(source), merge_nodes(source)
+    if (error := measured.spectrum.cdf_error(level=1 - FAILURE)) > WIDEST_SHARE:
+        told = f"how its eigenvalues are distributed is known to {100 * error:.0f} points of 100 only"
+        raise InputError(f"{told}; no law is fitted to what is not resolved")
     inside = (measured.values >= split.bulk[0]) & (measured.values <= split.bulk[1])
     nodes, weights = measured.values[inside], measured.weights[inside]
     if nodes[-1] - nodes[0] <= split.zero_threshold:
         raise InputError(f"the bulk is the single value {nodes[0]:.3g}; there is no width to fit a law to")
     nodes = np.where(np.abs(nodes) <= split.zero_threshold, 0.0, nodes)
     weights = weights / weights.sum()
+    if (zero := float(weights[nodes == 0].sum())) > 0.5:
+        raise InputError(f"{zero:.0%} of the bulk are zero to rounding; no law is fitted to what is mostly zero")
     mean = float(weights @ nodes)
     return nodes, weights, mean, float(weights @ (nodes - mean) ** 2)
 

@@ -117,13 +117,18 @@ def save_analyses(
     for index, analysis in enumerate(analyses):
         blocks = {"full": analysis.full, **{f"layers/{name}": block for name, block in analysis.layers.items()}}
         for name, block in blocks.items():
-            arrays |= {f"{index}/{name}/{key}": getattr(block.spectrum, key) for key in ("nodes", "weights")}
+            kept = {key: getattr(block.spectrum, key) for key in ("nodes", "weights", "whole")}
+            arrays |= {f"{index}/{name}/{key}": array for key, array in kept.items() if array is not None}
             for edge in ("largest", "smallest"):
                 if (vectors := getattr(block, edge).eigenvectors) is not None:
                     arrays[f"{index}/{name}/{edge}_eigenvectors"] = vectors
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
-    write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+    try:
+        write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
+        write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+    except OSError as error:
+        told = f"the analysis cannot be written to {json_path} and {npz_path}: {error.strerror or error}"
+        raise InputError(f"{told}; make room, or name another place") from None
 
 
 def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> list[SpectralAnalysis]:
@@ -200,9 +205,8 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
 def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
     largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
     others = tuple(entry["others"]) if entry.get("others") else None
-    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "rounding", "facts")} | {
-        "exact": entry["exact"]
-    }
+    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "rounding", "facts")}
+    known |= {"exact": entry["exact"], "whole": arrays.get(f"{prefix}/whole")}
     return BlockAnalysis(
         n=entry["n"],
         spectrum=Spectrum(arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["n"], **known),

@@ -45,7 +45,7 @@ class Stage:
         self.place = Path(os.path.realpath(out))  # the directory itself where ``out`` is a link to it
         self._holder = self.place.with_name(f".{self.place.name}.resume")
         # new takes the place of the output, and old is what was there before
-        self.lock, self.new, self.old = (self._holder / name for name in ("lock", "new", "old"))
+        self.lock, self.new, self.old, self.threads = (self._holder / n for n in ("lock", "new", "old", "threads"))
         self.unfinished = False  # set where something is left to be done: the journals are then kept
 
     def journal(self, checkpoint: Path, copy: int = 0) -> Path:
@@ -62,6 +62,7 @@ class Stage:
         """Remove the journals."""
         for journal in self._holder.glob("journal-*"):
             shutil.rmtree(journal)
+        self.threads.unlink(missing_ok=True)
 
     def replace(self) -> None:
         """Move what is new to its place and what was there to ``old``, or leave the place as it was."""

@@ -20,11 +20,12 @@ from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
 from pyhessian_spectra.cli.main import unforeseen
 from pyhessian_spectra.cli.output import Stage, check_free, staged
+from pyhessian_spectra.cli.threads import choose_threads
 from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, trace_error
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
@@ -98,7 +99,10 @@ def doctor(checkpoints: Sequence[Path], request: Request) -> int:
     for path in checkpoints:
         click.echo(f"{path}")
         try:
-            for finding in examine(request.load(path, Processes()).risk, **request.how):
+            risk = request.load(path, Processes()).risk
+            if told := choose_threads(risk):
+                click.echo(f"  note  {told}")
+            for finding in examine(risk, **request.how):
                 click.echo(f"  {finding.level:4}  {finding.sentence}")
                 status = InputError.exit_status if finding.level == "FAIL" else status
         except SpectraError as error:
@@ -115,9 +119,12 @@ class _Run:
         self._finished: list[SpectralAnalysis] = []
         self._where, self._resumable = "", False
         self._stopped: BaseException | None = None
+        self._threads: Path | None = None  # where a choice of threads is kept; None where it is not to be made
 
     def write(self, checkpoints: Sequence[Path], stage: Stage | None) -> None:
         """Analyse the checkpoints until something stops it and, where there is a stage, write what was finished."""
+        if stage is not None and not self._processes:
+            self._threads = stage.threads
         for index, path in enumerate(checkpoints):
             number = f" ({index + 1} of {len(checkpoints)})" if len(checkpoints) > 1 else ""
             self._where, shown, journal = path.name + number, path, None
@@ -131,7 +138,11 @@ class _Run:
                 break
         if stage is None:
             return
-        save_analyses(self._finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
+        try:
+            save_analyses(self._finished, json_path=stage.new / "results.json", npz_path=stage.new / "spectra.npz")
+        except InputError as error:
+            kept = "; the same command goes on from what was kept" if stage.resumable else ""
+            raise StoppedError(f"{error}{kept}", error) from None
         try:
             write_report(self._finished, stage.new, reproduce=["pyhessian-spectra " + shlex.join(sys.argv[1:])])
         except (Exception, KeyboardInterrupt) as error:  # the numbers stay
@@ -152,6 +163,8 @@ class _Run:
     def _analyze(self, path: Path, shown: Path, journal: Path | None) -> SpectralAnalysis:
         request, where = self._request, self._where
         problem = request.load(path, self._processes)
+        if self._threads is not None and (told := choose_threads(problem.risk, self._threads)):
+            click.echo(f"{where}: {told}", err=True)
         with _bar(where, "product") as advance:
             analysis = analyze(
                 problem.risk,
@@ -206,16 +219,12 @@ _ASCII = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789") | {o
 
 
 def _summary(analysis: SpectralAnalysis) -> str:
-    """The numbers of a checkpoint, each with its error and the data's, in ASCII because terminals differ."""
-    top, trace = analysis.full.largest, analysis.full.trace
+    """The numbers of a checkpoint, each with the largest of its errors, in ASCII because terminals differ."""
+    top, trace, examples = analysis.full.largest, analysis.full.trace, analysis.problem.get("N")
     data = None if top.data_stderr is None else float(top.data_stderr[-1])
-    value = _number(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data)
-    return f"largest eigenvalue {value}, trace {_number(trace.value, trace_error(trace), trace.data_stderr)}"
-
-
-def _number(value: float, error: float, data: float | None) -> str:
-    shown = format_with_error(value, error) + ("" if data is None else f" (data: ± {format_number(data, digits=2)})")
-    return shown.replace("×10", "e").translate(_ASCII)
+    value = format_headline(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data, examples)
+    total = format_headline(trace.value, trace_error(trace), trace.data_stderr, examples)
+    return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
 
 
 @contextlib.contextmanager

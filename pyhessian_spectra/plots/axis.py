@@ -7,7 +7,7 @@ threshold, and unlike the piecewise symmetric logarithm the map is smooth, so th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import ArrayLike
 
+from pyhessian_spectra.analysis.resolution import narrowest_interval, resolved_cells
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.numbers import format_number
 from pyhessian_spectra.spectra.results import Floats
@@ -23,15 +24,14 @@ from pyhessian_spectra.spectra.spectrum import Spectrum
 
 # The widest axis reaches from its linear part over eight decades, more than float32 products can tell apart.
 _MAX_DECADES = 8
-# So many bins divide the axis: quadrature resolves the bulk less finely than a list of all eigenvalues does.
-_EXACT_BINS, _SAMPLED_BINS = 90, 50
+_BINS = 90
 _MAX_LABELS = 9
 _LN10 = np.log(10.0)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Bins around ``values`` hold ``counts`` eigenvalues; the band is one standard error over probes to either side."""
+    """Corners of bars at ``values``: eigenvalues per bin, estimated, and the least and the most that there may be."""
 
     values: Floats
     counts: Floats
@@ -62,8 +62,9 @@ class EigenvalueAxis:
     def fit(cls, spectra: Iterable[Spectrum], *, points: ArrayLike = ()) -> EigenvalueAxis:
         """Return the axis on which all these spectra, and single eigenvalues ``points``, can be read together.
 
-        The threshold is the median of ``|eigenvalue|`` (each spectrum counting equally), so that half of the
-        mass lies in the linear part however narrow the bulk is beside its outliers. Numerical zeros do not take part.
+        The threshold is the median of ``|eigenvalue|``, of an estimate the end of the narrowest interval known to hold
+        half of the eigenvalues, and of several spectra the middle one of theirs: so half of the mass lies in the linear
+        part however narrow the bulk is beside its outliers. Numerical zeros do not take part.
 
         >>> axis = EigenvalueAxis.fit([Spectrum.from_eigenvalues([-0.01, 0.01, 0.01, 100.0])])
         >>> axis.threshold
@@ -72,22 +73,14 @@ class EigenvalueAxis:
         spectra = list(spectra)
         if not spectra:
             raise InputError("spectra is empty; an eigenvalue axis needs at least one spectrum")
-        nodes, weights = (np.concatenate(parts) for parts in zip(*(each.flat() for each in spectra), strict=True))
-        nodes, weights = nodes[weights > 0], weights[weights > 0]
-        threshold = _median_magnitude(nodes, weights)
-        ends = to_decades(np.concatenate([nodes, np.ravel(points)]), threshold)
-        bins = _EXACT_BINS if all(each.exact for each in spectra) else _SAMPLED_BINS
-        widest = max(float(np.ptp(ends)), 1e-2) / bins * (1 + 1e-9)
+        threshold = sorted(map(_scale, spectra))[len(spectra) // 2]
+        ends = to_decades(np.concatenate([*(each.support for each in spectra), np.ravel(points)]), threshold)
+        widest = max(float(np.ptp(ends)), 1e-2) / _BINS * (1 + 1e-9)
         power = 10.0 ** np.floor(np.log10(widest))
         width = float(power * max(step for step in (1, 2, 5) if step * power <= widest))
-        low = np.floor(float(ends.min()) / width - 2.5) * width
-        high = np.ceil(float(ends.max()) / width + 2.5) * width
+        low = (np.floor(float(ends.min()) / width) - 2.5) * width  # zero is in the middle of a bin
+        high = (np.ceil(float(ends.max()) / width) + 2.5) * width
         return cls(threshold, float(low), float(high), width)
-
-    @property
-    def bandwidth(self) -> float:
-        """The Gaussian with this standard deviation, in decades, has the height and the area of one bin."""
-        return self.width / float(np.sqrt(2 * np.pi))
 
     def decades(self, eigenvalues: ArrayLike) -> Floats:
         """Return the positions of eigenvalues on the axis, in decades from zero."""
@@ -97,35 +90,15 @@ class EigenvalueAxis:
         """Return the eigenvalues at these positions: the inverse of :meth:`decades`."""
         return self.threshold * np.sinh(np.asarray(decades, dtype=np.float64) * _LN10)
 
-    def profile(self, spectrum: Spectrum) -> Profile:
-        """Count eigenvalues per bin: in the steps of a histogram when the spectrum is exact, else in a smooth curve.
+    def profile(self, spectrum: Spectrum, *, others: tuple[float, float] | None = None) -> Profile:
+        """Count eigenvalues in bars of one bin where all are known, else of as many bins as it takes to know them.
 
-        Smoothing is Gaussian in the coordinate of the axis, so that one eigenvalue has height 1 in both forms.
+        See :func:`resolved_cells`. An eigenvalue that is alone in its bin has height 1.
         """
-        positions = self.decades(spectrum.nodes)
-        if spectrum.exact:
-            edges = self.low + self.width * np.arange(round((self.high - self.low) / self.width) + 1)
-            counts, _ = np.histogram(positions, bins=edges, weights=spectrum.weights * spectrum.n)
-            counts = np.repeat(counts / spectrum.num_probes, 2)
-            return Profile(self.eigenvalues(np.repeat(edges, 2)[1:-1]), counts, counts, counts)
-        grid = np.arange(self.low, self.high, self.bandwidth / 3)
-        rows = [
-            replace(spectrum, nodes=nodes[None], weights=weights[None]).density(grid, bandwidth=self.bandwidth)
-            for nodes, weights in zip(positions, spectrum.weights, strict=True)
-        ]
-        per_probe = spectrum.n * self.width * np.stack(rows)
-        mean = per_probe.mean(axis=0)
-        error = per_probe.std(axis=0, ddof=min(1, len(rows) - 1)) / np.sqrt(len(rows))
-        return Profile(self.eigenvalues(grid), mean, np.maximum(mean - error, 0.0), mean + error)
-
-    def bounds(
-        self, spectrum: Spectrum, values: ArrayLike, *, level: float, others: tuple[float, float] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Bound the smooth curve of :meth:`profile` at ``values``, by :meth:`Spectrum.density_bounds`."""
-        lower, upper = spectrum.density_bounds(
-            values, bandwidth=self.bandwidth, level=level, others=others, coordinate=self.decades
-        )
-        return spectrum.n * self.width * lower, spectrum.n * self.width * upper
+        edges = self.eigenvalues(np.arange(self.low, self.high + self.width / 2, self.width))
+        cells = resolved_cells(spectrum, edges, others=others)
+        values, share = np.repeat(cells.edges, 2)[1:-1], self.width / np.diff(self.decades(cells.edges))
+        return Profile(values, *(np.repeat(share * x, 2) for x in (cells.counts, cells.lower, cells.upper)))
 
     def set_scale(self, ax: Axes, *, which: Literal["x", "y"] = "x") -> None:
         """Give one axis of ``ax`` this scale, its limits and ticks at powers of ten."""
@@ -186,12 +159,10 @@ def tick_label(value: float, *, plain: bool) -> str:
     return f"${'-' if value < 0 else ''}10^{{{round(power)}}}$"
 
 
-def _median_magnitude(nodes: Floats, weights: Floats) -> float:
-    """Return the weighted median of the magnitudes that are not zero to rounding, or 1 where all are zero."""
-    magnitudes = np.abs(nodes)
-    kept = magnitudes > magnitudes.max() * 10.0**-_MAX_DECADES
-    if not kept.any():
-        return 1.0
-    order = np.argsort(magnitudes[kept])
-    cumulative = np.cumsum(weights[kept][order])
-    return float(magnitudes[kept][order][np.searchsorted(cumulative, cumulative[-1] / 2)])
+def _scale(spectrum: Spectrum) -> float:
+    """Return the magnitude that half of the eigenvalues not zero to rounding do not exceed, or 1 where all are zero."""
+    if not spectrum.exact:
+        return float(np.abs(narrowest_interval(spectrum, 0.5)).max()) or 1.0
+    magnitudes = np.sort(np.abs(spectrum.nodes[0]))
+    kept = magnitudes[magnitudes > magnitudes[-1] * 10.0**-_MAX_DECADES]
+    return float(kept[(len(kept) - 1) // 2]) if len(kept) else 1.0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from pyhessian_spectra.analysis.resolution import WIDEST_SHARE, confidence, known_others
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
@@ -16,8 +17,8 @@ from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
-# No lower count is drawn: a smoothed one may be a tenth of an eigenvalue, a histogram never has less than one.
-_FLOOR, _EXACT_FLOOR = 0.1, 0.5
+# No lower count is drawn: a bin that holds any eigenvalue has one, a wide bar a part of one in each of its bins.
+_FLOOR = 0.1
 # Bounds of a CDF are drawn at so many points along the axis, beside the nodes.
 _FINE = 600
 
@@ -34,10 +35,10 @@ def plot_density(
 ) -> Axes:
     """Draw the number of eigenvalues along a symmetric-logarithmic axis, bulk and edges in one view.
 
-    Exact spectra are histograms. Others are smoothed by a Gaussian of constant width in the coordinate of the axis,
-    stated on the figure. An isolated eigenvalue has height 1 in both. The darker band is one standard error over the
-    probes; the lighter one holds what the same smoothing would make of the eigenvalues themselves, at all points
-    together, with the probability stated (:meth:`Spectrum.density_bounds`).
+    Bars hold eigenvalues whose number is known: of an exact spectrum they are a bin wide; of an estimate as wide as it
+    takes to know that number to a factor of ten, with the probability stated, and the lighter band is what is open
+    about it. So what the probes do not resolve is one block, whose area is right and whose shape is not known. An
+    isolated eigenvalue has height 1.
 
     Parameters
     ----------
@@ -54,29 +55,25 @@ def plot_density(
         Colour of the density and its name in a legend.
     """
     marked = [] if edges is None else [edges] if isinstance(edges, Eigenpairs) else list(edges)
-    axis = axis or EigenvalueAxis.fit([spectrum], points=np.concatenate([[], *(pairs.eigenvalues for pairs in marked)]))
-    profile = axis.profile(spectrum)
-    floor = _EXACT_FLOOR if spectrum.exact else _FLOOR
-    foot = floor / 100  # Counts of zero have no logarithm; they are drawn here, out of sight.
-    if spectrum.exact:
-        bands = [(np.full_like(profile.counts, foot), profile.counts, 0.18)]
-        title = f"all {spectrum.n:,} eigenvalues; {_linear_part(axis)}"
-    else:
-        others, confidence = known_others(spectrum, marked)
-        bounds = axis.bounds(spectrum, profile.values, level=1 - FAILURE, others=others)
-        bands = [(*np.maximum(bounds, foot), 0.14), (profile.lower, profile.upper, 0.4)]
-        probes = f"{spectrum.num_probes} probe{'s' * (spectrum.num_probes > 1)}"
-        title = f"{probes}, Gaussian of $\\sigma$ = {axis.bandwidth:.2g} decades; {_linear_part(axis)}\n"
-        title += f"light: bounds ({confidence} confidence); dark: one standard error over probes"
-    top = 2 * max(1.0, *(float(upper.max()) for _, upper, _ in bands))
+    others = known_others(spectrum, marked)
+    points = np.concatenate([others or [], *(pairs.eigenvalues for pairs in marked)])
+    axis = axis or EigenvalueAxis.fit([spectrum], points=points)
+    profile = axis.profile(spectrum, others=others)
+    foot = _FLOOR / 100  # Counts of zero have no logarithm; they are drawn here, out of sight.
+    counts, lower, upper = (np.maximum(x, foot) for x in (profile.counts, profile.lower, profile.upper))
+    top = 2 * max(1.0, float(upper.max()))
+    title = f"all {spectrum.n:,} eigenvalues; {_linear_part(axis)}"
+    if not spectrum.exact:
+        title = "bars: how many eigenvalues lie in them, not where in a wide one\n"
+        title += f"light: bounds, {confidence(others)} confidence; {_linear_part(axis)}"
     with style.drawing(ax) as ax:
         axis.set_scale(ax)
         ax.set_yscale("log")
-        for lower, upper, alpha in bands:
-            ax.fill_between(profile.values, lower, upper, color=color, alpha=alpha, linewidth=0)
-        ax.plot(profile.values, np.maximum(profile.counts, foot), color=color, linewidth=1.1, label=label)
+        ax.fill_between(profile.values, foot, lower, color=color, alpha=0.3, linewidth=0)
+        ax.fill_between(profile.values, lower, upper, color=color, alpha=0.14, linewidth=0)
+        ax.plot(profile.values, counts, color=color, linewidth=1.1, label=label)
         # The strip below the floor, a tenth of the height, is for the marks.
-        ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
+        ax.set_ylim(_FLOOR * (_FLOOR / top) ** (1 / 9) if marked else _FLOOR, top)
         if bulk is not None:
             _shade_bulk(ax, axis, bulk)
         look = {"fmt": "^", "color": style.ORANGE, "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
@@ -116,9 +113,12 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
     """
     if not blocks:
         raise InputError("blocks is empty; a figure of densities needs at least one block")
-    axis = EigenvalueAxis.fit([block.spectrum for block in blocks.values()])
+    others = [known_others(block.spectrum, (block.smallest, block.largest)) for block in blocks.values()]
+    axis = EigenvalueAxis.fit(
+        [block.spectrum for block in blocks.values()], points=[x for ends in others for x in ends or ()]
+    )
     row_height = float(np.clip(5.5 / len(blocks), 0.22, 0.55))
-    profiles = [axis.profile(block.spectrum) for block in blocks.values()]
+    profiles = [axis.profile(each.spectrum, others=ends) for each, ends in zip(blocks.values(), others, strict=True)]
     tallest = max(float(profile.counts.max(initial=1.0)) for profile in profiles)
     title = f"height: log of eigenvalues per {axis.width:g} decade, {_FLOOR:g} to {tallest:,.0f}\n{_linear_part(axis)}"
     with style.drawing(ax, height=0.9 + row_height * len(blocks)) as ax:
@@ -144,9 +144,9 @@ def plot_cdf(
 ) -> Axes:
     """Draw the fraction of eigenvalues at or below each value, beside the exact fraction where that is known.
 
-    An estimate has two bands. The darker one is what the probes' quadratures leave open, with no probability in it; the
-    lighter one adds that few probes were drawn, and holds the true fraction everywhere with the probability stated
-    (:meth:`Spectrum.cdf_bounds`). The title states the Kolmogorov distance to the exact fraction.
+    The band of an estimate holds the true fraction everywhere with the probability stated: it covers what the
+    quadratures leave open between their nodes, and that few probes were drawn (:meth:`Spectrum.cdf_bounds`). Where it
+    is wider than a tenth, no estimate is drawn. The title states the Kolmogorov distance to the exact fraction.
 
     Parameters
     ----------
@@ -166,31 +166,21 @@ def plot_cdf(
             ax.step(grid, exact.cdf(grid), where="post", color=style.INK, linewidth=2.4, alpha=0.3, label="exact")
             distance = float(np.abs(exact.cdf(grid) - spectrum.cdf(grid)).max())
             ax.set_title(f"Kolmogorov distance {distance:.2g}", pad=34, **style.REMARK)  # over the legend
-        ax.step(grid, spectrum.cdf(grid), where="post", color=style.BLUE, linewidth=1.1, label="estimate")
+        others = known_others(spectrum, edges)
+        fine = np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE)))
+        # From a point of the grid to the next: the lower bound at its beginning and the upper one at its end.
+        lower = spectrum.cdf_bounds(fine[:-1], level=1 - FAILURE, others=others)[0]
+        upper = spectrum.cdf_bounds(np.nextafter(fine[1:], -np.inf), level=1 - FAILURE, others=others)[1]
+        lower, upper = np.append(lower, lower[-1]), np.append(upper, upper[-1])
+        known = np.where(upper - lower <= WIDEST_SHARE, spectrum.cdf(fine), np.nan)
+        ax.step(fine, known, where="post", color=style.BLUE, linewidth=1.1, label="estimate")
         if not spectrum.exact:
-            others, confidence = known_others(spectrum, edges)
-            fine = np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE)))
-            levels = (None, 0.32, "bounds of the quadrature"), (1 - FAILURE, 0.16, f"with probes, {confidence}")
-            for level, alpha, label in levels:
-                # From a point of the grid to the next: the lower bound at its beginning and the upper one at its end.
-                lower = spectrum.cdf_bounds(fine[:-1], level=level, others=others)[0]
-                upper = spectrum.cdf_bounds(np.nextafter(fine[1:], -np.inf), level=level, others=others)[1]
-                lower, upper = np.append(lower, lower[-1]), np.append(upper, upper[-1])
-                band = ax.fill_between(fine, lower, upper, step="post", color=style.BLUE, linewidth=0)
-                band.set(alpha=alpha, label=label)
+            band = ax.fill_between(fine, lower, upper, step="post", color=style.BLUE, linewidth=0)
+            band.set(alpha=0.25, label=f"bounds, {confidence(others)} confidence")
         ax.set(ylim=(-0.02, 1.02), xlabel=style.EIGENVALUE, ylabel=r"Fraction of eigenvalues $\leq \lambda$")
         if exact is not None or not spectrum.exact:
-            style.legend_above(ax, columns=2 if exact is not None else 3)
+            style.legend_above(ax, columns=3)
     return ax
-
-
-def known_others(spectrum: Spectrum, pairs: Sequence[Eigenpairs]) -> tuple[tuple[float, float] | None, str]:
-    """Return an interval that holds all but the atoms, if these are the ``pairs``, and how sure bounds by it are."""
-    # Bounds hold at level ``1 - FAILURE``, but the interval that they rely on may fail as well.
-    known = [each.others for each in pairs if each.others is not None]
-    if known and sum(map(len, pairs)) == spectrum.num_atoms:
-        return known[0], f"{100 * (1 - 2 * FAILURE):g} %"
-    return None, f"{100 * (1 - FAILURE):g} %"
 
 
 def _linear_part(axis: EigenvalueAxis) -> str:

@@ -124,6 +124,6 @@ def _place_checkpoints(ax: Axes, analyses: Sequence[SpectralAnalysis]) -> Floats
         return x
     x = np.arange(len(analyses), dtype=np.float64)
     paths = [PurePath(str(analysis.problem.get("checkpoint", i))) for i, analysis in enumerate(analyses)]
-    ax.set_xticks(x, [style.literal(path.name) for path in paths], rotation=30, ha="right", fontsize=7.5)
+    ax.set_xticks(x, [style.literal(path.name, length=16) for path in paths], rotation=30, ha="right", fontsize=7.5)
     ax.set_xlabel("Checkpoint")
     return x

@@ -73,6 +73,17 @@ def format_with_error(value: float, error: float) -> str:
     return f"{_fixed(value, places)} ± {shown_error}"
 
 
+def format_headline(value: float, error: float, data: float | None, examples: int | None = None) -> str:
+    """Write a value with the largest of its errors, that of the computation or that of the data, and no more digits.
+
+    >>> format_headline(2.147464, 3e-6, 0.32, 1438), format_headline(25.3, 7.2, 1.8)
+    ('2.1 ± 0.3 from 1,438 examples', '25 ± 7')
+    """
+    if data is None or not data > error:
+        return format_with_error(value, error)
+    return format_with_error(value, data) + ("" if examples is None else f" from {examples:,} examples")
+
+
 def format_duration(seconds: float) -> str:
     """Write seconds in the unit that a person would use.
 

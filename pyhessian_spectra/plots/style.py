@@ -94,4 +94,4 @@ def mark_pairs(ax: Axes, pairs: Eigenpairs, places: Any, *, along: str, look: di
 
 def legend_above(ax: Axes, *, columns: int) -> None:
     """Put a legend over the axes, where it can hide nothing."""
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=1.2, handletextpad=0.4)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=1.0, handletextpad=0.3)

@@ -74,7 +74,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     digest = hash_file(path)
     contents = read_contents(path, trust_pickle)
     tensors, module = find_state_dict(contents, path)
-    facts = contents if isinstance(contents, Mapping) else {}
+    # in a bare state dict nothing lies beside the tensors: the counters of a BatchNorm are no facts
+    facts = {k: v for k, v in contents.items() if k not in tensors} if isinstance(contents, Mapping) else {}
     described = facts.get(_SELF_DESCRIPTION)
     described = described if isinstance(described, Mapping) else {}
     metadata = _scalars(facts) | _scalars({k: v for k, v in described.items() if k not in _PROBLEM_KEYS})
@@ -120,8 +121,8 @@ def save_checkpoint(
     state_dict = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     try:
         write_whole(path, lambda handle: torch.save({"state_dict": state_dict, _SELF_DESCRIPTION: description}, handle))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    except (OSError, RuntimeError) as error:  # torch's writer has errors of its own where the disk is full
+        raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     return path
 
 

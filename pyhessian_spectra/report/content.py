@@ -9,10 +9,10 @@ from typing import Any
 
 from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.plots.numbers import format_duration, format_number
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_duration, format_number
 from pyhessian_spectra.report import tables
 
-# The report shows these keys of ``problem`` in this order and these words; others follow under their own names.
+# The report shows these keys of ``problem`` in this order and these words; others follow in one line.
 _FACTS = {
     "checkpoint": "Checkpoint",
     "sha256": "SHA-256 of the file",
@@ -32,6 +32,10 @@ _FACTS = {
     "seed": "Seed",
     "tol": "Tolerance of eigenpairs",
     "step": "Optimisation step",
+    "train_loss": "Training loss",
+    "train_accuracy": "Training accuracy",
+    "test_loss": "Test loss",
+    "test_accuracy": "Test accuracy",
 }
 # The report calls the matrices that ``problem["matrix"]`` names by these words.
 _MATRICES = {
@@ -47,8 +51,8 @@ _TIMINGS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds_per_gradient": ("Time per gradient", format_duration),
 }
 # The columns of the overview are facts that only some checkpoints know, and numbers that all have.
-_KNOWN = [("step", "Step"), ("train_loss", "Training loss"), ("test_accuracy", "Test accuracy")]
-_NUMBERS = [("largest", "λ₁"), ("smallest", "λₙ"), ("trace", "Trace"), ("negative", "Negative share")]
+_KNOWN = [("step", "Step"), *((key, _FACTS[key]) for key in ("train_loss", "test_accuracy"))]
+_NUMBERS = [("largest", "λ₁"), ("smallest", "λₙ"), ("trace", "Trace")]
 
 
 def checkpoint_labels(analyses: Sequence[SpectralAnalysis]) -> list[str]:
@@ -63,7 +67,7 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
     problems = [analysis.problem for analysis in analyses]
     matrix, _, _ = _subject(problems[0])
     names = ", ".join(dict.fromkeys(str(problem.get("model", "the model")) for problem in problems))
-    data = f" on {problems[0]['data']}" if problems[0].get("data") else ""
+    data = f" on {_data_name(problems[0])}" if problems[0].get("data") else ""
     blocks = [block for analysis in analyses for block in (analysis.full, *analysis.layers.values())]
     residuals = [pairs.residuals.max(initial=0.0) for block in blocks for pairs in (block.largest, block.smallest)]
     tolerances = (format_number(float(problem["tol"]), digits=1) for problem in problems if problem.get("tol"))
@@ -74,23 +78,31 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
         "summary": _movement(analyses, sections) if several else sections[0]["summary"],
         "several": several,
         "unconverged": [row for section in sections for row in section["unconverged"]],
-        "num_unconverged": sum(row["unconverged"] for row in rows),
-        "num_pairs": sum(row["pairs"] for row in rows),
+        **{f"num_{key}": sum(row[key] for row in rows) for key in ("pairs", "unconverged", "uncertified")},
         "tolerances": ", ".join(dict.fromkeys(tolerances)),
         "largest_residual": format_number(float(max(residuals)), digits=2),
-        "notes": [(section["label"], note) for section in sections for note in section["notes"]],
-        "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)] + _NUMBERS,
+        "notes": _notes(sections),
+        "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
+        + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
     }
+
+
+def _notes(sections: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each note once, with the checkpoints that it is about where these are not all of them."""
+    about: dict[str, list[str]] = {}
+    for section in sections:
+        for note in dict.fromkeys(section["notes"]):
+            about.setdefault(note, []).append(section["label"])
+    return [note if len(who) == len(sections) else f"{', '.join(who)}: {note}" for note, who in about.items()]
 
 
 def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str, bulk: BulkEdge) -> dict[str, Any]:
     """Describe one checkpoint, where ``bulk`` is that of the whole network."""
     full, problem = analysis.full, analysis.problem
     blocks = [("whole network", full), *analysis.layers.items()]
-    known = {key: problem[key] for key in _FACTS if problem.get(key) is not None}
-    known |= {key: value for key, value in problem.items() if key not in _FACTS}
-    facts = {key: str(value) if key == "seed" else _fact(value) for key, value in known.items()}
+    texts = {key: str(value) if key == "seed" else _fact(value) for key, value in problem.items() if value is not None}
+    others = ", ".join(f"{key} = {text}" for key, text in texts.items() if key not in _FACTS)
     numbers = tables.key_numbers(full, bulk)
     name = {"label": label, "id": identifier}
     edges = [
@@ -99,36 +111,45 @@ def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str,
     ]
     return {
         **name,
-        "row": {**facts, **numbers, **tables.count_pairs(block for _, block in blocks), **name},
-        "facts": [(_FACTS.get(key, key.replace("_", " ")), text) for key, text in facts.items()],
+        "row": {**texts, **numbers, **tables.known_shares(bulk), **tables.count_pairs(b for _, b in blocks), **name},
+        "facts": [(words, texts[key]) for key, words in _FACTS.items() if key in texts]
+        + ([("Also recorded", others)] if others else []),
         "key_numbers": numbers,
-        "summary": _summary(analysis, label, numbers) + _caveats(edges, analysis),
+        "summary": _summary(analysis, label, numbers, bulk) + _caveats(edges, analysis),
         "exact": full.spectrum.exact,
         "tables": edges,
         "missed": tables.missed(full),
+        "proposal": tables.proposal(full, bulk, analysis.timing.get("seconds_per_product")),
+        "sums": tables.sums(full),
         "bulk": tables.bulk_facts(bulk, numbers) + tables.fit_facts(full),
         "has_data_errors": full.trace.data_stderr is not None,
-        "layers": [tables.layer_row(*layer, problem.get("dtype")) for layer in analysis.layers.items()],
+        "layers": (layers := [tables.layer_row(*layer, problem.get("dtype")) for layer in analysis.layers.items()]),
+        "layer_shares": _share_columns(layers, {"zero": "Zero", "negative": "Negative"}),
         "layer_traces": [] if analysis.layers else tables.layer_trace_rows(full),
         "unconverged": [tables.unconverged_row(words, block) | name for words, block in blocks if block.unconverged],
         "notes": [note.text for note in analysis.notes],
         "timing": _timing_rows(analysis.timing),
-        "trace_method": full.trace.method,
     }
 
 
-def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str]) -> str:
+def _summary(analysis: SpectralAnalysis, label: str, numbers: Mapping[str, str], bulk: BulkEdge) -> str:
     full = analysis.full
     matrix, loss, examples = _subject(analysis.problem)
     how = "All its eigenvalues were computed, so the density and the trace carry no sampling error."
     if not full.spectrum.exact:
         how = f"It was not diagonalised as a whole: its density was estimated from {full.spectrum.num_probes} random "
         how += "probes and its extreme eigenvalues were found one by one."
+    share = ""
+    if tables.share_known(bulk.negative_bounds):
+        share = f"; {numbers['negative']} of its eigenvalues are negative"
+    elif not full.spectrum.exact:
+        held = tables.unresolved(full, bulk.negative_bounds[1] - bulk.negative_bounds[0])
+        share = f"; how many are negative is not resolved: {held}"
     return tables.unbroken(
         f"This is the {matrix} of {loss} of {analysis.problem.get('model', 'a model')} at the checkpoint {label}"
         f"{examples}: a symmetric matrix with a row for each of the n = {full.n:,} parameters. {how} Its largest "
-        f"eigenvalue is λ₁ = {numbers['largest']}, its smallest {numbers['smallest']}, and its trace "
-        f"{numbers['trace']}; {numbers['negative']} of its eigenvalues are negative."
+        f"eigenvalue is λ₁ = {numbers['largest']}{_source(analysis)}, its smallest {numbers['smallest']}, and its "
+        f"trace {numbers['trace']}{share}."
     )
 
 
@@ -136,13 +157,15 @@ def _movement(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[s
     first, last = sections[0], sections[-1]
     was, became = first["key_numbers"], last["key_numbers"]
     matrix, loss, examples = _subject(analyses[0].problem)
+    shares = ""
+    if first["row"]["negative_known"] and last["row"]["negative_known"]:
+        shares = f"; the share of negative eigenvalues {was['negative']} and {became['negative']}"
     n = " and ".join(f"{size:,}" for size in dict.fromkeys(analysis.full.n for analysis in analyses))
     sentences = tables.unbroken(
         f"This report follows the {matrix} of {loss} through {len(analyses)} checkpoints, from {first['label']} to "
         f"{last['label']}{examples}. It is a symmetric matrix with a row for each of the n = {n} parameters. Its "
-        f"largest eigenvalue λ₁ is {was['largest']} at the first checkpoint and {became['largest']} at the last; its "
-        f"trace {was['trace']} and {became['trace']}; the share of negative eigenvalues {was['negative']} and "
-        f"{became['negative']}."
+        f"largest eigenvalue λ₁ is {was['largest']} at the first checkpoint and {became['largest']}"
+        f"{_source(analyses[-1])} at the last; its trace {was['trace']} and {became['trace']}{shares}."
     )
     return sentences + _caveats([*first["tables"], *last["tables"]], analyses[-1])
 
@@ -153,10 +176,26 @@ def _caveats(edges: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], analysis:
     if any(rows and not rows[0]["certified"] for _, rows in edges):
         text += " These extreme eigenvalues are not all certified; the tables below say what is known of each."
     if analysis.full.trace.data_stderr is not None:
-        size = "" if analysis.problem.get("N") is None else f"{_fact(analysis.problem['N'])} "
-        text += " Errors are of the computation; what stands after “data” is the standard error from having these "
-        text += f"{size}examples rather than as many others."
+        text += (
+            " After ± stands the largest error known of each number. That of the data, a standard error, is of having "
+        )
+        text += (
+            "these examples rather than as many others: of training examples, where the network was fitted to them; "
+        )
+        text += "fresh ones can differ by far. The computation’s own errors stand in the tables."
     return text
+
+
+def _source(analysis: SpectralAnalysis) -> str:
+    """Say what the largest eigenvalue’s error is of, where it is that of the data."""
+    top, count = analysis.full.largest, analysis.problem.get("N")
+    of_data = top.data_stderr is not None and len(top) and top.data_stderr[-1] > eigenvalue_errors(top)[-1]
+    return f" from {count:,} examples" if of_data and count else ""
+
+
+def _share_columns(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the columns of shares that are known in any row."""
+    return [(key, name) for key, name in names.items() if any(row[f"{key}_known"] for row in rows)]
 
 
 def _subject(problem: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -165,8 +204,14 @@ def _subject(problem: Mapping[str, Any]) -> tuple[str, str, str]:
     loss = f"the {str(problem['loss']).replace('_', ' ')} loss" if problem.get("loss") else "the loss"
     examples = "" if problem.get("N") is None else f", over N = {_fact(problem['N'])} examples"
     if examples and problem.get("data"):
-        examples += f" of {problem['data']}"
+        examples += f" of {_data_name(problem)}"
     return _MATRICES.get(matrix, matrix), loss, examples
+
+
+def _data_name(problem: Mapping[str, Any]) -> str:
+    """Return the name of the data without the folders it lies in."""
+    kind, colon, path = str(problem["data"]).partition(":")
+    return kind + colon + PurePath(path).name if colon else PurePath(kind).name
 
 
 def _timing_rows(timing: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -11,10 +11,18 @@ import numpy as np
 
 from pyhessian_spectra.analysis.bulk import BulkEdge, Gap, split_bulk
 from pyhessian_spectra.analysis.fits import fit_marchenko_pastur, fit_semicircle
+from pyhessian_spectra.analysis.resolution import WIDEST_SHARE, known_others, narrowest_interval
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, format_with_error, trace_error
-from pyhessian_spectra.spectra.results import TraceEstimate
+from pyhessian_spectra.plots.numbers import (
+    eigenvalue_errors,
+    format_duration,
+    format_headline,
+    format_number,
+    format_with_error,
+    trace_error,
+)
+from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
 
 
 def unbroken(text: str) -> str:
@@ -23,36 +31,77 @@ def unbroken(text: str) -> str:
 
 
 def key_numbers(block: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
-    """Return the numbers that stand for a checkpoint or a layer."""
-    ends = {"largest": eigenvalue_rows(block, from_top=True), "smallest": eigenvalue_rows(block, from_top=False)}
+    """Return the numbers that stand for a checkpoint or a layer, each with the largest of its errors."""
+    ends = {"largest": block.largest.take(slice(None, None, -1)), "smallest": block.smallest}
+    shares = {"zero": (bulk.zero_mass, bulk.zero_bounds), "negative": (bulk.negative_mass, bulk.negative_bounds)}
     return {
-        **{end: rows[0]["with_data"] if rows else "not computed" for end, rows in ends.items()},
-        "trace": _estimate_text(block.trace),
-        "frobenius": _estimate_text(block.frobenius),
-        "zero": share_text(bulk.zero_mass, bulk.zero_bounds, exact=bulk.exact),
-        "negative": share_text(bulk.negative_mass, bulk.negative_bounds, exact=bulk.exact),
+        **{end: _first_headline(pairs) if len(pairs) else "not computed" for end, pairs in ends.items()},
+        "trace": _headline(block.trace),
+        "frobenius": _headline(block.frobenius),
+        **{name: share_text(block, *share) for name, share in shares.items()},
     }
 
 
+def _headline(estimate: TraceEstimate) -> str:
+    return format_headline(estimate.value, trace_error(estimate), estimate.data_stderr)
+
+
+def _first_headline(pairs: Eigenpairs) -> str:
+    data = None if pairs.data_stderr is None else float(pairs.data_stderr[0])
+    return format_headline(float(pairs.eigenvalues[0]), float(eigenvalue_errors(pairs)[0]), data)
+
+
+def sums(block: BlockAnalysis) -> list[tuple[str, str]]:
+    """Return trace and norm with half their 95 % confidence intervals, and the error of the data if it is known."""
+    named = ("Trace ± 95 %", block.trace), ("Frobenius norm ± 95 %", block.frobenius)
+    return [*((name, _estimate_text(estimate)) for name, estimate in named), ("Trace found by", block.trace.method)]
+
+
 def _estimate_text(estimate: TraceEstimate) -> str:
-    """Write a trace or a norm with half its 95 % confidence interval, and with the error of the data if it is known."""
-    return _with_data(format_with_error(estimate.value, trace_error(estimate)), _data_text(estimate.data_stderr))
+    shown, data = format_with_error(estimate.value, trace_error(estimate)), _data_text(estimate.data_stderr)
+    return f"{shown} (data: {data})" if data else shown
 
 
 def _data_text(error: float | None) -> str:
     return "" if error is None else f"± {format_number(error, digits=2)}"
 
 
-def _with_data(value: str, data: str) -> str:
-    return f"{value} (data: {data})" if data else value
+def share_known(bounds: tuple[float, float]) -> bool:
+    """Return whether bounds on a share are near enough to one another for it to be a number."""
+    return bounds[1] - bounds[0] <= WIDEST_SHARE
 
 
-def share_text(mass: float, bounds: tuple[float, float], *, exact: bool) -> str:
-    """Write a fraction of the eigenvalues in per cent, and an estimate with its bounds."""
-    if exact:
+def known_shares(bulk: BulkEdge) -> dict[str, bool]:
+    """Return for each column of shares whether it has a number to print."""
+    return {"zero_known": share_known(bulk.zero_bounds), "negative_known": share_known(bulk.negative_bounds)}
+
+
+def share_text(block: BlockAnalysis, mass: float, bounds: tuple[float, float]) -> str:
+    """Write a fraction of the eigenvalues in per cent, an estimate with its bounds, or say what is known instead."""
+    if block.spectrum.exact:
         return f"{_percent(mass)} % (exact)"
+    if not share_known(bounds):
+        return f"not resolved: {unresolved(block, bounds[1] - bounds[0])}"
     estimate, low, high = (_percent(share, digits=2) for share in (mass, *bounds))
     return f"{estimate} % (between {low} and {high} %)"
+
+
+def unresolved(block: BlockAnalysis, share: float) -> str:
+    """Say where that share of the eigenvalues lies whose places are not resolved."""
+    others, held = known_others(block.spectrum, (block.smallest, block.largest)), math.floor(100 * share)
+    low, high = narrowest_interval(block.spectrum, held / 100, others=others)
+    return f"{held} % lie between {format_number(low, digits=2)} and {format_number(high, digits=2)}"
+
+
+def proposal(block: BlockAnalysis, bulk: BulkEdge, seconds: float | None) -> str:
+    """Say what it costs to resolve more, where a share is not resolved; ``seconds`` is the time of a product."""
+    if share_known(bulk.zero_bounds) and share_known(bulk.negative_bounds):
+        return ""
+    steps = max(1, int(block.spectrum.facts.get("steps_per_probe", block.spectrum.facts.get("steps", 1))))
+    cost = steps * block.spectrum.num_probes
+    time = "" if not seconds else f", about {format_duration(cost * seconds)}"
+    told = f"To narrow this, --resolve {cost} makes the probes twice as long: {cost} further products{time}."
+    return f"{told} More steps never resolve eigenvalues that are equal to rounding."
 
 
 def _percent(share: float, *, digits: int = 3) -> str:
@@ -81,7 +130,6 @@ def eigenvalue_rows(block: BlockAnalysis, *, from_top: bool) -> list[dict[str, A
             "rank": index + 1,
             "value": values[index],
             "data": data[index],
-            "with_data": _with_data(values[index], data[index]),
             "residual": format_number(float(pairs.residuals[index]), digits=2),
             "converged": bool(pairs.converged[index]),
             "status": status,
@@ -126,6 +174,7 @@ def layer_row(name: str, block: BlockAnalysis, dtype: str | None) -> dict[str, A
         "above": _edge_count(bulk, bulk.num_above),
         "below": _edge_count(bulk, bulk.num_below),
         **key_numbers(block, bulk),
+        **known_shares(bulk),
         **count_pairs([block]),
     }
 

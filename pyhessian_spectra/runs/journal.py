@@ -85,7 +85,9 @@ class Journal:
             handle.seek(0)
             found, end = read_record(handle), handle.tell()
         if foreign or (found is not None and found.head.get("journal") != _FORMAT):
-            raise InputError(f"{folder} holds no journal that this release can read; name a folder of its own")
+            what = f"the journal {file} is damaged at its head or was not written by this release"
+            remedy = "to start anew remove it, on the command line by --fresh; to keep it name another folder"
+            raise InputError(f"{what}; {remedy}")
         if found is None:
             self.note("afresh", "Started afresh: what an interrupted run had kept is damaged.")
             return

@@ -31,7 +31,10 @@ def forecast_products(settings: Settings, sizes: Sequence[int]) -> list[int]:
     whole, *blocks = sizes
     if whole <= settings.exact_limit:
         return [products_to_build(settings, whole), *(0 for _ in blocks)]
-    return [products_to_build(settings, n) if is_dense(settings, n) else products_of_a_pass(settings) for n in sizes]
+    each = [settings, *(settings.replace(resolve=0) for _ in blocks)]
+    return [
+        products_to_build(s, n) if is_dense(s, n) else products_of_a_pass(s) for s, n in zip(each, sizes, strict=True)
+    ]
 
 
 def products_to_build(settings: Settings, n: int) -> int:
@@ -41,7 +44,7 @@ def products_to_build(settings: Settings, n: int) -> int:
 
 def products_of_a_pass(settings: Settings) -> int:
     """Products that a Krylov pass is expected to take."""
-    density = settings.num_probes * settings.num_steps
+    density = settings.num_probes * settings.num_steps + settings.resolve
     return _first_steps(settings) + density + 2 * settings.num_eigenvalues + settings.trace_probes
 
 
@@ -62,8 +65,10 @@ def bytes_of_basis(settings: Settings, n: int, dtype: torch.dtype) -> tuple[int,
     if is_built(settings, n):
         return 0, 0, 0
     k, least = settings.num_eigenvalues, max(settings.num_steps, 2 * settings.num_eigenvalues)
-    most = max(settings.max_steps, least, 3 * k + 10)
-    fewest, expected, most = (min(n, m) for m in (least, max(least, _first_steps(settings)), most))
+    # the probes' vectors are kept where there are products to extend them by
+    kept = settings.num_probes * settings.num_steps + settings.resolve if settings.resolve else 0
+    most = max(settings.max_steps, least, 3 * k + 10, kept)
+    fewest, expected, most = (min(n, m) for m in (least, max(least, _first_steps(settings), kept), most))
     return fewest * n * dtype.itemsize, expected * n * dtype.itemsize, most * n * dtype.itemsize
 
 

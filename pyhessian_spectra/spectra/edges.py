@@ -31,8 +31,9 @@ class Edges:
 
     ``good`` (k,): whether the residual, by the recurrence, meets the threshold. ``scale``: largest magnitude of a Ritz
     value. ``steps``, ``restarts``: numbers of products and restarts. ``orthogonality``: ``max |V^T V - I|`` of the last
-    basis. ``ends``: extreme Ritz values. ``place``: a phrase that says where the largest basis was kept. ``partial``:
-    pairs of an eigensolver that did not find all, so that their ranks are not known.
+    basis. ``ends``: extreme Ritz values. ``place``: a phrase that says where the largest basis was kept. ``quadrature``
+    (2, m): nodes and weights of the process before its first restart. ``partial``: pairs of an eigensolver that did not
+    find all, so that their ranks are not known.
     """
 
     values: Floats
@@ -44,6 +45,7 @@ class Edges:
     orthogonality: float
     ends: tuple[float, float]
     place: str
+    quadrature: Floats | None = None
     partial: tuple[Floats, Tensor] | None = None
 
 
@@ -153,6 +155,7 @@ class _Search:
         tridiagonal, p = self._process.tridiagonal(), len(self._kept_values)
         if p == 0:
             self._theta, self._coefficients = tridiagonal.eigh()
+            self._quadrature = np.stack([self._theta, self._coefficients[0] ** 2])
         else:
             projected = np.diag(np.r_[self._kept_values, tridiagonal.alphas])
             i = np.arange(p, len(projected) - 1)
@@ -195,6 +198,7 @@ class _Search:
             max(self._process.vectors.deviation(self._kept), self._op.space.deviation(self._kept)),
             (float(self._theta[0]), float(self._theta[-1])),
             self._place,
+            self._quadrature,
         )
 
     def _combined(self, index: NDArray[np.intp]) -> Tensor:

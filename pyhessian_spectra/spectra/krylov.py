@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.spectra.arpack import find_edges_by_arpack
-from pyhessian_spectra.spectra.bounds import certify
+from pyhessian_spectra.spectra.bounds import FAILURE, certify
 from pyhessian_spectra.spectra.copies import add_missing_copies, holds_better
 from pyhessian_spectra.spectra.edges import ROUNDING, Edges, find_edges, require_which
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.lanczos import LanczosProcess, Tridiagonal
 from pyhessian_spectra.spectra.meter import Meter
+from pyhessian_spectra.spectra.quadrature import largest_probe_error
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
 from pyhessian_spectra.spectra.rounding import Rounding
 from pyhessian_spectra.spectra.settings import Settings
@@ -82,7 +83,7 @@ def krylov_pass(
         memory_budget=settings.memory_budget,
     )
     values, vectors, good, scale = edges.values, edges.vectors, edges.good, edges.scale
-    orthogonality = edges.orthogonality
+    orthogonality, whole = edges.orthogonality, edges.quadrature
     facts = {"steps": edges.steps, "restarts": edges.restarts, "basis": edges.place}
     del edges  # so that its vectors are freed when `complete` replaces them
     atoms = vectors if good.all() else vectors[:, torch.from_numpy(good).to(op.device)]
@@ -109,41 +110,81 @@ def krylov_pass(
         values, vectors, atoms, good = complete(least)
     probes: list[Tridiagonal] = []
     rounding = Rounding(op)
+    kept: list[LanczosProcess] = []
     recorder = FormsRecorder(op, sections)
-    while len(probes) < settings.num_probes and atoms.shape[1] < n:
+
+    def begin() -> LanczosProcess:
+        """A probe in the complement of the atoms, of as many steps as those before it."""
         process = LanczosProcess(op, op.space.randn(generator), against=atoms, memory_budget=settings.memory_budget)
         process.extend(1, first=recorder.probe)
-        process.extend(settings.num_steps - 1)
+        process.extend((kept[0].num_steps if kept else settings.num_steps) - 1)
+        return process
+
+    def measured(process: LanczosProcess) -> Tridiagonal:
+        """The probe's coefficients and error, without its vectors."""
+        probe = process.tridiagonal()
+        return replace(probe, vectors=None, residual=None, error=rounding.of_process(probe, atoms))
+
+    while len(probes) < settings.num_probes and atoms.shape[1] < n:
+        process = begin()
         probe = process.tridiagonal()
         orthogonality = max(orthogonality, probe.orthogonality)
         if not completed and good.all() and holds_better(probe, values, k, which, margin):
             completed = True
             values, vectors, atoms, good = complete(margin)
             # the probes so far ran with the copies still in their complement: start again
-            probes, recorder = [], FormsRecorder(op, sections)
+            probes, kept, recorder = [], [], FormsRecorder(op, sections)
             continue
-        error = rounding.of_process(probe, atoms)
-        probes.append(replace(probe, vectors=None, residual=None, error=error))  # vectors are no longer needed
+        probes.append(measured(process))
+        if settings.resolve:  # else the Lanczos vectors are no longer needed
+            kept.append(process)
 
+    if kept:
+        _resolve(op, kept, n - atoms.shape[1], settings, begin)
+        probes = [measured(process) for process in kept]
+        del kept
     products = recorder.products(vectors)
     pairs = certify(
         op, values, vectors, products, probes, good, tol=settings.tol, atol=atol, scale=scale, rounding=rounding
     )
     facts |= {
-        "steps_per_probe": settings.num_steps,
+        "steps_per_probe": max((len(probe.alphas) for probe in probes), default=0),
         "orthogonality": max(orthogonality, op.space.deviation(vectors)),
         "num_products": op.num_products - before,
     }
     rows = [(probe.eigh()[0], probe.eigh()[1][0] ** 2) for probe in probes]
     dtype = str(op.dtype).removeprefix("torch.")
     off = max(pairs.rounding, 2 * max((probe.error for probe in probes), default=0.0))
-    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, rounding=off, facts=facts)
+    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, rounding=off, whole=whole, facts=facts)
     trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
-    whole = rounding.everywhere()
-    trace, frobenius = replace(trace, rounding=whole.trace), replace(square_root(second), rounding=whole.norm)
+    all_off = rounding.everywhere()
+    trace, frobenius = replace(trace, rounding=all_off.trace), replace(square_root(second), rounding=all_off.norm)
     below = {"BE": len(values) // 2, "LA": 0, "SA": len(values)}[which]
     smallest, largest = pairs.take(slice(0, below)), pairs.take(slice(below, None))  # slices copy no eigenvectors
     return KrylovPass(largest, smallest, spectrum, trace, frobenius, recorder.forms(good))
+
+
+def _resolve(
+    op: Meter, probes: list[LanczosProcess], size: int, settings: Settings, begin: Callable[[], LanczosProcess]
+) -> None:
+    """Spend ``settings.resolve`` products on longer probes or on more of them, whichever narrows the bounds more.
+
+    Steps narrow what the quadratures leave open, probes how far their average may be off.
+    """
+    end = op.num_products + settings.resolve
+    while (left := end - op.num_products) > 0:
+        rows = [(t.eigh()[0], t.eigh()[1][0] ** 2) for t in (process.tridiagonal() for process in probes)]
+        seen = Spectrum.from_quadrature(np.empty(0), rows, size, dtype="", facts={})
+        sampling = largest_probe_error(len(probes), size, level=1 - FAILURE)
+        open_steps = [process for process in probes if not process.exhausted]
+        if (not open_steps or seen.cdf_error(level=1 - FAILURE) < 2 * sampling) and left >= probes[0].num_steps:
+            probes.append(begin())
+            continue
+        steps = min(settings.num_steps, left // max(1, len(open_steps)))
+        if not steps or not open_steps:
+            return
+        for process in open_steps:
+            process.extend(steps)
 
 
 def _moments(

@@ -40,6 +40,9 @@ class Settings:
     max_steps : int
         Lanczos vectors held at once while the edges are sought. When they are used up, the process restarts; after
         ``max_steps`` further products, pairs that have not converged are returned and marked.
+    resolve : int
+        Products to spend on narrowing the bounds of the distribution, of the whole matrix where it is not built: on
+        longer probes or on more of them, whichever narrows more.
     rtol, trace_probes : float, int
         The spread of the first ten samples of the trace determines how many samples its 95 % interval needs for a
         half-width of ``rtol`` times the trace; at most ``trace_probes`` are drawn. ``TraceEstimate.method`` says which
@@ -60,6 +63,7 @@ class Settings:
     num_eigenvalues: int = _setting(10, "Eigenpairs at each edge.", minimum=1)
     num_probes: int = _setting(2, "Random probes of the density.", minimum=2)
     num_steps: int = _setting(40, "Lanczos steps of each probe.", minimum=1)
+    resolve: int = _setting(0, "Products to spend on resolving the density, where that narrows most.", minimum=0)
     exact_limit: int = _setting(3000, "Largest n for which the whole matrix is built.", minimum=0)
     tol: float = _setting(1e-4, "Residual at which an eigenpair has converged, relative to its eigenvalue.", minimum=0)
     eigensolver: str = _setting("lanczos", "What finds the edges.", choices=("lanczos", "arpack"))

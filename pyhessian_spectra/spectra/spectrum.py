@@ -41,6 +41,9 @@ class Spectrum:
         True if the nodes are all the eigenvalues, so that there is no sampling error.
     rounding : float
         Measured bound on how far the rounding of products has moved an eigenvalue or a quadrature; bounds allow for it.
+    whole : ndarray, shape (2, m), float64, optional
+        Nodes and weights of one more probe's quadrature, of the whole operator with its atoms: that of the process
+        that found them, which is longer than the others. It narrows the bounds that hold with a probability.
     facts : mapping
         JSON scalars about the run for reports, such as the number of Lanczos steps. No number depends on them.
     """
@@ -53,6 +56,7 @@ class Spectrum:
     dtype: str
     exact: bool = False
     rounding: float = 0.0
+    whole: Floats | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,14 +88,7 @@ class Spectrum:
 
     @classmethod
     def from_quadrature(
-        cls,
-        atoms: Floats,
-        rows: Sequence[tuple[Floats, Floats]],
-        n: int,
-        *,
-        dtype: str,
-        rounding: float,
-        facts: Mapping[str, Any],
+        cls, atoms: Floats, rows: Sequence[tuple[Floats, Floats]], n: int, *, dtype: str, **known: Any
     ) -> Spectrum:
         """Atoms of weight ``1 / n`` and, in one row per probe, the quadrature of the remaining spectrum.
 
@@ -105,8 +102,7 @@ class Spectrum:
             stop = len(atoms) + len(theta)
             nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
             nodes[i, stop:] = theta[-1]
-        exact, known = not rows, len(atoms)
-        return cls(nodes, weights, n, num_atoms=known, dtype=dtype, exact=exact, rounding=rounding, facts=facts)
+        return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, **known)
 
     @property
     def num_probes(self) -> int:
@@ -139,9 +135,9 @@ class Spectrum:
         Without ``level`` they hold the average of the probes' spectral measures: each measure lies between the bounds
         of Chebyshev, Markov and Stieltjes for its quadrature, wherever its mass lies between the nodes. With ``level``
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
-        by a bound for independent probes uniform on the sphere. The weights of the atoms are known; for an exact
-        spectrum both bounds are the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level``
-        is not between 0 and 1.
+        by a bound for independent probes uniform on the sphere. The quadrature of the ``whole``, where there is one, is
+        such a probe too and narrows the band. The weights of the atoms are known; for an exact spectrum both bounds are
+        the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level`` is not between 0 and 1.
 
         Parameters
         ----------
@@ -160,22 +156,38 @@ class Spectrum:
         if self.exact:
             return self.cdf(left), self.cdf(right)
         lower, upper = step_bounds(*self._seen_bounds, left)[0], step_bounds(*self._seen_bounds, right)[1]
-        lower, upper = self._rest_bounds(lower, upper, level)
+        lower, upper = self._rest_bounds(lower, upper, level if level is None else self._split(level))
         if others is not None:
             lower = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, lower))
             upper = np.where(grid >= others[1], 1.0, np.where(grid < others[0], 0.0, upper))
         fewest, most = (np.searchsorted(np.sort(self._atoms), x, side="right") / self.n for x in (left, right))
         share = 1 - len(self._atoms) / self.n
-        return fewest + share * lower, np.minimum(most + share * upper, 1.0)
+        lower, upper = fewest + share * lower, np.minimum(most + share * upper, 1.0)
+        if level is None or self._long is None:
+            return lower, upper
+        least, most = self._long.cdf_bounds(grid, level=self._split(level))
+        return np.maximum(lower, least), np.minimum(upper, most)
 
     def cdf_error(self, *, level: float) -> float:
-        """Half the greatest distance between the bounds of :meth:`cdf_bounds`; 0 for an exact spectrum."""
+        """Half the greatest distance between the bounds of :meth:`cdf_bounds`, or a little more; 0 if exact."""
         if self.exact:
             return 0.0
         _, lower, upper = self._seen_bounds
-        lower, upper = self._rest_bounds(lower, upper, level)
+        lower, upper = self._rest_bounds(lower, upper, each := self._split(level))
         share = 1 - len(self._atoms) / self.n
-        return share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+        error = share / 2 * float((np.append(upper, 1.0) - np.append(0.0, lower)).max())
+        return error if self._long is None else min(error, self._long.cdf_error(level=each))
+
+    @cached_property
+    def _long(self) -> Spectrum | None:
+        """The quadrature of the whole operator as a spectrum of its own."""
+        if self.whole is None:
+            return None
+        return Spectrum(self.whole[:1], self.whole[1:], self.n, num_atoms=0, dtype=self.dtype, rounding=self.rounding)
+
+    def _split(self, level: float) -> float:
+        """The level at which each of the two bounds must hold so that both hold together at ``level``."""
+        return level if self.whole is None else (1 + level) / 2
 
     @property
     def _atoms(self) -> Floats:
