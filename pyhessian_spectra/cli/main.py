@@ -67,13 +67,13 @@ def size(value: str) -> int:
 
 def _from_field(field: dataclasses.Field) -> click.Option:
     """Make the option of one setting."""
-    minimum = field.metadata["minimum"]
+    minimum, choices, help = (field.metadata[key] for key in ("minimum", "choices", "help"))
+    names = [f"--{field.name.replace('_', '-')}"]
     if isinstance(field.default, bool):
-        return click.Option([f"--{field.name.replace('_', '-')}"], is_flag=True, help=field.metadata["help"])
+        return click.Option(names, is_flag=True, help=help)
     number = click.FloatRange(min=minimum) if isinstance(field.default, float) else click.IntRange(min=minimum)
-    kind = size if field.name == "memory_budget" else number
-    name, help = field.name.replace("_", "-"), field.metadata["help"]
-    return click.Option([f"--{name}"], type=kind, default=field.default, show_default=True, help=help)
+    kind = size if field.name == "memory_budget" else click.Choice(choices) if choices else number
+    return click.Option(names, type=kind, default=field.default, show_default=True, help=help)
 
 
 _PATH, _POSITIVE, _MODE = click.Path(path_type=Path), click.IntRange(min=1), click.Choice(["eval", "train"])
@@ -88,7 +88,9 @@ _PROBLEM = [
     ),
     click.Option(["--data"], help="digits, or a path: an MNIST or CIFAR-10 directory, an .npz, a text file."),
     click.Option(["--loss"], help="cross_entropy or mse; by default what the targets call for."),
-    click.Option(["--split"], type=click.Choice(["train", "test"]), help="Part of the data; default train."),
+    click.Option(
+        ["--split"], type=click.Choice(["train", "test", "both"]), help="Part of the data, default train; or one by one."
+    ),
     click.Option(["--num-examples"], type=_POSITIVE, help="The first N examples only."),
     click.Option(["--normalize/--no-normalize"], default=None, help="Standardise the inputs; default yes."),
     click.Option(["--batch-size"], type=_POSITIVE, help="Examples in a batch; default a tenth of all examples."),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, trace_error
+from pyhessian_spectra.problems.datasets import SPLITS
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
@@ -44,6 +46,7 @@ class Request:
     problem: Mapping[str, Any]
     how: Mapping[str, Any]
     seed: int
+    told: Mapping[str, Any] = field(default_factory=dict)  # facts for the report that the problem does not know
 
     @classmethod
     def of(cls, *, matrix: str, layers: tuple[str, ...], seed: int, **given: Any) -> Request:
@@ -52,6 +55,12 @@ class Request:
         given.update(model_args=_key_values(given["model_args"]) or None, params=given["params"] or None)
         how = {"settings": settings, "matrix": _MATRICES[matrix], "layers": _LAYERS.get(layers, layers)}
         return cls(given, how, seed)
+
+    def parts(self) -> list[Request]:
+        """One request for each part of the data asked for."""
+        if self.problem.get("split") != "both":
+            return [self]
+        return [replace(self, problem={**self.problem, "split": split}, told={"split": split}) for split in SPLITS]
 
     def load(self, path: Path, processes: Processes) -> Problem:
         """The problem of a checkpoint, its batches dealt out among processes."""
@@ -86,7 +95,8 @@ def report(checkpoints: Sequence[Path], request: Request, out: Path, *, force: b
             if first:
                 check_free(out, force=force)
         for path in checkpoints:  # a wrong path at the end of the list is found before the first is analysed
-            request.load(path, processes)
+            for part in request.parts():
+                part.load(path, processes)
         with agreed(processes):
             stage = stack.enter_context(staged(out, force=force, fresh=fresh)) if first else None
         run.write(checkpoints, stage)
@@ -96,13 +106,13 @@ def report(checkpoints: Sequence[Path], request: Request, out: Path, *, force: b
 def doctor(checkpoints: Sequence[Path], request: Request) -> int:
     """Print what was found about each checkpoint; the exit status is not 0 where one cannot be analysed."""
     status = 0
-    for path in checkpoints:
-        click.echo(f"{path}")
+    for path, part in itertools.product(checkpoints, request.parts()):
+        click.echo(" ".join([str(path), *part.told.values()]))
         try:
-            risk = request.load(path, Processes()).risk
+            risk = part.load(path, Processes()).risk
             if told := choose_threads(risk):
                 click.echo(f"  note  {told}")
-            for finding in examine(risk, **request.how):
+            for finding in examine(risk, **part.how):
                 click.echo(f"  {finding.level:4}  {finding.sentence}")
                 status = InputError.exit_status if finding.level == "FAIL" else status
         except SpectraError as error:
@@ -125,14 +135,15 @@ class _Run:
         """Analyse the checkpoints until something stops it and, where there is a stage, write what was finished."""
         if stage is not None and not self._processes:
             self._threads = stage.threads
-        for index, path in enumerate(checkpoints):
-            number = f" ({index + 1} of {len(checkpoints)})" if len(checkpoints) > 1 else ""
+        jobs = list(itertools.product(checkpoints, self._request.parts()))
+        for index, (path, part) in enumerate(jobs):
+            number = f" ({index + 1} of {len(jobs)})" if len(jobs) > 1 else ""
             self._where, shown, journal = path.name + number, path, None
             if stage is not None:
                 shown = self._out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
-                journal = stage.journal(path, list(checkpoints[:index]).count(path))
+                journal = stage.journal(path, [earlier for earlier, _ in jobs[:index]].count(path))
             try:
-                self._finished.append(self._analyze(path, shown, self._processes.from_first(journal)))
+                self._finished.append(self._analyze(path, part, shown, self._processes.from_first(journal)))
             except (Exception, KeyboardInterrupt) as error:
                 self._stop(error, stage)
                 break
@@ -160,15 +171,15 @@ class _Run:
             sentence += ", and the same command with --force goes on from there"
         raise StoppedError(sentence, self._stopped) from self._stopped
 
-    def _analyze(self, path: Path, shown: Path, journal: Path | None) -> SpectralAnalysis:
-        request, where = self._request, self._where
+    def _analyze(self, path: Path, request: Request, shown: Path, journal: Path | None) -> SpectralAnalysis:
+        where = self._where
         problem = request.load(path, self._processes)
         if self._threads is not None and (told := choose_threads(problem.risk, self._threads)):
             click.echo(f"{where}: {told}", err=True)
         with _bar(where, "product") as advance:
             analysis = analyze(
                 problem.risk,
-                problem={**problem.description, "checkpoint": str(shown), "seed": request.seed},
+                problem={**problem.description, **request.told, "checkpoint": str(shown), "seed": request.seed},
                 generator=torch.Generator().manual_seed(request.seed),
                 progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
                 journal=journal,

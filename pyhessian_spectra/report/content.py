@@ -20,6 +20,7 @@ _FACTS = {
     "model_args": "Settings of the model",
     "n": "Parameters n",
     "data": "Data",
+    "split": "Part of the data",
     "data_description": "Examples taken",
     "N": "Examples N",
     "num_batches": "Batches",
@@ -29,6 +30,7 @@ _FACTS = {
     "dtype": "Precision",
     "device": "Device",
     "matrix": "Matrix",
+    "verified": "Verified",
     "seed": "Seed",
     "tol": "Tolerance of eigenpairs",
     "step": "Optimisation step",
@@ -56,8 +58,10 @@ _NUMBERS = [("largest", "λ₁"), ("smallest", "λₙ"), ("trace", "Trace")]
 
 
 def checkpoint_labels(analyses: Sequence[SpectralAnalysis]) -> list[str]:
-    """Return a short, distinct name for each checkpoint: its file name, numbered where two share one."""
+    """Return a short, distinct name for each checkpoint: its file name and part of the data, numbered if need be."""
     names = [PurePath(str(analysis.problem.get("checkpoint", "checkpoint"))).name for analysis in analyses]
+    parts = [analysis.problem.get("split") for analysis in analyses]
+    names = [name if part is None else f"{name}, {part}" for name, part in zip(names, parts, strict=True)]
     shared = Counter(names)
     return [f"{name} ({i})" if shared[name] > 1 else name for i, name in enumerate(names, start=1)]
 
