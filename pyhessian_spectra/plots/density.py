@@ -121,7 +121,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
     row_height = float(np.clip(5.5 / len(blocks), 0.22, 0.55))
     profiles = [axis.profile(each.spectrum, others=ends) for each, ends in zip(blocks.values(), others, strict=True)]
     tallest = max(float(profile.counts.max(initial=1.0)) for profile in profiles)
-    title = f"height: log of eigenvalues per {axis.width:g} decade, {_FLOOR:g} to {tallest:,.0f}\n{_linear_part(axis)}"
+    title = f"log of eigenvalues per {axis.width:g} decade,\n{_FLOOR:g} to {tallest:,.0f}; {_linear_part(axis)}"
     with style.drawing(ax, height=0.9 + row_height * len(blocks)) as ax:
         axis.set_scale(ax)
         for row, (profile, block) in enumerate(zip(profiles, blocks.values(), strict=True)):
