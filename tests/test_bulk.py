@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from analyses import lanczos_quadrature
 
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.fits import fit_marchenko_pastur, fit_semicircle
@@ -195,6 +196,12 @@ def test_an_analysis_is_split_in_its_own_precision():
     assert split_bulk(spectrum).zero_mass == 0.0
 
 
+def sketched(steps):
+    """A semicircle with nine tenths of its mass moved to zero, as two short probes see it."""
+    values = np.concatenate([np.zeros(900), np.linalg.eigvalsh(wigner(100))])
+    return lanczos_quadrature(np.random.default_rng(0), values, probes=2, steps=steps)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -204,6 +211,9 @@ def test_an_analysis_is_split_in_its_own_precision():
         (lambda: split_bulk([1.0, 2.0], dtype="int64"), "floating type"),
         (lambda: fit_semicircle([2.0, 2.0, 2.0]), "no width"),
         (lambda: fit_marchenko_pastur(-np.arange(9.0)), "positive"),
+        (lambda: fit_semicircle([*np.zeros(60), *np.linspace(-1, 1, 40)]), "60% of the bulk are zero"),
+        (lambda: fit_marchenko_pastur(np.geomspace(1e-8, 1, 200)), "between its edges"),
+        (lambda: fit_semicircle(sketched(20)), "not resolved"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(call, message):

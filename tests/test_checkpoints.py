@@ -53,6 +53,14 @@ def _sentence(error: pytest.ExceptionInfo[InputError]) -> str:
     return message
 
 
+def test_counters_of_a_bare_state_dict_are_no_facts(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    torch.save({"state_dict": model.state_dict(), "step": torch.tensor(7)}, tmp_path / "nested.pt")
+    assert read_checkpoint(tmp_path / "bare.pt").metadata == {}
+    assert read_checkpoint(tmp_path / "nested.pt").metadata == {"step": 7}
+
+
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.pkl"])
 def test_a_bare_state_dict_is_read_whatever_its_suffix(tmp_path, model, name):
     path = _saved(tmp_path / name, model.state_dict())

@@ -18,6 +18,7 @@ from analyses import (
     training_run,
 )
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import (
@@ -303,6 +304,38 @@ def test_tick_labels_are_several_and_do_not_overlap(ends, decades):
     boxes = [label.get_window_extent() for label in labels]
     assert len(boxes) >= 3
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_no_text_of_a_figure_lies_over_another_whatever_names_are(slq, exact):
+    names = ["encoder." * 9 + "weight", "W" * 40, "$i$"]
+    blocks = dict.fromkeys(names, slq.full)
+    analysis = dataclasses.replace(slq, layers=blocks, problem={**slq.problem, "checkpoint": "W" * 80})
+    edges = (slq.full.smallest, slq.full.largest)
+    for ax in (
+        plot_density(slq.full.spectrum, edges=edges, bulk=(-1e-3, 1e-3)),
+        plot_density(exact.full.spectrum),
+        plot_cdf(slq.full.spectrum, edges=edges),
+        plot_layer_densities(analysis),
+        plot_layer_traces(analysis),
+        plot_eigenvalues(slq.full),
+        plot_trajectory([analysis, slq]),
+    ):
+        ax.figure.draw_without_rendering()
+        (left, right), (bottom, top) = (sorted(limits) for limits in (ax.get_xlim(), ax.get_ylim()))
+        ticks = [(label, left <= label.get_position()[0] <= right) for label in ax.get_xticklabels()]
+        ticks += [(label, bottom <= label.get_position()[1] <= top) for label in ax.get_yticklabels()]
+        texts = [label for label, seen in ticks if seen and ax.bbox.padded(60).contains(*label.get_window_extent().p0)]
+        texts += [*ax.texts, ax.xaxis.label, ax.yaxis.label, ax._left_title, *(ax.get_legend() or ax).findobj(Text)]
+        boxes = {
+            id(text): text.get_window_extent() for text in texts if text.get_text() and not text.get_rotation() % 90
+        }
+        for (_, one), (_, other) in itertools.combinations(boxes.items(), 2):
+            wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+            high = min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert wide <= 1 or high <= 1
+        for text in (*ax.texts, ax.xaxis.label, ax._left_title):
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= ax.figure.bbox.width + 1
 
 
 def test_nothing_to_draw_is_said_in_a_sentence():

@@ -17,8 +17,8 @@ from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
-# No lower count is drawn: a bin that holds any eigenvalue has one, a wide bar a part of one in each of its bins.
-_FLOOR = 0.1
+# No lower count is drawn: a wide bar may have a tenth of an eigenvalue per bin, a histogram never has less than one.
+_FLOOR, _EXACT_FLOOR = 0.1, 0.5
 # Bounds of a CDF are drawn at so many points along the axis, beside the nodes.
 _FINE = 600
 
@@ -59,7 +59,8 @@ def plot_density(
     points = np.concatenate([others or [], *(pairs.eigenvalues for pairs in marked)])
     axis = axis or EigenvalueAxis.fit([spectrum], points=points)
     profile = axis.profile(spectrum, others=others)
-    foot = _FLOOR / 100  # Counts of zero have no logarithm; they are drawn here, out of sight.
+    floor = _EXACT_FLOOR if spectrum.exact else _FLOOR
+    foot = floor / 100  # Counts of zero have no logarithm; they are drawn here, out of sight.
     counts, lower, upper = (np.maximum(x, foot) for x in (profile.counts, profile.lower, profile.upper))
     top = 2 * max(1.0, float(upper.max()))
     title = f"all {spectrum.n:,} eigenvalues; {_linear_part(axis)}"
@@ -73,7 +74,7 @@ def plot_density(
         ax.fill_between(profile.values, lower, upper, color=color, alpha=0.14, linewidth=0)
         ax.plot(profile.values, counts, color=color, linewidth=1.1, label=label)
         # The strip below the floor, a tenth of the height, is for the marks.
-        ax.set_ylim(_FLOOR * (_FLOOR / top) ** (1 / 9) if marked else _FLOOR, top)
+        ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
         if bulk is not None:
             _shade_bulk(ax, axis, bulk)
         look = {"fmt": "^", "color": style.ORANGE, "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
@@ -120,7 +121,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
     row_height = float(np.clip(5.5 / len(blocks), 0.22, 0.55))
     profiles = [axis.profile(each.spectrum, others=ends) for each, ends in zip(blocks.values(), others, strict=True)]
     tallest = max(float(profile.counts.max(initial=1.0)) for profile in profiles)
-    title = f"height: log of eigenvalues per {axis.width:g} decade, {_FLOOR:g} to {tallest:,.0f}\n{_linear_part(axis)}"
+    title = f"log of eigenvalues per {axis.width:g} decade,\n{_FLOOR:g} to {tallest:,.0f}; {_linear_part(axis)}"
     with style.drawing(ax, height=0.9 + row_height * len(blocks)) as ax:
         axis.set_scale(ax)
         for row, (profile, block) in enumerate(zip(profiles, blocks.values(), strict=True)):
@@ -135,7 +136,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
         style.name_rows(ax, list(blocks), below=0.25)
         ax.set_xlabel(style.EIGENVALUE)
         ax.set_title(title, **style.REMARK)
-        ax.text(1.01, 1.02, "trace", transform=ax.transAxes, **style.REMARK)
+        ax.text(1.01, 1.0, "trace", transform=ax.transAxes, va="top", **style.REMARK)
     return ax
 
 

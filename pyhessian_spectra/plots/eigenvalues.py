@@ -59,7 +59,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
         ax.barh(np.arange(len(traces)), values, height=0.62, color=style.BLUE, alpha=0.55, linewidth=0, **bars)
         style.name_rows(ax, list(traces))
         ax.axvline(0, color=style.INK, linewidth=0.8)
-        ax.set_xlabel(f"Trace of the layer's block {style.UNITS}")
+        ax.set_xlabel(f"Trace of the block {style.UNITS}")
     return ax
 
 

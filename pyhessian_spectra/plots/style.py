@@ -74,7 +74,7 @@ def literal(name: str, *, length: int = 24) -> str:
 
 def name_rows(ax: Axes, names: Sequence[str], *, below: float = 0.0) -> None:
     """Lay out rows 0, 1, ... from top to bottom, with their names at the left, ``below`` the middle of each row."""
-    ax.set_yticks(np.arange(len(names)) + below, [literal(name) for name in names], fontsize=7.5)
+    ax.set_yticks(np.arange(len(names)) + below, [literal(name, length=20) for name in names], fontsize=7.5)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
