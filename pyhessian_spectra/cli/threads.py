@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -22,13 +23,13 @@ def choose_threads(risk: EmpiricalRisk, chosen: Path | None = None) -> str:
     """Compute with one thread from now on where a gradient of a small network then takes less time; say so, or nothing.
 
     Numbers repeat to the last bit with the same number of threads only, so the choice is kept in the file ``chosen``,
-    from which a run that resumes takes it.
+    from which a run that resumes takes it. A number that the user set in ``OMP_NUM_THREADS`` stays.
     """
     several = torch.get_num_threads()
     if chosen is not None and chosen.exists():
         torch.set_num_threads(int(chosen.read_text()))
         return ""
-    if several == 1 or risk.device.type != "cpu" or risk.n > _SMALL:
+    if several == 1 or "OMP_NUM_THREADS" in os.environ or risk.device.type != "cpu" or risk.n > _SMALL:
         return ""
     risk.gradient()  # the first one takes longer, whatever the threads
     seconds = {}
