@@ -22,7 +22,9 @@ from pyhessian_spectra.cli import run
 from pyhessian_spectra.cli.main import commands, size
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline
 from pyhessian_spectra.problems import training
+from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
+from pyhessian_spectra.problems.checkpoints import save_checkpoint
 
 _DATA = Path(os.environ.get("PYHESSIAN_SPECTRA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -408,3 +410,20 @@ def test_the_module_runs_as_a_program_and_sigint_ends_it(folder):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted before anything was finished" in err and "Traceback" not in err
     assert not (folder / "o").exists() and not list(folder.glob(".o*"))
+
+
+def test_training_and_test_examples_stand_side_by_side(folder, cli):
+    torch.manual_seed(0)
+    save_checkpoint("d.pt", MLP((64, 2, 10)), problem={"model": "mlp", "data": "digits"})
+    shown = cli("report", "d.pt", "--split", "both", "--num-examples", 40, "--out", "o", *FAST)
+    assert shown.status == 0
+    both = results("o")["checkpoints"]
+    assert [one["problem"]["split"] for one in both] == ["train", "test"]
+    for one in both:
+        split = one["problem"]["split"]
+        alone = cli("report", "d.pt", "--split", split, "--num-examples", 40, "--out", split, *FAST)
+        assert alone.status == 0 and results(split)["full"]["largest"] == one["full"]["largest"]
+    page = (folder / "o/report.html").read_text()
+    assert "d.pt, train" in page and "d.pt, test" in page
+    found = cli("doctor", "d.pt", "--split", "both", "--num-examples", 40)
+    assert found.status == 0 and "d.pt train" in found.out and "d.pt test" in found.out

@@ -217,7 +217,11 @@ def test_a_disk_that_is_full_when_a_result_is_saved_is_one_sentence(tmp_path, mo
 
 
 @pytest.mark.parametrize(("slower", "best"), [("two threads", 1), ("one thread", 2)])
-def test_the_faster_number_of_threads_is_taken_said_and_kept_for_a_run_that_resumes(tmp_path, slower, best):
+def test_the_faster_number_of_threads_is_taken_said_and_kept_for_a_run_that_resumes(
+    monkeypatch, tmp_path, slower, best
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
     class Risk:
         device, n = torch.device("cpu"), 100
 

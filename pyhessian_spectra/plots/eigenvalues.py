@@ -123,7 +123,10 @@ def _place_checkpoints(ax: Axes, analyses: Sequence[SpectralAnalysis]) -> Floats
         ax.set_xlabel("Optimisation step")
         return x
     x = np.arange(len(analyses), dtype=np.float64)
-    paths = [PurePath(str(analysis.problem.get("checkpoint", i))) for i, analysis in enumerate(analyses)]
-    ax.set_xticks(x, [style.literal(path.name, length=16) for path in paths], rotation=30, ha="right", fontsize=7.5)
+    names = []
+    for i, problem in enumerate(analysis.problem for analysis in analyses):
+        name = style.literal(PurePath(str(problem.get("checkpoint", i))).name, length=16)
+        names.append(f"{name}, {problem['split']}" if "split" in problem else name)
+    ax.set_xticks(x, names, rotation=30, ha="right", fontsize=7.5)
     ax.set_xlabel("Checkpoint")
     return x
