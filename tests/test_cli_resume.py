@@ -242,7 +242,8 @@ def test_the_faster_number_of_threads_is_taken_said_and_kept_for_a_run_that_resu
         torch.set_num_threads(before)
 
 
-def test_the_doctor_says_which_number_of_threads_is_better_and_the_library_changes_none(folder, cli):
+def test_the_doctor_says_which_number_of_threads_is_better_and_the_library_changes_none(folder, cli, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
