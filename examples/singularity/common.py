@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyhessian_spectra import EmpiricalRisk
-from pyhessian_spectra.plots.style import theme
 from pyhessian_spectra.problems.datasets import load_data
 
 LOSS = nn.CrossEntropyLoss()
@@ -101,7 +100,6 @@ def mode(values: Sequence[int] | np.ndarray) -> int:
 
 
 def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """A figure in the package's look and its axes, shape (rows, columns)."""
-    with theme():
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False)
+    """A figure and its axes, shape (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -27,8 +27,8 @@ RULE = (
 class Runs:
     """What training reached: a row or an entry for each start, in float64.
 
-    ``steps`` are those of gradient descent, ``evaluations`` those of the L-BFGS iterations that finished a run which had
-    not met the tolerance by then; ``errors`` are shares of training examples put into the wrong class.
+    ``steps`` are those of gradient descent, ``evaluations`` those of L-BFGS, which finishes a run that has not met the
+    tolerance by then; ``errors`` are shares of training examples put into the wrong class.
     """
 
     parameters: Tensor
@@ -83,8 +83,8 @@ def finish(
 ) -> tuple[Tensor, int]:
     """L-BFGS from ``flat`` (n,) until the gradient's norm meets the tolerance; the parameters and the evaluations made.
 
-    Its last step may overshoot by far, and eigenvalues follow the gradient: the point returned is where, on that step, the
-    norm equals the tolerance.
+    Its last step may overshoot by far, and eigenvalues follow the gradient: the point returned is where, on that step,
+    the norm equals the tolerance.
     """
     differentiated, theta, made = grad_and_value(flat_loss(model)), flat.clone().requires_grad_(), 0
     optimizer = torch.optim.LBFGS(

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from common import fan_in_start, images, network, new_figure, parse, quantiles, risk_at, size
+from common import fan_in_start, images, network, new_figure, parse, quantiles, risk_at
 from descent import RULE, Runs, train
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from verdicts import MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
+from verdicts import FEWEST, MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
 from zeros import forced_zeros
 
 from pyhessian_spectra import HessianOperator, eigsh
 from pyhessian_spectra.analysis.bulk import split_bulk
+from pyhessian_spectra.plots.style import theme
 
 INPUTS, MOMENTS = ("images", "random inputs"), ("before", "after")
 COLOURS = {"images": "#0173b2", "random inputs": "#de8f05"}
@@ -32,8 +34,8 @@ CHECKED = 64
 
 
 def trained(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The conditions "images, after training" by width."""
-    return {key: entry for key, entry in numbers["conditions"].items() if key.endswith("images, after")}
+    """The conditions "images, after training" by width, where enough runs count."""
+    return {key: entry for key, entry in numbers["judged"].items() if key.endswith("images, after")}
 
 
 def sharpens(numbers: dict[str, Any]) -> tuple[bool, str]:
@@ -68,10 +70,10 @@ def inputs_differ(moment: str) -> Any:
 
     def decide(numbers: dict[str, Any]) -> tuple[bool, str]:
         apart, told = True, []
-        for key, random in numbers["conditions"].items():
-            if not key.endswith(f"random inputs, {moment}"):
+        for key, random in numbers["judged"].items():
+            real = numbers["judged"].get(key.replace("random inputs", "images"))
+            if real is None or not key.endswith(f"random inputs, {moment}"):
                 continue
-            real = numbers["conditions"][key.replace("random inputs", "images")]
             for name, shown in (("trace_over_top", "tr / lambda_1"), ("above_tenth", "count above a tenth")):
                 (low, high), (least, most) = real[name]["range"], random[name]["range"]
                 apart &= least > high
@@ -120,14 +122,15 @@ CRITERIA = (
 )
 
 
+@theme()
 def main(argv: list[str] | None = None) -> None:
     """Train on both kinds of input, diagonalise before and after, compare, draw."""
     options = parse(__doc__, argv)
-    images_widths, random_widths, count, wanted, tries = (6, 8, 10, 13), (8, 10), 500, 5, 15
-    limits = {"tolerance": 1e-3, "max_steps": 3000, "max_evaluations": 1500}
+    images_widths, random_widths, count, wanted, tries = (6, 8, 10), (8,), 200, FEWEST, 12
+    limits: dict[str, Any] = {"tolerance": 1e-3, "stages": [1000] * 4, "evaluations": 800}
     if options.fast:
         images_widths, random_widths, count, wanted, tries = (8, 10), (10,), 30, 1, 4
-        limits = {"tolerance": 5e-2, "max_steps": 600, "max_evaluations": 100}
+        limits = {"tolerance": 5e-2, "stages": [300] * 2, "evaluations": 100}
     (x, y), description = images(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(x.shape, generator=generator) * x.std() + x.mean()
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     conditions: dict[str, dict[str, Any]] = {}
     spectra: dict[str, np.ndarray] = {}
     attempts = {}
-    matrix = None
+    drawn = None
     for hidden in images_widths:
         model = network(x.shape[1], hidden, classes)
         for kind in INPUTS if hidden in random_widths else INPUTS[:1]:
@@ -149,29 +152,33 @@ def main(argv: list[str] | None = None) -> None:
                 for run, start in good:
                     at = run.parameters[0] if moment == "after" else fan_in_start(model, start).double()
                     entry, values, dense = diagonalise(model, at, data[kind])
-                    matrix = dense if matrix is None and moment == "after" else matrix
+                    drawn = (dense, hidden) if drawn is None and moment == "after" else drawn
                     rows.append((entry, values))
                     print(f"{key}, start {start}: {entry}", flush=True)
                 if rows:
                     conditions[key] = condensed(hidden, [entry for entry, _ in rows])
                     spectra[key] = np.stack([values for _, values in rows])
-    if matrix is None:
+    if drawn is None:
         raise SystemExit("no run met the tolerance; allow more steps or evaluations")
     numbers = {
         "data": description,
         "rule": RULE,
         "classes": classes,
         **limits,
-        "step": "1 / lambda_1 at the start",
+        "step": "1 / lambda_1, measured at the start and before each stage",
         "attempts": attempts,
         "conditions": conditions,
     }
-    fewest = min((entry["runs"] for entry in conditions.values()), default=0)
-    findings = judge(CRITERIA, numbers, fast=options.fast, fewest=fewest)
-    figures = {"mnist": draw_growth(matrix, images_widths[0], spectra), "random_inputs": draw_inputs(spectra)}
+    # a condition that too few runs count for decides nothing and is left out of the judgement
+    judged = {key: entry for key, entry in conditions.items() if entry["runs"] >= FEWEST}
+    enough = len(trained({"judged": judged})) > 1 and any(INPUTS[1] in key for key in judged)
+    fewest = min(entry["runs"] for entry in (judged if enough else conditions).values())
+    findings = judge(CRITERIA, {**numbers, "judged": judged}, fast=options.fast, fewest=fewest)
+    figures = {"mnist": draw_growth(*drawn, spectra), "random_inputs": draw_inputs(spectra)}
     shortened = (
-        f"{count} images; starts are tried in order, at most {tries} for each width and kind of input, until {wanted} "
-        f"count; random inputs and spectra before training at h = {', '.join(map(str, random_widths))} only"
+        f"{count} images and at most h = {images_widths[-1]}; starts are tried in order, at most {tries} for each width "
+        f"and kind of input, until {wanted} count; random inputs and spectra before training at "
+        f"h = {', '.join(map(str, random_widths))} only"
     )
     write(options, __file__, numbers, findings, figures, spectra, shortened=shortened)
 
@@ -179,14 +186,36 @@ def main(argv: list[str] | None = None) -> None:
 def train_until(
     model: nn.Module, data: tuple[Tensor, Tensor], wanted: int, tries: int, seed: int, limits: dict[str, Any]
 ) -> tuple[list[Runs], list[int]]:
-    """Runs from starts seed, seed + 1, ... until enough of them count; each with a step of 1 / lambda_1 at its start."""
+    """Runs from starts seed, seed + 1, ... until enough of them count, and these seeds."""
     runs: list[Runs] = []
     while len(runs) < tries and sum(bool(run.counted[0]) for run in runs) < wanted:
-        start = fan_in_start(model, seed + len(runs))
-        op = HessianOperator(risk_at(model, start, data))
-        top = eigsh(op, 1, which="LA", tol=1e-3, generator=torch.Generator().manual_seed(0))
-        runs.append(train(model.float(), data, start[None], step=1 / float(top.eigenvalues[0]), **limits))
+        runs.append(descend(model, data, fan_in_start(model, seed + len(runs)), **limits))
     return runs, [seed + index for index in range(len(runs))]
+
+
+def descend(
+    model: nn.Module, data: tuple[Tensor, Tensor], at: Tensor, *, tolerance: float, stages: list[int], evaluations: int
+) -> Runs:
+    """Gradient descent in stages of so many steps, each of length 1 / lambda_1 where the stage begins; then L-BFGS."""
+    steps = 0
+    for stage, length in enumerate(stages, 1):
+        op = HessianOperator(risk_at(model, at, data))
+        top = float(eigsh(op, 1, which="LA", tol=1e-3, generator=torch.Generator().manual_seed(0)).eigenvalues[0])
+        limit = evaluations if stage == len(stages) else 0
+        run = train(
+            model.float(),
+            data,
+            at[None].float(),
+            step=1 / top,
+            tolerance=tolerance,
+            max_steps=length,
+            max_evaluations=limit,
+        )
+        steps += int(run.steps[0])
+        at = run.parameters[0]
+        if run.gradient_norms[0] <= 1.01 * tolerance:
+            break
+    return replace(run, steps=np.array([steps]))
 
 
 def summary(runs: list[Runs]) -> dict[str, Any]:
@@ -233,7 +262,15 @@ def condensed(hidden: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
     """What one condition's runs have in common, beside the runs themselves."""
     negative = [e["negative_beyond_rounding"] and e["smallest_over_largest"] > -SMALL for e in entries]
     told: dict[str, Any] = {"hidden": hidden, "runs": len(entries), "small_negative_share": float(np.mean(negative))}
-    for name in ("lambda_1", "lambda_10", "trace_over_top", "above_tenth", "near_zero", "smallest_over_largest", "loss"):
+    for name in (
+        "lambda_1",
+        "lambda_10",
+        "trace_over_top",
+        "above_tenth",
+        "near_zero",
+        "smallest_over_largest",
+        "loss",
+    ):
         values = np.array([entry[name] for entry in entries], dtype=float)
         told[name] = {**quantiles(values), "range": [float(values.min()), float(values.max())]}
     return {**told, "each": entries}
@@ -243,12 +280,15 @@ def draw_growth(matrix: Tensor, hidden: int, spectra: dict[str, np.ndarray]) -> 
     """Figure 1: one full Hessian, and the profiles of trained networks as h grows."""
     figure, axes = new_figure(1, 2, width=8.4, height=3.8)
     heat, ax = axes[0]
-    step = max(1, math.ceil(len(matrix) / 500))
+    step = max(1, math.ceil(len(matrix) / 400))
     pooled = strongest(matrix.numpy(), step)
     top = float(np.abs(pooled).max())
-    norm = SymLogNorm(1e-4 * top, linscale=0.5, vmin=-top, vmax=top)
+    norm = SymLogNorm(1e-3 * top, linscale=0.7, vmin=-top, vmax=top)
     image = heat.imshow(pooled, cmap="RdBu_r", norm=norm, interpolation="nearest")
-    figure.colorbar(image, ax=heat, shrink=0.85, label="[loss / parameter$^2$]").minorticks_off()
+    bar = figure.colorbar(image, ax=heat, shrink=0.85, label="[loss / parameter$^2$]")
+    decades = 10.0 ** np.arange(math.ceil(math.log10(1e-3 * top)), math.floor(math.log10(top)) + 1)
+    bar.set_ticks([*-decades[::-1], 0, *decades], minor=False)
+    bar.minorticks_off()
     heat.set(xticks=[], yticks=[], title=f"Hessian after training, h = {hidden}, n = {len(matrix):,}")
     heat.set_xlabel(f"strongest entry of each {step} by {step} block")
     heat.grid(visible=False)
@@ -297,7 +337,7 @@ def draw_inputs(spectra: dict[str, np.ndarray]) -> Figure:
             ax.plot(across, counted, marker, color=COLOURS[kind], markerfacecolor=face, markersize=4.5, alpha=0.9)
     for label, look in (("before training", {"markerfacecolor": "none"}), ("after training", {})):
         ax.plot([], [], "o", color="#6e7781", markersize=4.5, label=f"{label}", **look)
-    ax.set(xscale="log", yscale="log", xlabel=r"tr H / $\lambda_1$", title="A point a run (squares: narrower)")
+    ax.set(xscale="log", yscale="log", xlabel=r"tr H / $\lambda_1$", title="each run")
     ax.set_ylabel(r"eigenvalues above $\lambda_1$ / 10")
     ax.legend(fontsize=7, loc="upper left")
     return figure

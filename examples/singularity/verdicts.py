@@ -14,8 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyhessian_spectra.plots.style import theme
-
 #: "Most runs" are at least this share of those that count.
 MOST = 0.8
 #: Fewer runs than this under one condition decide nothing.
@@ -107,12 +105,11 @@ def write(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """A PNG with a palette of 128 colours, a third of the size of one without."""
+    """A PNG with a palette of 256 colours, a third of the size of one without."""
     drawn = io.BytesIO()
-    with theme():
-        figure.savefig(drawn, facecolor="white", dpi=150)
+    figure.savefig(drawn, facecolor="white", dpi=150)
     image = Image.open(drawn).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Null directions of a network with two hidden ReLU layers that are forced, whatever the gradient, counted by cause.
 
-A step along one of them leaves every output, or the softmax of it, as it is, from any point near by: ``H d = 0`` exactly.
-Rescaling a unit changes nothing either, but its direction turns as the parameters move, so that ``H A_j w = -A_j g`` is only
-as small as the gradient: :func:`rescalings`.
+A step along one of them leaves every output, or the softmax of it, as it is, from any point near by: ``H d = 0``
+exactly. Rescaling a unit changes nothing either, but its direction turns as the parameters move, so that
+``H A_j w = -A_j g`` is only as small as the gradient: :func:`rescalings`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def forced_zeros(model: nn.Module, flat: Tensor, x: Tensor) -> ForcedZeros:
     """Directions that no example sees at the float64 parameters ``flat`` (n,).
 
     - *constant inputs*: combinations of pixels and bias that are zero for every example, for each first-layer unit;
-    - *dead units*: what else enters or leaves a unit that is off, or has no unit behind it that is on, for every example;
+    - *dead units*: what else enters or leaves a unit that is off for every example, or on with none on behind it;
     - *partly active units*: combinations that are zero for the examples on which a unit is on;
     - *softmax shift*: a unit of the last hidden layer, or the bias, added to all logits.
     """
