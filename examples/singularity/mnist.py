@@ -33,9 +33,14 @@ TENTH = 0.1
 CHECKED = 64
 
 
+def judged(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The conditions that enough runs count for; the others decide nothing."""
+    return {key: entry for key, entry in numbers["conditions"].items() if entry["runs"] >= FEWEST}
+
+
 def trained(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The conditions "images, after training" by width, where enough runs count."""
-    return {key: entry for key, entry in numbers["judged"].items() if key.endswith("images, after")}
+    """Of these, the ones on images after training, by width."""
+    return {key: entry for key, entry in judged(numbers).items() if key.endswith("images, after")}
 
 
 def sharpens(numbers: dict[str, Any]) -> tuple[bool, str]:
@@ -70,8 +75,8 @@ def inputs_differ(moment: str) -> Any:
 
     def decide(numbers: dict[str, Any]) -> tuple[bool, str]:
         apart, told = True, []
-        for key, random in numbers["judged"].items():
-            real = numbers["judged"].get(key.replace("random inputs", "images"))
+        for key, random in judged(numbers).items():
+            real = judged(numbers).get(key.replace("random inputs", "images"))
             if real is None or not key.endswith(f"random inputs, {moment}"):
                 continue
             for name, shown in (("trace_over_top", "tr / lambda_1"), ("above_tenth", "count above a tenth")):
@@ -126,7 +131,7 @@ CRITERIA = (
 def main(argv: list[str] | None = None) -> None:
     """Train on both kinds of input, diagonalise before and after, compare, draw."""
     options = parse(__doc__, argv)
-    images_widths, random_widths, count, wanted, tries = (6, 8, 10), (8,), 200, FEWEST, 12
+    images_widths, random_widths, count, wanted, tries = (6, 8, 10), (8,), 200, FEWEST, 24
     limits: dict[str, Any] = {"tolerance": 1e-3, "stages": [1000] * 4, "evaluations": 800}
     if options.fast:
         images_widths, random_widths, count, wanted, tries = (8, 10), (10,), 30, 1, 4
@@ -169,14 +174,13 @@ def main(argv: list[str] | None = None) -> None:
         "attempts": attempts,
         "conditions": conditions,
     }
-    # a condition that too few runs count for decides nothing and is left out of the judgement
-    judged = {key: entry for key, entry in conditions.items() if entry["runs"] >= FEWEST}
-    enough = len(trained({"judged": judged})) > 1 and any(INPUTS[1] in key for key in judged)
-    fewest = min(entry["runs"] for entry in (judged if enough else conditions).values())
-    findings = judge(CRITERIA, {**numbers, "judged": judged}, fast=options.fast, fewest=fewest)
+    # two widths at least are needed, and one of them on random inputs
+    enough = len(trained(numbers)) > 1 and any(INPUTS[1] in key for key in judged(numbers))
+    fewest = min(entry["runs"] for entry in (judged(numbers) if enough else conditions).values())
+    findings = judge(CRITERIA, numbers, fast=options.fast, fewest=fewest)
     figures = {"mnist": draw_growth(*drawn, spectra), "random_inputs": draw_inputs(spectra)}
     shortened = (
-        f"{count} images and at most h = {images_widths[-1]}; starts are tried in order, at most {tries} for each width "
+        f"{count} images and at most h = {images_widths[-1]}; starts are tried in order, at most {tries} a width "
         f"and kind of input, until {wanted} count; random inputs and spectra before training at "
         f"h = {', '.join(map(str, random_widths))} only"
     )
