@@ -225,7 +225,7 @@ def test_forced_zeros_are_null_and_counted_by_cause(example):
     assert float((found.directions @ found.directions.T - torch.eye(len(found))).abs().max()) < 1e-12
     assert found.causes["softmax shift"] == 4 + 1
     assert found.causes["constant inputs"] == 4 * 2
-    # the first-layer unit's other 5 incoming and 4 outgoing weights; the second's 4 - 1 incoming, bias and 3 - 1 outgoing
+    # first layer: 5 more incoming, 4 outgoing weights; second: 4 - 1 incoming, the bias, 3 - 1 outgoing
     assert found.causes["dead units"] >= 5 + 4 + 3 + 1 + 2
     eigenvalues = torch.linalg.eigvalsh(dense)
     assert int((eigenvalues.abs() < 1e-12 * eigenvalues[-1]).sum()) >= len(found)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyhessian_spectra import EmpiricalRisk
+from pyhessian_spectra import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.problems.datasets import load_data
 
 LOSS = nn.CrossEntropyLoss()
@@ -86,6 +86,17 @@ def risk_at(model: nn.Module, flat: Tensor, data: tuple[Tensor, Tensor]) -> Empi
     model = model.double()
     nn.utils.vector_to_parameters(flat.double(), model.parameters())
     return EmpiricalRisk(model, LOSS, data)
+
+
+def exact_hessian(model: nn.Module, flat: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+    """The Hessian (n, n) of the mean loss at ``flat`` (n,), in float64."""
+    dense = HessianOperator(risk_at(model, flat, data)).to_dense()
+    return (dense + dense.T) / 2
+
+
+def exact_eigenvalues(model: nn.Module, rows: Tensor, data: tuple[Tensor, Tensor]) -> np.ndarray:
+    """All eigenvalues of the Hessian at each row of parameters (k, n), ascending in each row."""
+    return np.stack([torch.linalg.eigvalsh(exact_hessian(model, flat, data)).numpy() for flat in rows])
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:

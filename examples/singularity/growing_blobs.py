@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LOSS, blobs, mode, network, new_figure, parse, quantiles, radius, size
+from common import blobs, exact_eigenvalues, mode, network, new_figure, parse, quantiles, radius, size
 from descent import RULE, train
 from matplotlib.figure import Figure
 from torch import Tensor
 from verdicts import Criterion, judge, write
 
 from pyhessian_spectra.analysis.bulk import split_bulk
-from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts
+from pyhessian_spectra.ensembles import sphere_starts
 from pyhessian_spectra.plots.style import theme
 
 COLOURS = {1: "#0173b2", 2: "#de8f05", 3: "#8c8c8c"}
@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> None:
     """Train at each standard deviation to two tolerances, diagonalise, draw."""
     options = parse(__doc__, argv)
     deviations, starts, points, step = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), 10, 200, 0.2
-    tolerances, limits = (1e-3, 1e-4), {"max_steps": 10_000, "max_evaluations": 2000}
+    tolerances, limits = (1e-3, 1e-4), {"max_steps": 5000, "max_evaluations": 1000}
     if options.fast:
-        deviations, starts, points, step, tolerances = (0.3, 0.8), 6, 20, 1.0, (5e-2, 2e-2)
+        deviations, starts, points, step, tolerances = (0.3, 0.8), 3, 20, 1.0, (5e-2, 2e-2)
         limits = {"max_steps": 200, "max_evaluations": 50}
     model = network(2, 6, 2)
     n = size(model)
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         data = blobs(points, deviation, options.seed)
         generator = torch.Generator().manual_seed(options.seed)
         at = sphere_starts(starts, n, radius=radius(n), generator=generator, dtype=torch.float32)
-        first = ensemble_eigenvalues(model, LOSS, data, at.double()).eigenvalues[:, -1].max()
+        first = exact_eigenvalues(model, at, data)[:, -1].max()
         for tolerance in tolerances:
             # the smaller tolerance goes on from where the larger one was met
             runs = train(model, data, at, step=step, tolerance=tolerance, **limits)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"standard deviation {deviation}, tolerance {tolerance:g}: {runs.summary()}", flush=True)
             if not runs.counted.any():
                 continue
-            values = ensemble_eigenvalues(model, LOSS, data, runs.parameters[torch.as_tensor(runs.counted)]).eigenvalues
+            values = exact_eigenvalues(model, runs.parameters[torch.as_tensor(runs.counted)], data)
             spectra[f"tolerance {tolerance:g}, std {deviation}"] = values
             edges = [split_bulk(row).num_above for row in values]
             entries[f"{tolerance:g}"][str(deviation)] = {

@@ -9,15 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LOSS, blobs, mode, network, new_figure, parse, quantiles, radius, risk_at, size
+from common import (
+    blobs,
+    exact_eigenvalues,
+    exact_hessian,
+    mode,
+    network,
+    new_figure,
+    parse,
+    quantiles,
+    radius,
+    risk_at,
+    size,
+)
 from descent import RULE, train
-from torch import Tensor
+from torch import Tensor, nn
 from verdicts import MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
 from zeros import CAUSES, beyond, forced_zeros, rescalings
 
-from pyhessian_spectra import HessianOperator
 from pyhessian_spectra.analysis.bulk import split_bulk
-from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts
+from pyhessian_spectra.ensembles import sphere_starts
 from pyhessian_spectra.plots import plot_matrix, plot_profiles
 from pyhessian_spectra.plots.style import theme
 
@@ -126,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(__doc__, argv)
     widths, starts, points, step, tolerance = (2, 6, 10, 14, 18), 10, 500, 0.2, 1e-4
     if options.fast:
-        widths, starts, points, step, tolerance = (2, 6, 10), 5, 20, 1.0, 2e-2
+        widths, starts, points, step, tolerance = (2, 6, 10), 3, 20, 1.0, 2e-2
     data = blobs(points, 0.3, options.seed)
     figure, axes = new_figure(1, 2)
     heat_figure, heat_axes = new_figure(1, 3, width=11.0, height=3.6)
@@ -136,22 +147,22 @@ def main(argv: list[str] | None = None) -> None:
         n = size(model)
         generator = torch.Generator().manual_seed(options.seed + hidden)
         begin = sphere_starts(starts, n, radius=radius(n), generator=generator, dtype=torch.float32)
-        first = ensemble_eigenvalues(model, LOSS, data, begin.double()).eigenvalues[:, -1].max()
+        first = exact_eigenvalues(model, begin, data)[:, -1].max()
         runs = train(model, data, begin, step=step, tolerance=tolerance, max_steps=100_000)
         print(f"h = {hidden}, n = {n}: {runs.summary()}", flush=True)
         if not runs.counted.any():
             continue
         parameters, losses = runs.parameters[torch.as_tensor(runs.counted)], runs.losses[runs.counted]
-        matrices = [dense_hessian(hidden, flat, data) for flat in parameters]
+        matrices = [exact_hessian(model, flat, data) for flat in parameters]
         values = np.stack([torch.linalg.eigvalsh(matrix).numpy() for matrix in matrices])
-        zeros = [account(hidden, *each, data[0]) for each in zip(parameters, matrices, values, strict=True)]
+        zeros = [account(model, *each, data[0]) for each in zip(parameters, matrices, values, strict=True)]
         rounding = np.array([each["rounding"] for each in zeros])
         # the member whose top eigenvalue is the median one is drawn
         shown = int(np.argsort(values[:, -1])[len(values) // 2])
         profiles[f"h = {hidden}, n = {n}"] = values[shown]
         if hidden in widths[:3]:
             ax = heat_axes[0, widths.index(hidden)]
-            plot_matrix(matrices[shown], risk_at(network(2, hidden, 2), parameters[shown], data).layout, ax=ax)
+            plot_matrix(matrices[shown], risk_at(model, parameters[shown], data).layout, ax=ax)
             ax.set_title(f"h = {hidden}, n = {n}")
         negative = (values[:, 0] < -rounding) & (values[:, 0] > -SMALL * values[:, -1])
         spectra[f"n = {n}"] = values
@@ -195,15 +206,8 @@ def main(argv: list[str] | None = None) -> None:
     write(options, __file__, numbers, findings, figures, spectra, shortened="10 starts a width")
 
 
-def dense_hessian(hidden: int, flat: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
-    """The exact Hessian (n, n) in float64."""
-    dense = HessianOperator(risk_at(network(2, hidden, 2), flat, data)).to_dense()
-    return (dense + dense.T) / 2
-
-
-def account(hidden: int, flat: Tensor, matrix: Tensor, values: np.ndarray, x: Tensor) -> dict[str, Any]:
+def account(model: nn.Module, flat: Tensor, matrix: Tensor, values: np.ndarray, x: Tensor) -> dict[str, Any]:
     """The zeros of one Hessian, found and forced; zero is what rounding leaves of the forced directions, measured."""
-    model = network(2, hidden, 2)
     forced = forced_zeros(model, flat, x)
     residual = float((matrix @ forced.directions.T).norm(dim=0).max())
     rounding = max(len(values) * float(np.finfo(np.float64).eps) * float(np.abs(values).max()), residual)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import fan_in_start, images, network, new_figure, parse, quantiles, risk_at
+from common import exact_hessian, fan_in_start, images, network, new_figure, parse, quantiles, risk_at
 from descent import RULE, Runs, train
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
@@ -234,8 +234,7 @@ def diagonalise(model: nn.Module, at: Tensor, data: tuple[Tensor, Tensor]) -> tu
     """All eigenvalues, ascending, of the exact Hessian in float64, what is read off them, and the matrix."""
     clock = time.perf_counter()
     risk = risk_at(model, at, data)
-    dense = HessianOperator(risk).to_dense()
-    dense = (dense + dense.T) / 2
+    dense = exact_hessian(model, at, data)
     values = torch.linalg.eigvalsh(dense).numpy()
     top, n = values[-1], len(values)
     forced = forced_zeros(model, at, data[0])
