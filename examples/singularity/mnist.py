@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from common import exact_hessian, fan_in_start, images, network, new_figure, parse, quantiles, risk_at
 from descent import RULE, Runs, train
-from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -131,38 +130,39 @@ CRITERIA = (
 def main(argv: list[str] | None = None) -> None:
     """Train on both kinds of input, diagonalise before and after, compare, draw."""
     options = parse(__doc__, argv)
-    images_widths, random_widths, count, wanted, tries = (6, 8, 10), (8,), 200, FEWEST, 24
+    images_widths, random_widths, untrained, count, wanted, tries = (6, 8, 10), (8, 10), 8, 200, FEWEST, 16
     limits: dict[str, Any] = {"tolerance": 1e-3, "stages": [1000] * 4, "evaluations": 800}
     if options.fast:
-        images_widths, random_widths, count, wanted, tries = (8, 10), (10,), 30, 1, 4
+        images_widths, random_widths, untrained, count, wanted, tries = (8, 10), (10,), 8, 30, 1, 4
         limits = {"tolerance": 5e-2, "stages": [300] * 2, "evaluations": 100}
     (x, y), description = images(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(x.shape, generator=generator) * x.std() + x.mean()
     data = {INPUTS[0]: (x, y), INPUTS[1]: (noise, y)}
     classes = int(y.max()) + 1
-    conditions: dict[str, dict[str, Any]] = {}
-    spectra: dict[str, np.ndarray] = {}
-    attempts = {}
-    drawn = None
+    attempts, conditions, spectra, drawn = {}, {}, {}, None
     for hidden in images_widths:
         model = network(x.shape[1], hidden, classes)
-        for kind in INPUTS if hidden in random_widths else INPUTS[:1]:
-            runs, starts = train_until(model, data[kind], wanted, tries, options.seed, limits)
-            attempts[f"h = {hidden}, {kind}"] = {"tried": len(runs), **summary(runs)}
-            print(f"h = {hidden}, {kind}: {attempts[f'h = {hidden}, {kind}']}", flush=True)
-            good = [(run, start) for run, start in zip(runs, starts, strict=True) if run.counted[0]]
-            for moment in MOMENTS if hidden in random_widths else MOMENTS[1:]:
-                key, rows = f"h = {hidden}, {kind}, {moment}", []
-                for run, start in good:
-                    at = run.parameters[0] if moment == "after" else fan_in_start(model, start).double()
-                    entry, values, dense = diagonalise(model, at, data[kind])
-                    drawn = (dense, hidden) if drawn is None and moment == "after" else drawn
-                    rows.append((entry, values))
-                    print(f"{key}, start {start}: {entry}", flush=True)
-                if rows:
-                    conditions[key] = condensed(hidden, [entry for entry, _ in rows])
-                    spectra[key] = np.stack([values for _, values in rows])
+        points: dict[str, list[Tensor]] = {}
+        for kind in INPUTS:
+            if hidden == untrained:
+                starts = [fan_in_start(model, options.seed + index).double() for index in range(wanted)]
+                points[f"h = {hidden}, {kind}, before"] = starts
+            if kind == INPUTS[0] or hidden in random_widths:
+                runs = train_until(model, data[kind], wanted, tries, options.seed, limits)
+                attempts[f"h = {hidden}, {kind}"] = summary(runs)
+                print(f"h = {hidden}, {kind}: {summary(runs)}", flush=True)
+                points[f"h = {hidden}, {kind}, after"] = [run.parameters[0] for run in runs if run.counted[0]]
+        for key, each in points.items():
+            rows = []
+            for flat in each:
+                entry, values, dense = diagonalise(model, flat, data[key.split(", ")[1]])
+                drawn = (dense, hidden) if drawn is None and key.endswith("after") else drawn
+                rows.append((entry, values))
+                print(f"{key}: {entry}", flush=True)
+            if rows:
+                conditions[key] = condensed(hidden, [entry for entry, _ in rows])
+                spectra[key] = np.stack([values for _, values in rows])
     if drawn is None:
         raise SystemExit("no run met the tolerance; allow more steps or evaluations")
     numbers = {
@@ -181,20 +181,20 @@ def main(argv: list[str] | None = None) -> None:
     figures = {"mnist": draw_growth(*drawn, spectra), "random_inputs": draw_inputs(spectra)}
     shortened = (
         f"{count} images and at most h = {images_widths[-1]}; starts are tried in order, at most {tries} a width "
-        f"and kind of input, until {wanted} count; random inputs and spectra before training at "
-        f"h = {', '.join(map(str, random_widths))} only"
+        f"and kind of input, until {wanted} count; spectra before training at h = {untrained} only, at the first "
+        f"{wanted} starts"
     )
     write(options, __file__, numbers, findings, figures, spectra, shortened=shortened)
 
 
 def train_until(
     model: nn.Module, data: tuple[Tensor, Tensor], wanted: int, tries: int, seed: int, limits: dict[str, Any]
-) -> tuple[list[Runs], list[int]]:
-    """Runs from starts seed, seed + 1, ... until enough of them count, and these seeds."""
+) -> list[Runs]:
+    """Runs from starts seed, seed + 1, ... until enough of them count."""
     runs: list[Runs] = []
     while len(runs) < tries and sum(bool(run.counted[0]) for run in runs) < wanted:
         runs.append(descend(model, data, fan_in_start(model, seed + len(runs)), **limits))
-    return runs, [seed + index for index in range(len(runs))]
+    return runs
 
 
 def descend(
@@ -224,7 +224,7 @@ def descend(
 
 def summary(runs: list[Runs]) -> dict[str, Any]:
     """How many runs count, and what became of each."""
-    told = {"counted": sum(bool(run.counted[0]) for run in runs)}
+    told: dict[str, Any] = {"tried": len(runs), "counted": sum(bool(run.counted[0]) for run in runs)}
     for name in ("losses", "gradient_norms", "errors", "steps", "evaluations"):
         told[name] = [getattr(run, name)[0].item() for run in runs]
     return told
@@ -321,37 +321,30 @@ def strongest(matrix: np.ndarray, step: int) -> np.ndarray:
 def draw_inputs(spectra: dict[str, np.ndarray]) -> Figure:
     """Figure 2: images against random inputs before and after training, and the two numbers that tell them apart."""
     figure, axes = new_figure(1, 3, width=9.6, height=3.2)
-    widest = max((key for key in spectra if "random" in key), key=lambda key: spectra[key].shape[1]).split(",")[0]
     for ax, moment in zip(axes[0], MOMENTS, strict=False):
-        for kind in INPUTS:
-            for index, values in enumerate(spectra.get(f"{widest}, {kind}, {moment}", ())):
-                draw_profile(ax, values, COLOURS[kind], kind if not index else None)
-        ax.set(xlabel="rank", title=f"{moment} training, {widest}", ylim=(1e-6, 2))
+        widths = [key.split(", ")[0] for key in spectra if key.endswith(f"{INPUTS[1]}, {moment}")]
+        for kind in INPUTS if widths else ():
+            for index, values in enumerate(spectra[f"{widths[-1]}, {kind}, {moment}"]):
+                positive = values[values > 0][::-1] / values[-1]
+                rank, label = np.arange(1, len(positive) + 1), None if index else kind
+                ax.plot(rank, positive, color=COLOURS[kind], linewidth=0.9, alpha=0.8, label=label)
+        title = f"{moment} training, {widths[-1] if widths else ''}"
+        ax.set(xscale="log", yscale="log", xlabel="rank", title=title, ylim=(1e-6, 2))
     axes[0, 0].set_ylabel(r"eigenvalue / $\lambda_1$")
     axes[0, 0].legend(fontsize=7, loc="lower left")
     ax = axes[0, 2]
     for key, rows in spectra.items():
-        width, kind, moment = key.split(", ")
-        if f"{width}, {INPUTS[1]}, {moment}" in spectra:
-            face = COLOURS[kind] if moment == "after" else "none"
-            marker = "o" if width == widest else "s"
-            across = [values.sum() / values[-1] for values in rows]
-            counted = [(values > TENTH * values[-1]).sum() for values in rows]
-            ax.plot(across, counted, marker, color=COLOURS[kind], markerfacecolor=face, markersize=4.5, alpha=0.9)
+        _, kind, moment = key.split(", ")
+        across = [values.sum() / values[-1] for values in rows]
+        counted = [(values > TENTH * values[-1]).sum() for values in rows]
+        face = COLOURS[kind] if moment == "after" else "none"
+        ax.plot(across, counted, "o", color=COLOURS[kind], markerfacecolor=face, markersize=4.5, alpha=0.9)
     for label, look in (("before training", {"markerfacecolor": "none"}), ("after training", {})):
-        ax.plot([], [], "o", color="#6e7781", markersize=4.5, label=f"{label}", **look)
-    ax.set(xscale="log", yscale="log", xlabel=r"tr H / $\lambda_1$", title="each run")
+        ax.plot([], [], "o", color="#6e7781", markersize=4.5, label=label, **look)
+    ax.set(xscale="log", yscale="log", xlabel=r"tr H / $\lambda_1$", title="each run, all widths")
     ax.set_ylabel(r"eigenvalues above $\lambda_1$ / 10")
     ax.legend(fontsize=7, loc="upper left")
     return figure
-
-
-def draw_profile(ax: Axes, values: np.ndarray, colour: str, label: str | None) -> None:
-    """Positive eigenvalues against rank, largest first, on logarithmic axes."""
-    positive = values[values > 0][::-1] / values[-1]
-    ax.plot(np.arange(1, len(positive) + 1), positive, color=colour, linewidth=0.9, alpha=0.8, label=label)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
 
 
 if __name__ == "__main__":
