@@ -224,11 +224,31 @@ def test_forced_zeros_are_null_and_counted_by_cause(example):
     assert float((dense @ found.directions.T).abs().max()) < 1e-12 * float(dense.abs().max())
     assert float((found.directions @ found.directions.T - torch.eye(len(found))).abs().max()) < 1e-12
     assert found.causes["softmax shift"] == 4 + 1
-    assert found.causes["constant inputs"] == 4 * 2
+    assert found.causes["unseen inputs"] == 4 * 2
     # first layer: 5 more incoming, 4 outgoing weights; second: 4 - 1 incoming, the bias, 3 - 1 outgoing
     assert found.causes["dead units"] >= 5 + 4 + 3 + 1 + 2
     eigenvalues = torch.linalg.eigvalsh(dense)
     assert int((eigenvalues.abs() < 1e-12 * eigenvalues[-1]).sum()) >= len(found)
+
+
+def test_rotated_coordinates_keep_the_loss_the_descent_and_the_spectrum(example):
+    common, rotation = example("common"), example("rotation")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 10, generator=generator, dtype=torch.float64)
+    x[:, 0] = 2.0
+    y = torch.randint(3, (7,), generator=generator)
+    model, flat = common.network(10, 4, 3).double(), 0.7 * torch.randn(79, generator=generator, dtype=torch.float64)
+    onto = rotation.Rotation.onto(x)
+    rotated, moved = onto.model(4, 3).double(), onto.into(flat, 4)
+    loss, turned = common.flat_loss(model), common.flat_loss(rotated)
+    assert float(turned(moved, onto.x, y)) == pytest.approx(float(loss(flat, x, y)), rel=1e-12)
+    stepped = onto.into(flat - torch.func.grad(loss)(flat, x, y), 4)
+    assert torch.allclose(stepped, moved - torch.func.grad(turned)(moved, onto.x, y), atol=1e-12)
+    full, small = hessian(loss)(flat, x, y), hessian(turned)(moved, onto.x, y)
+    assert torch.allclose(onto.back(small, 4), full, atol=1e-12)
+    padded = torch.cat([torch.linalg.eigvalsh(small), torch.zeros(onto.unseen(4))]).sort().values
+    assert len(padded) == 79 and onto.unseen(4) == 4 * (11 - 7)
+    assert torch.allclose(padded, torch.linalg.eigvalsh(full), atol=1e-12)
 
 
 def test_rescalings_shrink_with_the_gradient_and_are_not_forced(example):

@@ -16,6 +16,7 @@ from common import exact_hessian, fan_in_start, images, network, new_figure, par
 from descent import RULE, Runs, train
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from rotation import Rotation
 from torch import Tensor, nn
 from verdicts import FEWEST, MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
 from zeros import forced_zeros
@@ -28,8 +29,6 @@ INPUTS, MOMENTS = ("images", "random inputs"), ("before", "after")
 COLOURS = {"images": "#0173b2", "random inputs": "#de8f05"}
 #: Eigenvalues above this part of the largest are counted.
 TENTH = 0.1
-#: How many forced null directions are multiplied by the Hessian.
-CHECKED = 64
 
 
 def judged(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -130,7 +129,7 @@ CRITERIA = (
 def main(argv: list[str] | None = None) -> None:
     """Train on both kinds of input, diagonalise before and after, compare, draw."""
     options = parse(__doc__, argv)
-    images_widths, random_widths, untrained, count, wanted, tries = (6, 8, 10), (8, 10), 8, 200, FEWEST, 16
+    images_widths, random_widths, untrained, count, wanted, tries = (6, 8, 12), (12,), 12, 200, FEWEST, 16
     limits: dict[str, Any] = {"tolerance": 1e-3, "stages": [1000] * 4, "evaluations": 800}
     if options.fast:
         images_widths, random_widths, untrained, count, wanted, tries = (8, 10), (10,), 8, 30, 1, 4
@@ -138,26 +137,30 @@ def main(argv: list[str] | None = None) -> None:
     (x, y), description = images(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(x.shape, generator=generator) * x.std() + x.mean()
-    data = {INPUTS[0]: (x, y), INPUTS[1]: (noise, y)}
+    rotations = {INPUTS[0]: Rotation.onto(x), INPUTS[1]: Rotation.onto(noise)}
     classes = int(y.max()) + 1
     attempts, conditions, spectra, drawn = {}, {}, {}, None
     for hidden in images_widths:
-        model = network(x.shape[1], hidden, classes)
         points: dict[str, list[Tensor]] = {}
-        for kind in INPUTS:
+        for kind, rotation in rotations.items():
+            starts = [
+                rotation.into(fan_in_start(network(x.shape[1], hidden, classes), options.seed + index), hidden)
+                for index in range(tries)
+            ]
             if hidden == untrained:
-                starts = [fan_in_start(model, options.seed + index).double() for index in range(wanted)]
-                points[f"h = {hidden}, {kind}, before"] = starts
+                points[f"h = {hidden}, {kind}, before"] = starts[:wanted]
             if kind == INPUTS[0] or hidden in random_widths:
-                runs = train_until(model, data[kind], wanted, tries, options.seed, limits)
+                runs = train_until(rotation.model(hidden, classes), (rotation.x, y), starts, wanted, limits)
                 attempts[f"h = {hidden}, {kind}"] = summary(runs)
                 print(f"h = {hidden}, {kind}: {summary(runs)}", flush=True)
                 points[f"h = {hidden}, {kind}, after"] = [run.parameters[0] for run in runs if run.counted[0]]
         for key, each in points.items():
             rows = []
             for flat in each:
-                entry, values, dense = diagonalise(model, flat, data[key.split(", ")[1]])
-                drawn = (dense, hidden) if drawn is None and key.endswith("after") else drawn
+                rotation = rotations[key.split(", ")[1]]
+                entry, values, dense = diagonalise(rotation, hidden, flat, y)
+                if drawn is None and key.endswith("after"):
+                    drawn = rotation.back(dense, hidden), hidden
                 rows.append((entry, values))
                 print(f"{key}: {entry}", flush=True)
             if rows:
@@ -169,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": description,
         "rule": RULE,
         "classes": classes,
+        "constant_pixels": int((x == x[0]).all(dim=0).sum()),
         **limits,
         "step": "1 / lambda_1, measured at the start and before each stage",
         "attempts": attempts,
@@ -181,19 +185,20 @@ def main(argv: list[str] | None = None) -> None:
     figures = {"mnist": draw_growth(*drawn, spectra), "random_inputs": draw_inputs(spectra)}
     shortened = (
         f"{count} images and at most h = {images_widths[-1]}; starts are tried in order, at most {tries} a width "
-        f"and kind of input, until {wanted} count; spectra before training at h = {untrained} only, at the first "
-        f"{wanted} starts"
+        f"and kind of input, until {wanted} count; random inputs, and spectra before training, at h = {untrained} only"
     )
     write(options, __file__, numbers, findings, figures, spectra, shortened=shortened)
 
 
 def train_until(
-    model: nn.Module, data: tuple[Tensor, Tensor], wanted: int, tries: int, seed: int, limits: dict[str, Any]
+    model: nn.Module, data: tuple[Tensor, Tensor], starts: list[Tensor], wanted: int, limits: dict[str, Any]
 ) -> list[Runs]:
-    """Runs from starts seed, seed + 1, ... until enough of them count."""
+    """Runs from one start after another until enough of them count."""
     runs: list[Runs] = []
-    while len(runs) < tries and sum(bool(run.counted[0]) for run in runs) < wanted:
-        runs.append(descend(model, data, fan_in_start(model, seed + len(runs)), **limits))
+    for start in starts:
+        runs.append(descend(model, data, start, **limits))
+        if sum(bool(run.counted[0]) for run in runs) == wanted:
+            break
     return runs
 
 
@@ -206,15 +211,8 @@ def descend(
         op = HessianOperator(risk_at(model, at, data))
         top = float(eigsh(op, 1, which="LA", tol=1e-3, generator=torch.Generator().manual_seed(0)).eigenvalues[0])
         limit = evaluations if stage == len(stages) else 0
-        run = train(
-            model.float(),
-            data,
-            at[None].float(),
-            step=1 / top,
-            tolerance=tolerance,
-            max_steps=length,
-            max_evaluations=limit,
-        )
+        reached = {"tolerance": tolerance, "max_steps": length, "max_evaluations": limit}
+        run = train(model.float(), (data[0].float(), data[1]), at[None].float(), step=1 / top, **reached)
         steps += int(run.steps[0])
         at = run.parameters[0]
         if run.gradient_norms[0] <= 1.01 * tolerance:
@@ -230,16 +228,15 @@ def summary(runs: list[Runs]) -> dict[str, Any]:
     return told
 
 
-def diagonalise(model: nn.Module, at: Tensor, data: tuple[Tensor, Tensor]) -> tuple[dict[str, Any], np.ndarray, Tensor]:
-    """All eigenvalues, ascending, of the exact Hessian in float64, what is read off them, and the matrix."""
+def diagonalise(rotation: Rotation, hidden: int, at: Tensor, y: Tensor) -> tuple[dict[str, Any], np.ndarray, Tensor]:
+    """All n eigenvalues of the exact Hessian, ascending, what is read off them, and the matrix in rotated coordinates."""
     clock = time.perf_counter()
-    risk = risk_at(model, at, data)
-    dense = exact_hessian(model, at, data)
-    values = torch.linalg.eigvalsh(dense).numpy()
+    model, data = rotation.model(hidden, int(y.max()) + 1), (rotation.x, y)
+    risk, dense, unseen = risk_at(model, at, data), exact_hessian(model, at, data), rotation.unseen(hidden)
+    values = np.sort(np.concatenate([torch.linalg.eigvalsh(dense).numpy(), np.zeros(unseen)]))
     top, n = values[-1], len(values)
-    forced = forced_zeros(model, at, data[0])
-    chosen = forced.directions[torch.linspace(0, len(forced) - 1, min(CHECKED, len(forced))).long()]
-    residual = float((dense @ chosen.T).norm(dim=0).max())
+    forced = forced_zeros(model, at, rotation.x)
+    residual = float((dense @ forced.directions.T).norm(dim=0).max())
     rounding = max(n * float(np.finfo(np.float64).eps) * float(np.abs(values).max()), residual)
     entry = {
         "loss": risk.loss(),
@@ -253,8 +250,8 @@ def diagonalise(model: nn.Module, at: Tensor, data: tuple[Tensor, Tensor]) -> tu
         "negative_beyond_rounding": bool(values[0] < -rounding),
         "edges_above": split_bulk(values).num_above,
         "zeros_found": int((np.abs(values) <= rounding).sum()),
-        "zeros_forced": len(forced),
-        "causes": forced.causes,
+        "zeros_forced": len(forced) + unseen,
+        "causes": {**forced.causes, "unseen inputs": unseen},
         "forced_residual": residual / top,
         "seconds": round(time.perf_counter() - clock, 1),
     }

@@ -13,7 +13,7 @@ import torch
 from common import unflatten
 from torch import Tensor, nn
 
-CAUSES = ("constant inputs", "dead units", "partly active units", "softmax shift")
+CAUSES = ("unseen inputs", "dead units", "partly active units", "softmax shift")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class ForcedZeros:
 def forced_zeros(model: nn.Module, flat: Tensor, x: Tensor) -> ForcedZeros:
     """Directions that no example sees at the float64 parameters ``flat`` (n,).
 
-    - *constant inputs*: combinations of pixels and bias that are zero for every example, for each first-layer unit;
+    - *unseen inputs*: combinations of inputs and bias that are zero for every example, for each first-layer unit;
+      constant inputs are among them;
     - *dead units*: what else enters or leaves a unit that is off for every example, or on with none on behind it;
     - *partly active units*: combinations that are zero for the examples on which a unit is on;
     - *softmax shift*: a unit of the last hidden layer, or the bias, added to all logits.
     """
-    x = x.double()
     named = unflatten(model, flat)
-    first = torch.relu(x @ named["0.weight"].T + named["0.bias"])
+    weights, inputs = named["0.weight"], x.double()
+    if biased := "0.bias" in named:
+        weights = torch.cat([weights, named["0.bias"][:, None]], dim=1)
+        inputs = torch.cat([inputs, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+    first = torch.relu(inputs @ weights.T)
     on_second = first @ named["2.weight"].T + named["2.bias"] > 0
     on_first = (first > 0) & on_second.any(dim=1, keepdim=True)
     rows: list[Tensor] = []
@@ -50,13 +54,14 @@ def forced_zeros(model: nn.Module, flat: Tensor, x: Tensor) -> ForcedZeros:
             causes[cause.replace("_", " ")] += part
         return _views(model, rows[-1])
 
-    extended = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
-    never = len(_null_space(extended))
+    never = len(_null_space(inputs))
     for unit, on in enumerate(on_first.T):
-        unseen = _null_space(extended[on])
+        unseen = _null_space(inputs[on])
         rest = "partly_active_units" if on.any() else "dead_units"
-        at = add(len(unseen), constant_inputs=never, **{rest: len(unseen) - never})
-        at["0.weight"][:, unit], at["0.bias"][:, unit] = unseen[:, :-1], unseen[:, -1]
+        at = add(len(unseen), unseen_inputs=never, **{rest: len(unseen) - never})
+        at["0.weight"][:, unit] = unseen[:, : x.shape[1]]
+        if biased:
+            at["0.bias"][:, unit] = unseen[:, -1]
     for unit, on in enumerate(on_second.T):
         for source in (~on_first[on].any(dim=0)).nonzero()[:, 0]:
             alive = on.any() and on_first[:, source].any()
