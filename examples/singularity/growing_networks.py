@@ -135,7 +135,7 @@ CRITERIA = (
 def main(argv: list[str] | None = None) -> None:
     """Train, diagonalise, split, account for the zeros, draw."""
     options = parse(__doc__, argv)
-    widths, starts, points, step, tolerance = (2, 6, 10, 14, 18), 10, 500, 0.2, 1e-4
+    widths, starts, points, step, tolerance = (2, 6, 10, 14, 18), 10, 200, 0.2, 1e-4
     if options.fast:
         widths, starts, points, step, tolerance = (2, 6, 10), 3, 20, 1.0, 2e-2
     data = blobs(points, 0.3, options.seed)
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         generator = torch.Generator().manual_seed(options.seed + hidden)
         begin = sphere_starts(starts, n, radius=radius(n), generator=generator, dtype=torch.float32)
         first = exact_eigenvalues(model, begin, data)[:, -1].max()
-        runs = train(model, data, begin, step=step, tolerance=tolerance, max_steps=100_000)
+        runs = train(model, data, begin, step=step, tolerance=tolerance, max_steps=50_000)
         print(f"h = {hidden}, n = {n}: {runs.summary()}", flush=True)
         if not runs.counted.any():
             continue
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     fewest = min((entry["counted"] for entry in networks.values()), default=0)
     findings = judge(CRITERIA, numbers, fast=options.fast, fewest=fewest)
     figures = {"growing_networks": figure, "heatmaps": heat_figure}
-    write(options, __file__, numbers, findings, figures, spectra, shortened="10 starts a width")
+    write(options, __file__, numbers, findings, figures, spectra, shortened="10 starts a width, 200 points a class")
 
 
 def account(model: nn.Module, flat: Tensor, matrix: Tensor, values: np.ndarray, x: Tensor) -> dict[str, Any]:

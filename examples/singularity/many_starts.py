@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     begin = sphere_starts(starts, n, radius=radius(n), generator=generator, dtype=torch.float32)
     first = ensemble_eigenvalues(model, LOSS, data, begin.double()).eigenvalues[:, -1]
     clock = time.perf_counter()
-    runs = train(model, data, begin, step=step, tolerance=tolerance, max_steps=100_000)
+    runs = train(model, data, begin, step=step, tolerance=tolerance, max_steps=50_000)
     training = time.perf_counter() - clock
     found = ensemble_eigenvalues(model, LOSS, data, runs.parameters[torch.as_tensor(runs.counted)])
     diagonalising = time.perf_counter() - clock - training

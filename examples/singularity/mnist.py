@@ -229,7 +229,7 @@ def summary(runs: list[Runs]) -> dict[str, Any]:
 
 
 def diagonalise(rotation: Rotation, hidden: int, at: Tensor, y: Tensor) -> tuple[dict[str, Any], np.ndarray, Tensor]:
-    """All n eigenvalues of the exact Hessian, ascending, what is read off them, and the matrix in rotated coordinates."""
+    """All n eigenvalues of the exact Hessian, ascending, what they say, and the matrix in rotated coordinates."""
     clock = time.perf_counter()
     model, data = rotation.model(hidden, int(y.max()) + 1), (rotation.x, y)
     risk, dense, unseen = risk_at(model, at, data), exact_hessian(model, at, data), rotation.unseen(hidden)
