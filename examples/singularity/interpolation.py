@@ -224,7 +224,7 @@ def summary(pair: int, surface: np.ndarray, distances: np.ndarray) -> dict[str, 
 
 def draw(surfaces: dict[str, np.ndarray], entries: dict[str, Any], at: list[int], positions: np.ndarray) -> Figure:
     """The surface of the first pair for both kinds of line, and the middle and the barrier of all along training."""
-    figure, axes = new_figure(2, 3, width=9.6, height=5.2)
+    figure, axes = new_figure(2, 3, width=9.0, height=5.0)
     shown = np.concatenate([surface[0] for surface in surfaces.values()])
     norm = LogNorm(max(1e-3, float(shown.min())), float(shown.max()))
     steps = np.array(at, dtype=float)
@@ -247,7 +247,8 @@ def draw(surfaces: dict[str, np.ndarray], entries: dict[str, Any], at: list[int]
             for index, run in enumerate(entries[step][line]):
                 row[2].plot(steps, run["middle"], color=COLOURS[line], linewidth=1, label=None if index else line)
         row[2].set(xscale="log", yscale="log")
-        row[2].set_title(f"middle of the line, all pairs, step {step}  [nats]", fontsize=8.5)
+        row[2].set_title(f"middle of the line, step {step}", fontsize=8.5)
+        row[2].sharey(axes[0, 2])
     for ax in axes[-1]:
         ax.set_xlabel("update")
     if axes[0, 2].lines:
