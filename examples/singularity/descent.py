@@ -62,9 +62,7 @@ def train(
     max_evaluations: int = 0,
 ) -> Runs:
     """Gradient descent with a constant step until the gradient's norm is small, then L-BFGS where it is not."""
-    descended = train_ensemble(
-        model, LOSS, data, starts, step=step, tolerance=tolerance, max_iterations=max_steps, memory_budget=2**28
-    )
+    descended = train_ensemble(model, LOSS, data, starts, step=step, tolerance=tolerance, max_iterations=max_steps)
     x, y = data[0].double(), data[1]
     model, rows, evaluations = model.double(), descended.parameters.double(), np.zeros(len(starts), dtype=int)
     for member in np.flatnonzero(descended.finite & ~descended.converged) if max_evaluations else ():
