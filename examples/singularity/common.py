@@ -1,75 +1,32 @@
-"""What the experiments on the singularity of the Hessian share: networks, data, starts and how results are written."""
+"""What the experiments on the singularity of the Hessian share: options, networks, data and starts."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pyhessian_spectra import EmpiricalRisk
-from pyhessian_spectra.plots.style import theme
+from pyhessian_spectra import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.problems.datasets import load_data
 
 LOSS = nn.CrossEntropyLoss()
-
-#: Below this training loss (nats) a network has learned the blobs; one whose units are all off stays at ln 2 = 0.69.
-LEARNED = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One statement of Sagun, Bottou and LeCun 2016, and whether these numbers agree with it."""
-
-    letter: str
-    statement: str
-    holds: bool
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"({self.letter}) {'came out' if self.holds else 'did NOT come out'}: {self.statement} [{self.evidence}]"
 
 
 def parse(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options that all experiments have."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="directory for the figure and the numbers")
-    parser.add_argument("--fast", action="store_true", help="a small setting that takes seconds, for tests")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="directory for the figures and the numbers")
+    parser.add_argument("--fast", action="store_true", help="a small setting that takes seconds, and gives no verdict")
     parser.add_argument("--data", help="MNIST directory; without it scikit-learn's digits stand in")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
-
-
-def write(
-    options: argparse.Namespace,
-    script: str,
-    name: str,
-    figure: Figure,
-    numbers: dict[str, Any],
-    findings: Sequence[Finding],
-) -> None:
-    """Save ``name.png`` and ``name.json`` with the command that made them, and print what came out."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    flags = "".join(f" --{flag}" for flag in ("fast",) if getattr(options, flag))
-    flags += f" --data {Path(options.data).name.upper()}_DIR" if options.data else ""
-    document = {
-        "command": f"python examples/singularity/{Path(script).name}{flags} --seed {options.seed}",
-        "numbers": numbers,
-        "findings": [asdict(finding) for finding in findings],
-    }
-    (options.out / f"{name}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    with theme():
-        figure.savefig(options.out / f"{name}.png", facecolor="white", dpi=140, metadata={"Software": None})
-    for finding in findings:
-        print(finding, flush=True)
 
 
 def network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -82,6 +39,18 @@ def network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def size(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
+
+
+def unflatten(model: nn.Module, flat: Tensor) -> dict[str, Tensor]:
+    """Views of a flat vector (n,) by the names of the parameters."""
+    named = dict(model.named_parameters())
+    parts = flat.split([p.numel() for p in named.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
+
+
+def flat_loss(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The loss as a function of flat parameters, inputs and labels."""
+    return lambda flat, x, y: LOSS(functional_call(model, unflatten(model, flat), (x,)), y)
 
 
 def radius(n: int) -> float:
@@ -119,6 +88,17 @@ def risk_at(model: nn.Module, flat: Tensor, data: tuple[Tensor, Tensor]) -> Empi
     return EmpiricalRisk(model, LOSS, data)
 
 
+def exact_hessian(model: nn.Module, flat: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
+    """The Hessian (n, n) of the mean loss at ``flat`` (n,), in float64."""
+    dense = HessianOperator(risk_at(model, flat, data)).to_dense()
+    return (dense + dense.T) / 2
+
+
+def exact_eigenvalues(model: nn.Module, rows: Tensor, data: tuple[Tensor, Tensor]) -> np.ndarray:
+    """All eigenvalues of the Hessian at each row of parameters (k, n), ascending in each row."""
+    return np.stack([torch.linalg.eigvalsh(exact_hessian(model, flat, data)).numpy() for flat in rows])
+
+
 def quantiles(values: np.ndarray) -> dict[str, float]:
     """Median and the tenth and ninetieth percentile, for the record."""
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
@@ -131,7 +111,6 @@ def mode(values: Sequence[int] | np.ndarray) -> int:
 
 
 def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """A figure in the package's look and its axes, shape (rows, columns)."""
-    with theme():
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False)
+    """A figure and its axes, shape (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)

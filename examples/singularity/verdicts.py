@@ -1,0 +1,118 @@
+"""What decides a claim, fixed before the run, and how results are written: numbers, verdicts, spectra and figures."""
+
+from __future__ import annotations
+
+import io
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+#: "Most runs" are at least this share of those that count.
+MOST = 0.8
+#: Fewer runs than this under one condition decide nothing.
+FEWEST = 5
+#: Medians "stay" if the largest is at most this many times the smallest.
+STAYS = 1.5
+#: An eigenvalue is near zero below this part of the largest.
+NEAR_ZERO = 0.01
+#: A negative eigenvalue is small below this part of the largest.
+SMALL = 0.1
+
+#: Numbers of one experiment -> whether the claim holds, and the numbers that say so.
+Judgement = Callable[[dict[str, Any]], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A claim of Sagun, Bottou and LeCun 2016, the rule that decides it in words, and the same rule as a function."""
+
+    claim: str
+    statement: str
+    rule: str
+    decide: Judgement
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a criterion: ``verdict`` is "came out", "did NOT come out", or why there is none."""
+
+    claim: str
+    statement: str
+    rule: str
+    verdict: str
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"({self.claim}) {self.verdict}: {self.statement} [{self.evidence}]"
+
+
+def judge(criteria: Sequence[Criterion], numbers: dict[str, Any], *, fast: bool, fewest: int) -> list[Finding]:
+    """Apply each criterion; ``fewest`` is the smallest number of counted runs under any condition."""
+    none = "no verdict from a fast run" if fast else ""
+    if not none and fewest < FEWEST:
+        none = f"no verdict: only {fewest} runs of one condition count"
+    findings = []
+    for each in criteria:
+        if none:
+            findings.append(Finding(each.claim, each.statement, each.rule, none, "not judged"))
+            continue
+        holds, evidence = each.decide(numbers)
+        verdict = "came out" if holds else "did NOT come out"
+        findings.append(Finding(each.claim, each.statement, each.rule, verdict, evidence))
+    return findings
+
+
+def stays(medians: Sequence[float]) -> tuple[bool, float]:
+    """Whether medians stay, and how many times the smallest the largest is (infinite where a sign changes)."""
+    ratio = max(medians) / min(medians) if min(medians) > 0 else float("inf")
+    return ratio <= STAYS, ratio
+
+
+def write(
+    options: Namespace,
+    script: str,
+    numbers: dict[str, Any],
+    findings: Sequence[Finding],
+    figures: Mapping[str, Figure],
+    spectra: Mapping[str, np.ndarray],
+    *,
+    shortened: str,
+) -> None:
+    """Save the numbers with the command that made them, the spectra and the figures; print what came out."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    flags = " --fast" * options.fast
+    flags += f" --data {Path(options.data).name.upper()}_DIR" if options.data else ""
+    name = Path(script).stem
+    document = {
+        "command": f"python examples/singularity/{name}.py{flags} --seed {options.seed}",
+        "shortened": shortened,
+        "numbers": numbers,
+        "findings": [vars(finding) for finding in findings],
+    }
+    (options.out / f"{name}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    np.savez_compressed(options.out / f"{name}.npz", **{key: _rounded(values) for key, values in spectra.items()})
+    for title, figure in figures.items():
+        save_figure(figure, options.out / f"{title}.png")
+    for finding in findings:
+        print(finding, flush=True)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """A PNG with a palette of 256 colours, a third of the size of one without."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, facecolor="white", dpi=150)
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """float32 with the last 11 bits of the mantissa zero, 1.2e-4 of each value at most, so that it compresses."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
