@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         widths, starts, points, step, tolerance = (2, 6, 10), 3, 20, 1.0, 2e-2
     data = blobs(points, 0.3, options.seed)
     figure, axes = new_figure(1, 2)
-    heat_figure, heat_axes = new_figure(1, 3, width=11.0, height=3.6)
+    heat_figure, heat_axes = new_figure(1, 3, width=11.0, height=3.2)
     profiles, spectra, networks = {}, {}, {}
     for hidden in widths:
         model = network(2, hidden, 2)

@@ -54,7 +54,7 @@ CRITERIA = (
 def main(argv: list[str] | None = None) -> None:
     """Train, diagonalise, count, draw."""
     options = parse(__doc__, argv)
-    starts, points, step, tolerance = (40, 10, 1.0, 1e-2) if options.fast else (2000, 50, 1.0, 1e-4)
+    starts, points, step, tolerance = (40, 10, 0.5, 1e-2) if options.fast else (2000, 50, 0.5, 1e-4)
     model, data = network(2, 6, 2), blobs(points, 0.3, options.seed)
     n = size(model)
     generator = torch.Generator().manual_seed(options.seed)

@@ -292,17 +292,18 @@ def draw_growth(matrix: Tensor, hidden: int, spectra: dict[str, np.ndarray]) -> 
     heat.set(xticks=[], yticks=[], title=f"Hessian after training, h = {hidden}, n = {len(matrix):,}")
     heat.set_xlabel(f"strongest entry of each {step} by {step} block")
     heat.grid(visible=False)
-    growing = {key: rows for key, rows in spectra.items() if key.endswith("images, after")}
-    shades = ("#a6cee3", "#5ba3cf", "#1f6fb2", "#08306b")
-    for (key, rows), colour in zip(growing.items(), shades, strict=False):
+    growing = {key.split(",")[0]: rows for key, rows in spectra.items() if key.endswith("images, after")}
+    for (width, rows), colour in zip(growing.items(), ("#fdae61", "#3288bd", "#440154"), strict=False):
         for index, values in enumerate(rows):
-            label = None if index else f"{key.split(',')[0]}, n = {len(values):,}"
-            rank = (np.arange(len(values)) + 0.5) / len(values)
-            ax.plot(rank, values / values[-1], color=colour, linewidth=0.9, alpha=0.8, label=label)
-    ax.set_yscale("symlog", linthresh=1e-4, linscale=1.0)
-    ax.set_yticks([-1e-2, -1e-3, 0, 1e-3, 1e-2, 1e-1, 1])
-    ax.set(xlabel="rank / n", ylabel=r"eigenvalue / $\lambda_1$", title="Images, after training")
-    ax.legend(fontsize=7, loc="upper left")
+            label = None if index else f"{width}, n = {len(values):,}"
+            for each, look in ((values[::-1], "-"), (-values, ":")):
+                positive = each[each > 0] / values[-1]
+                rank = np.arange(1, len(positive) + 1)
+                ax.plot(rank, positive, look, color=colour, linewidth=0.9, alpha=0.85, label=label)
+                label = None
+    ax.set(xscale="log", yscale="log", ylim=(1e-7, 2), xlabel="rank (dotted: negative, by magnitude)")
+    ax.set(ylabel=r"|eigenvalue| / $\lambda_1$", title="Images, after training")
+    ax.legend(fontsize=7, loc="lower left")
     return figure
 
 

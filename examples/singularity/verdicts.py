@@ -109,7 +109,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, facecolor="white", dpi=150)
     image = Image.open(drawn).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
