@@ -89,7 +89,9 @@ _PROBLEM = [
     click.Option(["--data"], help="digits, or a path: an MNIST or CIFAR-10 directory, an .npz, a text file."),
     click.Option(["--loss"], help="cross_entropy or mse; by default what the targets call for."),
     click.Option(
-        ["--split"], type=click.Choice(["train", "test", "both"]), help="Part of the data, default train; or one by one."
+        ["--split"],
+        type=click.Choice(["train", "test", "both"]),
+        help="Part of the data, default train; or one by one.",
     ),
     click.Option(["--num-examples"], type=_POSITIVE, help="The first N examples only."),
     click.Option(["--normalize/--no-normalize"], default=None, help="Standardise the inputs; default yes."),
