@@ -74,7 +74,7 @@ class Linearisation:
         return self._run(lambda: self._product(rows, batched=True, retain_graph=True))
 
     def _run(self, call: Callable[[], Tensor]) -> Tensor:
-        return self._objective.run(self._point, self._batch, call)
+        return self._objective.backward(self._point, self._batch, call)
 
 
 def hessian(objective: Objective, point: Point, batch: Batch) -> Linearisation:

@@ -19,6 +19,7 @@ from pyhessian_spectra.curvature.inspection import (
     Promoted,
     RefusedBroadcasts,
     coarsest_dtype,
+    custom_functions,
     dropout_modules,
     refuse_hidden_parameters,
     refuse_once_differentiable,
@@ -28,6 +29,9 @@ from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
 
 MODES = ("eval", "train")
+
+# What users' code raises where it fails.
+_FAILURES = (RuntimeError, IndexError, TypeError, ValueError, MemoryError)
 
 _T = TypeVar("_T")
 
@@ -63,7 +67,7 @@ class Objective:
         self.computed_in: dict[torch.dtype, torch.dtype] = {}  # the coarsest dtype met, by that of the point
         self.latest: Tensor | None = None  # the loss that was evaluated last, without a graph
         self._within: tuple[Point, Batch] | None = None
-        self._rewrites = self._attends = True  # until the first evaluation has shown it
+        self._rewrites = self._attends = self._recalls = True  # until the first evaluation has shown it
         self._contexts: list[Callable[[], AbstractContextManager]] = []
         if torch.backends.cudnn.is_available() and any(isinstance(module, nn.RNNBase) for module in self._modules):
             self._contexts.append(lambda: torch.backends.cudnn.flags(enabled=False))  # nor has its RNN
@@ -79,8 +83,7 @@ class Objective:
     def run(self, point: Point, batch: Batch, call: Callable[[], _T]) -> _T:
         """``call()``, made with the model at the point and in its mode; errors are raised again as a SpectraError.
 
-        Every call of the model belongs in it, and so does every backward pass through a graph of the model, since
-        checkpointed segments call the model again. A nested run at the same point and batch just calls.
+        Every call of the model belongs in it; for backward passes see :meth:`backward`. A nested run at the same point and batch just calls.
         """
         outer = self._within
         if outer is not None and outer[0] is point and outer[1] is batch:
@@ -95,12 +98,25 @@ class Objective:
                 return self._surrounded(point, lambda: self._placed(point, call))
         except SpectraError:
             raise
-        except (RuntimeError, IndexError, TypeError, ValueError, MemoryError) as error:
+        except _FAILURES as error:
             raise _explained(error, batch) from error
         finally:
             self._within = outer
             for module in others:
                 vars(module)["training"] = not training
+
+    def backward(self, point: Point, batch: Batch, call: Callable[[], _T]) -> _T:
+        """``call()``, a backward pass through a graph from an earlier run, which may call the model again.
+
+        The model is placed at the point only if it may: if there are checkpointed segments, or users' functions.
+        """
+        if self._recalls:
+            return self.run(point, batch, call)
+        try:
+            with torch.enable_grad():
+                return call()
+        except _FAILURES as error:
+            raise _explained(error, batch) from error
 
     def _surrounded(self, point: Point, call: Callable[[], _T]) -> _T:
         """``call()`` within the torch settings that the model needs; others are not set, since that costs time."""
@@ -164,6 +180,7 @@ class Objective:
         if kernels is not None and len(self._inspected) == 1:
             scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._modules)
             self._rewrites, self._attends = kernels.met or scripted, kernels.attended or scripted
+            self._recalls = kernels.hooked or scripted or bool(custom_functions(value))
         return outputs, value
 
     def _outputs(self, batch: Batch) -> Any:

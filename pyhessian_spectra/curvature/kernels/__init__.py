@@ -55,16 +55,18 @@ class RightDerivatives(TorchFunctionMode):
 
     Exceptions are segments of a model that install saved-tensor hooks, as checkpointing does: they run again in the
     backward pass, outside this context, and must then save the same tensors. ``met`` says whether a rewritten operation
-    was called, ``attended`` whether attention was.
+    was called, ``attended`` whether attention was, ``hooked`` whether there was such a segment.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._hooks = _hooks_on_saved_tensors()
-        self.met = self.attended = False
+        self.met = self.attended = self.hooked = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _REWRITTEN and _hooks_on_saved_tensors() == self._hooks:
+        hooked = _hooks_on_saved_tensors() != self._hooks
+        self.hooked = self.hooked or hooked
+        if func in _REWRITTEN and not hooked:
             func = (_COMPOSED if torch._C._are_functorch_transforms_active() else _REWRITTEN).get(func, func)
             self.met = self.met or not (func in _LARGE and is_small(args[0]))
         elif func in _ATTENTION:
