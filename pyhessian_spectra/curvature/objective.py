@@ -83,7 +83,8 @@ class Objective:
     def run(self, point: Point, batch: Batch, call: Callable[[], _T]) -> _T:
         """``call()``, made with the model at the point and in its mode; errors are raised again as a SpectraError.
 
-        Every call of the model belongs in it; for backward passes see :meth:`backward`. A nested run at the same point and batch just calls.
+        Every call of the model belongs in it; for backward passes see :meth:`backward`. A nested run at the same point
+        and batch just calls.
         """
         outer = self._within
         if outer is not None and outer[0] is point and outer[1] is batch:
