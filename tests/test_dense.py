@@ -43,7 +43,7 @@ def test_edges_have_orthonormal_vectors_with_residuals_at_rounding(name, k):
     matrix = rotated(SPECTRA[name])
     n, norm = len(matrix), float(SPECTRA[name].abs().max())
     k = min(k, n)
-    eigenvalues, lowest, highest = eigenvalues_and_edges(matrix.numpy(), k)
+    eigenvalues, lowest, highest = eigenvalues_and_edges(matrix, k)
     np.testing.assert_allclose(eigenvalues, np.sort(SPECTRA[name].double().numpy()), rtol=0, atol=10 * n * EPS * norm)
     for values, vectors in ((eigenvalues[:k], lowest), (eigenvalues[n - k :], highest)):
         assert np.abs(vectors.T @ vectors - np.eye(k)).max() <= 10 * n * EPS
@@ -58,12 +58,12 @@ def test_the_two_edges_are_orthogonal_to_one_another(name):
     k = min(5, (len(matrix) - 1) // 2)
     if not k:
         pytest.skip("one eigenvalue has no two edges")
-    _, lowest, highest = eigenvalues_and_edges(matrix.numpy(), k)
+    _, lowest, highest = eigenvalues_and_edges(matrix, k)
     assert np.abs(lowest.T @ highest).max() <= 10 * len(matrix) * EPS
 
 
 def test_edges_that_meet_share_their_vectors():
-    _, lowest, highest = eigenvalues_and_edges(np.diag([1.0, 2.0, 3.0]), 2)
+    _, lowest, highest = eigenvalues_and_edges(torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), 2)
     np.testing.assert_allclose(np.abs(lowest[:, 1]), np.abs(highest[:, 0]), atol=10 * EPS)
 
 

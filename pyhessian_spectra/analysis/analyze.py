@@ -214,7 +214,7 @@ class _Run:
 
     def _cut_out(self, matrix: MatrixOperator, group: Group, modules: Partition) -> BlockAnalysis:
         """Analyse a diagonal block of the built matrix; the whole's products tell the sampling error of its trace."""
-        entries = matrix.to_dense()[group.indices][:, group.indices]
+        entries = matrix.matrix[group.indices][:, group.indices]
         # the error of a block is part of that of the whole
         block, _ = diagonalised(MatrixOperator(entries), self.settings, self.full.largest.rounding)
         same = modules.groups.get(group.label)

@@ -23,6 +23,9 @@ from pyhessian_spectra.spectra.krylov import krylov_pass
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.space import fresh_generator
 
+# Relative to the sum of magnitudes, a float64 sum of up to 2^32 terms in pairs is off by less.
+_SUMMED = 32 * torch.finfo(torch.float64).eps
+
 
 def analyze_operator(
     op: LinearOperator,
@@ -101,12 +104,10 @@ def built(op: Meter, settings: Settings, parts: Partition | None, seed: int) -> 
             recorder.probe(used.space.sphere(generator, against=vectors))
     forms = recorder.forms(deflated)
     sampled = section_traces(forms, groups)
-    exact = [float(part.sum()) for part in matrix.to_dense().diagonal().split(sections)]
-    traces = {}
-    for name, group in groups.items():
-        error = sampled[name].data_stderr if sampled else None
-        total = sum(exact[i] for i in group)
-        traces[name] = TraceEstimate(total, 0.0, 0, data_stderr=error, rounding=op.n**0.5 * off.norm)
+    diagonal = matrix.matrix.diagonal().split(sections)
+    traces = {name: _exact_trace(torch.cat([diagonal[i] for i in group]), off.norm) for name, group in groups.items()}
+    if sampled:
+        traces = {name: replace(total, data_stderr=sampled[name].data_stderr) for name, total in traces.items()}
     block = replace(block, group_traces=traces, num_products=op.num_products - before)
     return matrix, _with_data_errors(block, forms)
 
@@ -116,7 +117,7 @@ def diagonalised(
 ) -> tuple[BlockAnalysis, Tensor]:
     """Analyse a matrix, given a bound on the norm of its error; also return the eigenvectors (n, p) at its edges."""
     recorder = recorder or FormsRecorder(matrix)  # takes the products that the residuals are from
-    op, n, entries = recorder.op, matrix.n, matrix.to_dense().numpy()
+    op, n, entries = recorder.op, matrix.n, matrix.matrix
     k = min(settings.num_eigenvalues, n)
     eigenvalues, lowest, highest = eigenvalues_and_edges(entries, k)
     both = np.hstack([lowest, highest[:, max(0, 2 * k - n) :]])  # which overlap in a small matrix
@@ -128,13 +129,17 @@ def diagonalised(
     bounds = {"lower": values - reach, "upper": values + reach, "rounding": off}
     pairs = Eigenpairs(values, residuals, residuals <= rounding, both, len(values), **bounds)
     edges = (pairs.take(slice(len(values) - k, None)), pairs.take(slice(0, k)))
-    totals = (
-        TraceEstimate(float(np.trace(entries)), 0.0, 0, rounding=n**0.5 * off),
-        TraceEstimate(float(np.linalg.norm(entries)), 0.0, 0, rounding=off),
-    )
+    norm = float(torch.linalg.matrix_norm(entries))
+    totals = _exact_trace(entries.diagonal(), off), TraceEstimate(norm, 0.0, 0, rounding=off + _SUMMED * norm)
     dtype = str(op.dtype).removeprefix("torch.")
     spectrum = Spectrum.from_eigenvalues(eigenvalues, dtype=dtype, rounding=off + rounding / 10)
     return BlockAnalysis(n, spectrum, *edges, *totals, 0), vectors
+
+
+def _exact_trace(diagonal: Tensor, off: float) -> TraceEstimate:
+    """The sum of a diagonal (p,), of a matrix whose error has at most the norm ``off``."""
+    rounding = len(diagonal) ** 0.5 * off + _SUMMED * float(diagonal.abs().sum())
+    return TraceEstimate(float(diagonal.sum()), 0.0, 0, rounding=rounding)
 
 
 def _with_data_errors(block: BlockAnalysis, forms: Forms) -> BlockAnalysis:

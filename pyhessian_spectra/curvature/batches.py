@@ -30,6 +30,11 @@ class Batch:
         tensors = [x for x in tree_leaves((self.targets, self.inputs)) if isinstance(x, Tensor) and x.dim()]
         return len(tensors[0]) if tensors else 1
 
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the tensors among the inputs."""
+        return sum(x.nbytes for x in tree_leaves(self.inputs) if isinstance(x, Tensor))
+
     def cast(self, dtype: torch.dtype) -> Batch:
         """The batch with its floating tensors in another dtype."""
         inputs, targets = (tree_map(lambda x: _cast(x, dtype), value) for value in (self.inputs, self.targets))

@@ -23,10 +23,11 @@ from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.operator import LinearOperator, Observation, TermwiseOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
-# Products taken together in one backward pass share its overhead but need more cache. On ten networks (MLPs, LeNet,
-# LSTM) 32 together took 0.2 to 0.6 of the time if a batch's linearisation has less than 1 MiB, and saved nothing from 5
-# MiB on. So 16 MiB of intermediate values are taken together, but at most 32 products, and single ones if only 3 fit.
-_BATCHED_BYTES, _FEWEST_COLUMNS, _MOST_COLUMNS = 2**24, 4, 32
+# Products taken together in one backward pass share its overhead and the inputs but need more cache. On MLPs, LeNet,
+# convolutions and LSTMs of both precisions 32 together took 0.2 to 0.7 of the time if a batch's linearisation has less than
+# 1 MiB beside its inputs, and up to twice the time from 4 MiB on. So 16 MiB of intermediate values are taken together, but
+# at most 32 products, and single ones if only 4 fit.
+_BATCHED_BYTES, _FEWEST_COLUMNS, _MOST_COLUMNS = 2**24, 5, 32
 
 
 class Linearised(enum.Enum):
@@ -43,7 +44,7 @@ class _Decision:
 
     linearised: Linearised = Linearised.UNDECIDED
     num_bytes: int = 0  # of all linearisations, on the rank that holds most
-    batch_bytes: int = 0  # of one batch's, on average, on the rank where it is largest
+    batch_bytes: int = 0  # of one batch's without its inputs, on average, on the rank where it is largest
     columns_agree: bool | None = None  # whether products taken together equal single ones
 
 
@@ -236,20 +237,20 @@ class RiskOperator(TermwiseOperator):
         sample = self.risk.sample
         budget = free_bytes(self.device) // 2 if self._budget is None else self._budget
         kept: list[tuple[float, autodiff.Linearisation]] = []
-        size, fits, failure = 0, budget > 0, None
+        size, inputs, fits, failure = 0, 0, budget > 0, None
         count = sample.survey.num_local
         try:
             for weight, batch in self.risk.batches(self.point) if fits else ():
                 linearisation, taken = measured_bytes(functools.partial(self._linearise, batch))
                 kept.append((weight, linearisation))
-                size += taken
+                size, inputs = size + taken, inputs + min(taken, batch.input_bytes)
                 fits = size * count / len(kept) <= budget
                 if not fits:
                     break
         except Exception as error:
             failure = error
         sample.processes.agree(failure)
-        everyone = sample.processes.gather((fits, size, size // max(1, len(kept))))
+        everyone = sample.processes.gather((fits, size, (size - inputs) // max(1, len(kept))))
         together = all(fit for fit, _, _ in everyone)
         self._decision.linearised = Linearised.KEPT if together else Linearised.REBUILT
         self._decision.num_bytes = max(taken for _, taken, _ in everyone)
