@@ -94,12 +94,12 @@ def test_a_diverged_member_is_reported_and_does_not_touch_the_others():
     poisoned = torch.cat([poisoned, torch.full((1, 17), 1e308, dtype=torch.float64)])
     trained = train_ensemble(network(), LOSS, blobs(), poisoned, step=0.5, tolerance=2e-2)
     assert trained.finite.tolist() == [True, True, False, True, True, False]
-    assert not trained.converged[[2, 5]].any() and trained.num_diverged == 2
+    assert not trained.converged[[2, 5]].any() and (~trained.finite).sum() == 2
     assert "2 diverged" in str(trained)
     others = [0, 1, 3, 4]
     torch.testing.assert_close(trained.parameters[others], alone.parameters[others])
     spectra = ensemble_eigenvalues(network(), LOSS, blobs(), trained.parameters)
-    assert spectra.num_nonfinite == 2 and spectra.largest(3).shape == (4, 3)
+    assert (~spectra.finite).sum() == 2 and spectra.largest(3).shape == (4, 3)
     assert np.isnan(spectra.eigenvalues[2]).all() and np.isfinite(spectra.largest(3)).all()
     with pytest.raises(InputError, match="member 2 diverged"):
         spectra.spectrum(2)

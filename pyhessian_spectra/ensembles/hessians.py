@@ -39,11 +39,6 @@ class EnsembleSpectra:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
-    @property
-    def num_nonfinite(self) -> int:
-        """How many members have no spectrum."""
-        return int((~self.finite).sum())
-
     def largest(self, k: int = 1) -> Floats:
         """The ``k`` largest eigenvalues of the finite members, shape (finite members, k), descending."""
         return self.eigenvalues[self.finite][:, : -k - 1 : -1]

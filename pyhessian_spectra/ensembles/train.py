@@ -59,14 +59,9 @@ class TrainedEnsemble:
     def __len__(self) -> int:
         return len(self.parameters)
 
-    @property
-    def num_diverged(self) -> int:
-        """How many members are not finite."""
-        return int((~self.finite).sum())
-
     def __str__(self) -> str:
         converged, stuck = int(self.converged.sum()), int((self.finite & ~self.converged).sum())
-        counts = f"{converged} converged, {stuck} stopped at the iteration limit, {self.num_diverged} diverged"
+        counts = f"{converged} converged, {stuck} stopped at the iteration limit, {(~self.finite).sum()} diverged"
         return f"{len(self)} members: {counts} and are left out"
 
 

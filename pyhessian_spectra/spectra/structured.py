@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -28,11 +29,8 @@ class IdentityOperator(LinearOperator):
 
     def reference(self) -> LinearOperator | None:
         """The identity in float64, if this is not."""
-        return (
-            None
-            if self.dtype == torch.float64
-            else IdentityOperator(VectorSpace(self.n, dtype=torch.float64, device=self.device))
-        )
+        precise = VectorSpace(self.n, dtype=torch.float64, device=self.device)
+        return None if self.dtype == torch.float64 else IdentityOperator(precise)
 
     def _product(self, v: Tensor) -> Tensor:
         return v.clone()
@@ -66,7 +64,26 @@ class DiagonalOperator(LinearOperator):
         return self._entries[:, None] * v
 
 
-class ShiftedOperator(LinearOperator):
+class _Around(LinearOperator):
+    """An operator made of one other, ``self._op``."""
+
+    _op: LinearOperator
+
+    @property
+    def parts(self) -> tuple[LinearOperator, ...]:
+        return (self._op,)
+
+    def reference(self) -> LinearOperator | None:
+        """The same of the reference of ``A``."""
+        inner = self._op.reference()
+        return None if inner is None else self._around(inner)
+
+    @abstractmethod
+    def _around(self, op: LinearOperator) -> LinearOperator:
+        """The same made of another operator."""
+
+
+class ShiftedOperator(_Around):
     """``A + shift * I``, for damping or to move a spectrum along the axis; eigenvectors are those of ``A``."""
 
     def __init__(self, op: LinearOperator, shift: float) -> None:
@@ -74,14 +91,8 @@ class ShiftedOperator(LinearOperator):
         self.space, self.kind = op.space, f"{op.kind} + {shift:g} identity"
         self._op, self._shift = op, float(shift)
 
-    @property
-    def parts(self) -> tuple[LinearOperator, ...]:
-        return (self._op,)
-
-    def reference(self) -> LinearOperator | None:
-        """The reference of ``A``, shifted."""
-        inner = self._op.reference()
-        return None if inner is None else ShiftedOperator(inner, self._shift)
+    def _around(self, op: LinearOperator) -> LinearOperator:
+        return ShiftedOperator(op, self._shift)
 
     def _product(self, v: Tensor) -> Tensor:
         return torch.add(self._op @ v, v, alpha=self._shift)
@@ -144,7 +155,7 @@ class BlockDiagonalOperator(LinearOperator):
     _matvec = _matmat = _product
 
 
-class CongruenceOperator(LinearOperator):
+class CongruenceOperator(_Around):
     """``P^T A P``: a block of ``A``, ``A`` in other coordinates, or ``A`` preconditioned from both sides.
 
     Parameters
@@ -179,14 +190,8 @@ class CongruenceOperator(LinearOperator):
         self._op, self._picks = op, picks
         self._transform = transform.to(op.device) if picks else transform.to(op.device, op.dtype)
 
-    @property
-    def parts(self) -> tuple[LinearOperator, ...]:
-        return (self._op,)
-
-    def reference(self) -> LinearOperator | None:
-        """The reference of ``A``, transformed."""
-        inner = self._op.reference()
-        return None if inner is None else CongruenceOperator(inner, self._transform)
+    def _around(self, op: LinearOperator) -> LinearOperator:
+        return CongruenceOperator(op, self._transform)
 
     def _product(self, v: Tensor) -> Tensor:
         p, op = self._transform, self._op
