@@ -5,14 +5,13 @@ from pyhessian_spectra.curvature.operators import (
     EmpiricalFisherOperator,
     GGNOperator,
     HessianOperator,
-    Linearised,
     ResidualOperator,
-    RiskOperator,
 )
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.risk_operator import Linearised, RiskOperator
 
 __all__ = [
     "Decomposition",

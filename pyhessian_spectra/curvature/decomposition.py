@@ -8,15 +8,10 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.operators import (
-    GGNOperator,
-    HessianOperator,
-    Linearised,
-    ResidualOperator,
-    RiskOperator,
-)
+from pyhessian_spectra.curvature.operators import GGNOperator, HessianOperator, ResidualOperator
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.risk_operator import Linearised, RiskOperator
 
 
 class Decomposition:

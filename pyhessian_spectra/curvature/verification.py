@@ -27,10 +27,10 @@ from pyhessian_spectra.curvature.operators import (
     GGNOperator,
     HessianOperator,
     ResidualOperator,
-    RiskOperator,
 )
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import SpectraError, UnverifiedError
 from pyhessian_spectra.spectra.operator import LinearOperator
 

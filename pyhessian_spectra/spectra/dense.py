@@ -53,8 +53,8 @@ def build(op: Meter) -> tuple[MatrixOperator, Meter, Off]:
 def eigenvalues_and_edges(matrix: Tensor, k: int) -> tuple[Floats, Floats, Floats]:
     """All eigenvalues (n,), ascending, and the eigenvectors (n, k) of the ``k`` smallest and of the ``k`` largest.
 
-    The vectors of an edge take one Cholesky factorisation; where that does not find them, or edges have one eigenvalue in
-    common, all vectors are computed. The two edges share eigenvectors if ``2 k > n``.
+    The vectors of an edge take one Cholesky factorisation; where that does not find them, or edges have an eigenvalue
+    in common, all vectors are computed. The two edges share eigenvectors if ``2 k > n``.
     """
     n = len(matrix)
     if 2 * k < n:
