@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,27 +39,18 @@ def certify(
 
     ``values`` (k,) ascend; ``products`` are those with the orthonormal columns ``vectors`` (n, k), in order. ``good``
     (k,) says which pairs have converged by the recurrence; ``probes`` are Lanczos processes from random vectors in the
-    complement of these. ``rounding`` measures the error of products, by which intervals are wider. Unless all pairs are
-    good, missed eigenvalues are not bounded, since the probes did not run in the complement of all pairs. For ``tol``,
-    ``atol`` and ``scale`` see :func:`threshold`.
+    complement of these, which ``rounding`` was given. It measures the error of products, by which intervals are wider.
+    Unless all pairs are good, missed eigenvalues are not bounded, since the probes did not run in the complement of all
+    pairs. For ``tol``, ``atol`` and ``scale`` see :func:`threshold`.
     """
-    signs = rounding.signs(len(values), min(2, len(values))).to(vectors.device)
-    sums = torch.zeros(2, op.space.local_n, signs.shape[1], dtype=torch.float64, device=vectors.device)
-
-    def summed() -> Iterator[Tensor]:
-        for v, w, sign in zip(vectors.unbind(1), products, signs, strict=True):
-            sums[0].addr_(v.double(), sign)
-            sums[1].addr_(w.double(), sign)
-            yield w
-
-    residuals = residuals_of(op, values, vectors, summed())
+    residuals = residuals_of(op, values, vectors, rounding.add_pairs(vectors, products, good))
     converged = good & (residuals <= threshold(op, values, tol, atol, scale))
-    off = _ROUNDING * op.space.eps * scale + (rounding.along(*sums) if len(values) else 0.0)
+    off = _ROUNDING * op.space.eps * scale + rounding.bound()
     pairs = Eigenpairs(values, residuals, converged, vectors.cpu().numpy(), rounding=off)
     reach = residuals + off
     if not (good.all() and probes):
         return replace(pairs, lower=values - reach, upper=values + reach)
-    each = [unseen_bounds(probe, op.n, failure=FAILURE / len(probes)) for probe in probes]
+    each = [unseen_bounds(probe, op.n, off, failure=FAILURE / len(probes)) for probe in probes]
     slack = float(np.linalg.norm(residuals)) + off  # the coupling to the complement, by Weyl
     others = max(low for low, _ in each) - slack, min(high for _, high in each) + slack
     lower, upper = certified_intervals(values, reach, others)
@@ -73,7 +63,9 @@ def residuals_of(op: LinearOperator, values: Floats, vectors: Tensor, products: 
     return np.array([op.space.norm(w.double() - theta * v.double()) for theta, v, w in pairs])
 
 
-def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILURE) -> tuple[float, float]:
+def unseen_bounds(
+    tridiagonal: Tridiagonal, size: int, error: float, *, failure: float = FAILURE
+) -> tuple[float, float]:
     """An interval that holds all eigenvalues, including those that the Lanczos process has not found.
 
     The next Lanczos vector is ``p_m(A) v_1`` with ``p_m(x) = prod_i (x - theta_i) / prod_i beta_i``. It has norm 1, so
@@ -81,9 +73,10 @@ def unseen_bounds(tridiagonal: Tridiagonal, size: int, *, failure: float = FAILU
     eigenvector. For a start vector uniform on the sphere, of dimension ``size`` = n, ``|c|`` is below ``eta sqrt(pi /
     (2 n))`` with probability at most ``eta`` (van Dorsselaer, Hochstenbach and van der Vorst 2000). ``failure`` is the
     probability that one end is wrong; half of it is given to each. If the process spans the whole space, the ends are
-    the extreme Ritz values. Both ends move outwards by what an error of the Lanczos relation can hide.
+    the extreme Ritz values. Both ends move outwards by what an ``error`` of this norm in the Lanczos relation can hide:
+    the Ritz values are eigenvalues of a compression of a matrix that differs from ``A`` by at most twice as much.
     """
-    theta, slack = tridiagonal.eigh()[0], 2 * tridiagonal.error
+    theta, slack = tridiagonal.eigh()[0], 2 * error
     if tridiagonal.remainder == 0:
         return float(theta[0]) - slack, float(theta[-1]) + slack
     # if rounding hides the last residual norm, its upper bound: eigenvalues closer than that are not separated

@@ -125,7 +125,8 @@ def eigsh(
             generator=generator,
             steps=min(max(edges.steps, _FEWEST_STEPS), _MOST_STEPS),
         )
-        probe = probe and replace(probe, error=rounding.of_process(probe, vectors))
+        if probe:
+            rounding.add_process(probe)
     else:
         (values, vectors), probe = edges.partial or (edges.values[:0], edges.vectors[:, :0]), None
     products = meter @ vectors

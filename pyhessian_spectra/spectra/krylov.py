@@ -120,12 +120,12 @@ def krylov_pass(
         process.extend((kept[0].num_steps if kept else settings.num_steps) - 1)
         return process
 
-    def measured(process: LanczosProcess) -> Tridiagonal:
-        """The probe's coefficients and error, without its vectors."""
-        probe = process.tridiagonal()
-        return replace(probe, vectors=None, residual=None, error=rounding.of_process(probe, atoms))
+    def finished(process: LanczosProcess) -> Tridiagonal:
+        """The probe's coefficients, without its vectors, of which ``rounding`` has what it needs."""
+        rounding.add_process(process.tridiagonal())
+        return replace(process.tridiagonal(), vectors=None, residual=None)
 
-    while len(probes) < settings.num_probes and atoms.shape[1] < n:
+    while len(probes) + len(kept) < settings.num_probes and atoms.shape[1] < n:
         process = begin()
         probe = process.tridiagonal()
         orthogonality = max(orthogonality, probe.orthogonality)
@@ -133,15 +133,15 @@ def krylov_pass(
             completed = True
             values, vectors, atoms, good = complete(margin)
             # the probes so far ran with the copies still in their complement: start again
-            probes, kept, recorder = [], [], FormsRecorder(op, sections)
-            continue
-        probes.append(measured(process))
-        if settings.resolve:  # else the Lanczos vectors are no longer needed
+            probes, kept, recorder, rounding = [], [], FormsRecorder(op, sections), Rounding(op)
+        elif settings.resolve:
             kept.append(process)
+        else:  # the Lanczos vectors are no longer needed
+            probes.append(finished(process))
 
     if kept:
         _resolve(op, kept, n - atoms.shape[1], settings, begin)
-        probes = [measured(process) for process in kept]
+        probes = [finished(process) for process in kept]
         del kept
     products = recorder.products(vectors)
     pairs = certify(
@@ -154,8 +154,9 @@ def krylov_pass(
     }
     rows = [(probe.eigh()[0], probe.eigh()[1][0] ** 2) for probe in probes]
     dtype = str(op.dtype).removeprefix("torch.")
-    off = max(pairs.rounding, 2 * max((probe.error for probe in probes), default=0.0))
-    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, rounding=off, whole=whole, facts=facts)
+    spectrum = Spectrum.from_quadrature(
+        values[good], rows, n, dtype=dtype, rounding=2 * pairs.rounding, whole=whole, facts=facts
+    )
     trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
     all_off = rounding.everywhere()
     trace, frobenius = replace(trace, rounding=all_off.trace), replace(square_root(second), rounding=all_off.norm)

@@ -41,8 +41,6 @@ class Tridiagonal:
         rounding; 0 if the vectors span the whole space.
     residual : Tensor, shape (n,), optional
         ``beta_m v_{m+1}``.
-    error : float
-        Bound on the norm by which the relation is violated, since products are rounded; 0 if it was not measured.
     """
 
     alphas: Floats
@@ -50,7 +48,6 @@ class Tridiagonal:
     vectors: KrylovBasis | None
     remainder: float
     residual: Tensor | None = None
-    error: float = 0.0
 
     @cached_property
     def _eigh(self) -> tuple[Floats, Floats]:

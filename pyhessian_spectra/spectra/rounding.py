@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError, OutOfMemoryError
@@ -16,6 +17,9 @@ from pyhessian_spectra.spectra.operator import LinearOperator
 # A norm is estimated from the images of a few random sign vectors. This factor covers their spread: for an error of
 # rank one, where it is widest, two vectors underestimate the norm by more in about one case of twenty.
 _SAFETY = 3.0
+
+# Sums with random signs of all that was multiplied, whose products are taken again.
+_SUMS = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Rounding:
     def __init__(self, op: LinearOperator) -> None:
         self._op, self._other = op, op.reference()
         self._generator = torch.Generator().manual_seed(0)
+        # sums of vectors, and the same sums of their products
+        self._sums = torch.zeros(2, op.space.local_n, _SUMS, dtype=torch.float64, device=op.device)
 
     def everywhere(self, num_vectors: int = 1) -> Off:
         """Bounds for the whole matrix, from products with random sign vectors."""
@@ -51,35 +57,50 @@ class Rounding:
             traces += space.inner(error, v) ** 2 / len(products)
         return Off(_SAFETY * norms**0.5, _SAFETY * traces**0.5)
 
-    def along(self, vectors: Tensor, products: Tensor) -> float:
-        """A bound on ``||E V||_F`` from sums with random signs: ``V S`` (n, r) and their products, both float64."""
-        squares = [
-            self._op.space.norm(self._difference(v, w)) ** 2
-            for v, w in zip(vectors.unbind(1), products.unbind(1), strict=True)
-        ]
-        return _SAFETY * (sum(squares) / len(squares)) ** 0.5
-
-    def signs(self, size: int, count: int) -> Tensor:
-        """Random signs (size, count), float64."""
-        return torch.randint(0, 2, (size, count), generator=self._generator).double() * 2 - 1
-
-    def of_process(self, process: Tridiagonal, against: Tensor | None = None) -> float:
-        """A bound on the norm of the error ``F`` of a Lanczos relation, ``A V = V T + beta_m v_{m+1} e_m^T + F``.
-
-        The process ran in the complement of the columns ``against`` (n, k). All its eigenvalues are those of a matrix
-        that differs from ``A`` by at most ``2 ||F||``.
-        """
-        g = self.signs(len(process.alphas), 1).numpy()
+    def add_process(self, process: Tridiagonal) -> None:
+        """Take a Lanczos relation ``A V = V T + beta_m v_{m+1} e_m^T`` into account in :meth:`bound`."""
+        g = self._signs(len(process.alphas)).numpy()
         right = process.alphas[:, None] * g
         right[1:] += process.betas[:-1, None] * g[:-1]
         right[:-1] += process.betas[:-1, None] * g[1:]
-        v, product = process.combine(np.hstack([g, right])).double().unbind(1)
+        v, product = process.combine(np.hstack([g, right])).double().split(_SUMS, dim=1)
         if process.residual is not None:
-            product = product.add(process.residual, alpha=float(g[-1, 0]))
-        error = self._difference(v, product)
+            product = product.addr(process.residual.double(), torch.from_numpy(g[-1]).to(product))
+        self._sums[0] += v
+        self._sums[1] += product
+
+    def add_pairs(self, vectors: Tensor, products: Iterable[Tensor], deflated: NDArray[np.bool_]) -> Iterator[Tensor]:
+        """Yield the products with the columns of (n, k), and take them into account in :meth:`bound`.
+
+        Lanczos relations added earlier are those of ``A`` in the complement of the ``deflated`` (k,) columns.
+        """
+        v, product = self._sums
+        inside = v.clone()  # of the processes, whose products have components along the deflated vectors
+        signs = self._signs(vectors.shape[1]).to(v.device)
+        for column, w, sign, is_deflated in zip(vectors.unbind(1), products, signs, deflated, strict=True):
+            column, exact = column.double(), w.double()
+            v.addr_(column, sign)
+            product.addr_(exact, sign)
+            if is_deflated:
+                product.addr_(column, self._op.space.gram(exact[None], inside)[0])
+            yield w
+
+    def bound(self, against: Tensor | None = None) -> float:
+        """A bound on ``||F||_F``, ``F`` the errors of all relations and products added, from two products.
+
+        ``against`` (n, k) are columns in whose complement all processes ran, if their products were not added.
+        """
+        v, product = self._sums
+        if not v.any():
+            return 0.0
+        errors = torch.stack([self._difference(*each) for each in zip(v.unbind(1), product.unbind(1), strict=True)], 1)
         if against is not None:
-            error = error - against.double() @ self._op.space.gram(against.T.double(), error[:, None])[:, 0]
-        return _SAFETY * self._op.space.norm(error)
+            errors = errors - against.double() @ self._op.space.gram(against.T.double(), errors)
+        return _SAFETY * float(self._op.space.column_inner(errors, errors).mean()) ** 0.5
+
+    def _signs(self, size: int) -> Tensor:
+        """Random signs, float64, a column for each sum."""
+        return torch.randint(0, 2, (size, _SUMS), generator=self._generator).double() * 2 - 1
 
     def _difference(self, v: Tensor, product: Tensor) -> Tensor:
         """``product - A v`` (n,) in float64, where ``A v`` is taken again."""

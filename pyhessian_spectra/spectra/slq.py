@@ -33,7 +33,7 @@ def slq(
     ----------
     op : LinearOperator, shape (n, n)
     num_probes, num_steps : int
-        Number ``r`` of probes and ``m`` of Lanczos steps for each; takes ``r (m + 1)`` products.
+        Number ``r`` of probes and ``m`` of Lanczos steps for each; takes ``r m + 2`` products.
     deflate : Eigenpairs, optional
         Converged pairs with eigenvectors. They enter as exact atoms of weight ``1 / n``, and the quadrature runs on
         their orthogonal complement, which resolves a bulk that is far narrower than the whole range.
@@ -60,18 +60,20 @@ def slq(
             raise InputError("deflate needs eigenvectors; compute the pairs with eigsh and keep them")
         atoms = deflate.eigenvalues
         against = torch.as_tensor(deflate.eigenvectors).to(op.device, op.dtype)
-    rounding, error = Rounding(meter), 0.0
+    rounding = Rounding(meter)
     before, rows, orthogonality = meter.num_products, [], 0.0
     for _ in range(num_probes if len(atoms) < op.n else 0):
         tridiagonal = lanczos(meter, op.space.randn(generator), num_steps, against=against)
         theta, vectors = tridiagonal.eigh()
         rows.append((theta, vectors[0] ** 2))
         orthogonality = max(orthogonality, tridiagonal.orthogonality)
-        error = max(error, rounding.of_process(tridiagonal, against))
+        rounding.add_process(tridiagonal)
+    # processes from random vectors are alike, so each has its share of the errors
+    off = 2 * rounding.bound(against) / max(1, len(rows)) ** 0.5
     facts = {
         "steps": max((len(theta) for theta, _ in rows), default=0),
         "orthogonality": orthogonality,
         "num_products": meter.num_products - before,
     }
     dtype = str(op.dtype).removeprefix("torch.")
-    return Spectrum.from_quadrature(atoms, rows, op.n, dtype=dtype, rounding=2 * error, facts=facts)
+    return Spectrum.from_quadrature(atoms, rows, op.n, dtype=dtype, rounding=off, facts=facts)
