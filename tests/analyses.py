@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,6 +137,7 @@ def slq_analysis(
     def estimate(size: int, scale: float, unconverged: int) -> BlockAnalysis:
         values = network_eigenvalues(rng, size, scale=scale)
         spectrum = lanczos_quadrature(rng, values, probes=probes, steps=steps)
+        spectrum = dataclasses.replace(spectrum, dtype=facts.get("dtype", spectrum.dtype))
         return block(values, spectrum, unconverged=unconverged)
 
     return SpectralAnalysis(

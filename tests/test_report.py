@@ -144,8 +144,8 @@ def test_a_negative_error_is_refused():
 @pytest.mark.parametrize(("dtype", "share"), [("float32", "12.5"), ("float64", "37.5")])
 def test_zeros_blurred_by_rounding_are_not_negative(tmp_path, dtype, share):
     eigenvalues = np.concatenate([np.full(50, -1e-9), np.full(50, 1e-9), [-1.0] * 25, [10.0] * 75])
-    analysis = exact_analysis(n=200, layers=False, dtype=dtype)
-    full = dataclasses.replace(analysis.full, spectrum=Spectrum.from_eigenvalues(eigenvalues))
+    analysis = exact_analysis(n=200, layers=False)
+    full = dataclasses.replace(analysis.full, spectrum=Spectrum.from_eigenvalues(eigenvalues, dtype=dtype))
     words = Page(write_report([dataclasses.replace(analysis, full=full)], tmp_path)).words()
     assert f"{share} % (exact) of its eigenvalues are negative" in words
 

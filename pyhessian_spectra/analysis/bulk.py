@@ -155,7 +155,8 @@ def split_bulk(
         Exact or estimated; eigenvalues in any order. Of an analysis that is not exact, converged eigenpairs from each
         end inwards replace the quadrature there; of a SpectralAnalysis the full Hessian is taken.
     dtype : str or torch.dtype, optional
-        Precision of the products, whose ``eps`` sets ``zero_threshold``; by default that of the spectrum.
+        Precision of the products, whose ``eps`` sets ``zero_threshold``; by default that of the spectrum. Where the
+        rounding that was measured is larger, that sets it.
     factor : float
         How many times the boundary must exceed the largest gap inside the bulk.
 
@@ -173,11 +174,11 @@ def split_bulk(
     if not factor > 1:
         raise InputError(f"factor must be above 1, got {factor}: a gap must exceed those inside the bulk")
     if isinstance(source, SpectralAnalysis):
-        dtype, source = dtype or source.problem.get("dtype"), source.full
+        source = source.full
     measured = merge_nodes(source)
     values, weights, spectrum = measured.values, measured.weights, measured.spectrum
     units = spectrum.n if spectrum.exact else min(spectrum.n, ROUNDING)
-    resolution = units * _eps(dtype or spectrum.dtype) * float(np.abs(values).max())
+    resolution = max(units * _eps(dtype or spectrum.dtype) * float(np.abs(values).max()), spectrum.rounding)
     gaps, refusals = _boundaries(measured, resolution, factor)
     low = float(values[0]) if "below" in refusals else gaps["below"].upper
     high = float(values[-1]) if "above" in refusals else gaps["above"].lower

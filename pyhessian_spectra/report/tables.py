@@ -163,9 +163,9 @@ def missed(block: BlockAnalysis) -> str:
     return f"{known} an eigenvalue within its error, but its position is not certified: further ones may lie beyond it."
 
 
-def layer_row(name: str, block: BlockAnalysis, dtype: str | None) -> dict[str, Any]:
-    """Return what the tables say of one layer's block, whose products have the precision ``dtype``."""
-    bulk = split_bulk(block, dtype=dtype)
+def layer_row(name: str, block: BlockAnalysis) -> dict[str, Any]:
+    """Return what the tables say of one layer's block."""
+    bulk = split_bulk(block)
     return {
         "name": name,
         "size": f"{block.n:,}",
