@@ -1,6 +1,7 @@
 """Empirical risks, their parameters and their curvature operators. Only this package calls autograd."""
 
 from pyhessian_spectra.curvature.decomposition import Decomposition
+from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.operators import (
     EmpiricalFisherOperator,
     GGNOperator,
@@ -17,6 +18,7 @@ __all__ = [
     "Decomposition",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
+    "GGNGram",
     "GGNOperator",
     "HessianOperator",
     "Linearised",
@@ -25,4 +27,5 @@ __all__ = [
     "Point",
     "ResidualOperator",
     "RiskOperator",
+    "ggn_gram",
 ]

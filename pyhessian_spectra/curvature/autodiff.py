@@ -22,7 +22,7 @@ from pyhessian_spectra.curvature.point import Point
 
 
 class _Product(Protocol):
-    """The product with (n,), or with the rows of (k, n) if ``batched``; ``how`` are arguments of :func:`_grad`."""
+    """The product with (n,), or with the rows of (k, n) if ``batched``; ``how`` are arguments of :func:`gradients`."""
 
     def __call__(self, v: Tensor, **how: bool) -> Tensor: ...
 
@@ -35,7 +35,7 @@ def loss(objective: Objective, point: Point, batch: Batch) -> Tensor:
 def gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
     """The gradient of one batch's loss, shape (n,)."""
 
-    return objective.run(point, batch, lambda: _join(_grad(objective.evaluate(batch)[1], point.coordinates), ()))
+    return objective.run(point, batch, lambda: joined(gradients(objective.evaluate(batch)[1], point.coordinates), ()))
 
 
 def slopes(objective: Objective, point: Point, batch: Batch) -> tuple[Tensor, ...]:
@@ -43,7 +43,7 @@ def slopes(objective: Objective, point: Point, batch: Batch) -> tuple[Tensor, ..
 
     def call() -> tuple[Tensor, ...]:
         outputs, value = objective.evaluate(batch)
-        return _grad(value, objective.selected(outputs))
+        return gradients(value, objective.selected(outputs))
 
     return objective.run(point, batch, call)
 
@@ -53,7 +53,7 @@ def pulled_back(objective: Objective, point: Point, batch: Batch, cotangents: Se
 
     def call() -> Tensor:
         outputs, _ = objective.evaluate(batch)
-        return _join(_grad(objective.selected(outputs), point.coordinates, cotangents), ())
+        return joined(gradients(objective.selected(outputs), point.coordinates, cotangents), ())
 
     return objective.run(point, batch, call)
 
@@ -126,11 +126,11 @@ class GradientGraph:
 
     def __init__(self, layout: ParameterLayout, value: Tensor, coordinates: Sequence[Tensor]) -> None:
         self._layout, self._coordinates = layout, coordinates
-        self._gradient = _grad(value, coordinates, create_graph=True)
+        self._gradient = gradients(value, coordinates, create_graph=True)
 
     def derivative(self, v: Tensor, **how: bool) -> Tensor:
         """The scalar's Hessian times ``v`` (n,), or times the rows of (k, n) if ``batched``."""
-        return _join(_grad(self._gradient, self._coordinates, self._layout.unflatten(v), **how), v.shape[:-1])
+        return joined(gradients(self._gradient, self._coordinates, self._layout.unflatten(v), **how), v.shape[:-1])
 
 
 class SplitGraph:
@@ -145,18 +145,18 @@ class SplitGraph:
         self, layout: ParameterLayout, outputs: Sequence[Tensor], value: Tensor, coordinates: Sequence[Tensor]
     ) -> None:
         self._layout, self._coordinates = layout, coordinates
-        slopes = _grad(value, outputs, create_graph=True)
+        slopes = gradients(value, outputs, create_graph=True)
         # if the scalar is linear in the outputs, the slopes have no graph
         self._slopes = [s if s.requires_grad else s.requires_grad_() for s in slopes]
         self._gate = _Gate()
         for slope in self._slopes:
             slope.register_hook(self._gate)
         self._cotangents = [slope.view_as(slope) for slope in self._slopes]
-        self._gradient = _grad(outputs, coordinates, self._cotangents, create_graph=True)
+        self._gradient = gradients(outputs, coordinates, self._cotangents, create_graph=True)
 
     def hessian(self, v: Tensor, **how: bool) -> Tensor:
         """The products with H."""
-        return _join(self._along(v, self._coordinates, **how), v.shape[:-1])
+        return joined(self._along(v, self._coordinates, **how), v.shape[:-1])
 
     def residual(self, v: Tensor, **how: bool) -> Tensor:
         """The products with R, taken directly: no digits cancel as in the difference of H and G."""
@@ -173,15 +173,15 @@ class SplitGraph:
         count = len(self._cotangents)
         with self._gate.closed():
             parts = self._along(v, (*self._cotangents, *self._coordinates), **{**how, "retain_graph": True})
-        ggn, residual = self._pull_back(parts[:count], v, **how), _join(parts[count:], v.shape[:-1])
+        ggn, residual = self._pull_back(parts[:count], v, **how), joined(parts[count:], v.shape[:-1])
         return torch.stack([ggn + residual, ggn, residual])
 
     def _along(self, v: Tensor, inputs: Sequence[Tensor], **how: bool) -> tuple[Tensor, ...]:
         """The derivative of ``v`` times the gradient with respect to ``inputs``."""
-        return _grad(self._gradient, inputs, self._layout.unflatten(v), **how)
+        return gradients(self._gradient, inputs, self._layout.unflatten(v), **how)
 
     def _pull_back(self, pushed: Sequence[Tensor], v: Tensor, **how: bool) -> Tensor:
-        return _join(_grad(self._slopes, self._coordinates, pushed, **how), v.shape[:-1])
+        return joined(gradients(self._slopes, self._coordinates, pushed, **how), v.shape[:-1])
 
 
 class _Gate:
@@ -203,7 +203,7 @@ class _Gate:
             self._stopped = False
 
 
-def _grad(
+def gradients(
     outputs: Tensor | Sequence[Tensor],
     inputs: Sequence[Tensor],
     vectors: Sequence[Tensor] | None = None,
@@ -227,7 +227,8 @@ def _grad(
     return tuple(x.new_zeros(*lead, *x.shape) if part is None else part for part, x in zip(found, inputs, strict=True))
 
 
-def _join(parts: Sequence[Tensor], lead: Sequence[int]) -> Tensor:
+def joined(parts: Sequence[Tensor], lead: Sequence[int] = ()) -> Tensor:
+    """Tensors of the parameters' shapes as one vector (n,), or as rows with leading dimensions ``lead``."""
     return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
 
 

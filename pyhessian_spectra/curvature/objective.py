@@ -31,7 +31,7 @@ from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivat
 MODES = ("eval", "train")
 
 # What users' code raises where it fails.
-_FAILURES = (RuntimeError, IndexError, TypeError, ValueError, MemoryError)
+FAILURES = (RuntimeError, IndexError, TypeError, ValueError, MemoryError)
 
 _T = TypeVar("_T")
 
@@ -99,7 +99,7 @@ class Objective:
                 return self._surrounded(point, lambda: self._placed(point, call))
         except SpectraError:
             raise
-        except _FAILURES as error:
+        except FAILURES as error:
             raise _explained(error, batch) from error
         finally:
             self._within = outer
@@ -116,7 +116,7 @@ class Objective:
         try:
             with torch.enable_grad():
                 return call()
-        except _FAILURES as error:
+        except FAILURES as error:
             raise _explained(error, batch) from error
 
     def _surrounded(self, point: Point, call: Callable[[], _T]) -> _T:
@@ -155,7 +155,7 @@ class Objective:
         return outputs, value
 
     def _called(self, batch: Batch) -> tuple[Any, Tensor]:
-        outputs = self._outputs(batch)
+        outputs = self.outputs(batch)
         return outputs, _scalar(self._loss(outputs, batch))
 
     def _inspect(self, batch: Batch) -> tuple[Any, Tensor]:
@@ -184,7 +184,8 @@ class Objective:
             self._recalls = kernels.hooked or scripted or bool(custom_functions(value))
         return outputs, value
 
-    def _outputs(self, batch: Batch) -> Any:
+    def outputs(self, batch: Batch) -> Any:
+        """The model's outputs for a batch; to be called within :meth:`run`."""
         inputs = batch.inputs
         if isinstance(inputs, tuple):
             return self.model(*inputs)
@@ -225,8 +226,9 @@ class BatchObjective(Objective):
     Examples are contrastive losses, and residuals of differential equations, which differentiate the model.
     """
 
-    def _outputs(self, batch: Batch) -> Any:
-        return self.model  # for the loss to call
+    def outputs(self, batch: Batch) -> Any:
+        """The model itself, for the loss to call."""
+        return self.model
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         return self.loss_fn(outputs, batch.inputs)

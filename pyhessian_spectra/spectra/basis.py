@@ -78,6 +78,17 @@ class KrylovBasis:
             start += len(block)
         return total
 
+    def dots(self, v: Tensor) -> Tensor:
+        """The inner products of the vectors with ``v`` (n,), shape (m,), float64."""
+        return torch.cat([self._space.gram(block, v[:, None])[:, 0] for block in self._blocks()])
+
+    def coordinates(self, indices: Tensor) -> Tensor:
+        """These coordinates (c,) of all vectors, shape (m, c)."""
+        contiguous = len(indices) and int(indices[-1]) - int(indices[0]) + 1 == len(indices)
+        chosen = slice(int(indices[0]), int(indices[-1]) + 1) if contiguous else indices
+        parts = [*self._full, self._open[: self._filled]]
+        return torch.cat([part[:, chosen].to(self._space.device) for part in parts])
+
     def rows(self, stop: int) -> Tensor:
         """A copy of the first ``stop`` vectors in memory, shape (stop, n)."""
         start, rows = 0, self._open.new_empty(stop, self._open.shape[1])

@@ -16,7 +16,7 @@ from pyhessian_spectra.spectra.operator import LinearOperator
 
 # A norm is estimated from the images of a few random sign vectors. This factor covers their spread: for an error of
 # rank one, where it is widest, two vectors underestimate the norm by more in about one case of twenty.
-_SAFETY = 3.0
+SAFETY = 3.0
 
 # Sums with random signs of all that was multiplied, whose products are taken again.
 _SUMS = 2
@@ -55,7 +55,7 @@ class Rounding:
             error = self._difference(v, product)
             norms += space.norm(error) ** 2 / len(products)
             traces += space.inner(error, v) ** 2 / len(products)
-        return Off(_SAFETY * norms**0.5, _SAFETY * traces**0.5)
+        return Off(SAFETY * norms**0.5, SAFETY * traces**0.5)
 
     def add_process(self, process: Tridiagonal) -> None:
         """Take a Lanczos relation ``A V = V T + beta_m v_{m+1} e_m^T`` into account in :meth:`bound`."""
@@ -96,7 +96,7 @@ class Rounding:
         errors = torch.stack([self._difference(*each) for each in zip(v.unbind(1), product.unbind(1), strict=True)], 1)
         if against is not None:
             errors = errors - against.double() @ self._op.space.gram(against.T.double(), errors)
-        return _SAFETY * float(self._op.space.column_inner(errors, errors).mean()) ** 0.5
+        return SAFETY * float(self._op.space.column_inner(errors, errors).mean()) ** 0.5
 
     def _signs(self, size: int) -> Tensor:
         """Random signs, float64, a column for each sum."""
