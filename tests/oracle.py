@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -30,7 +31,8 @@ class Oracle:
         args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
         self.risk.model.train(self.risk.mode == "train")
         with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self.risk.model, {**constants, **pieces, **buffers}, args, kwargs)
+            # of a copy, since a module at two places is left with other parameters
+            return functional_call(copy.deepcopy(self.risk.model), {**constants, **pieces, **buffers}, args, kwargs)
 
     def _batches(self) -> list[tuple[object, Tensor]]:
         batches = []

@@ -106,6 +106,13 @@ def tied_weights() -> EmpiricalRisk:
     return EmpiricalRisk(_filled(_Tied()), nn.CrossEntropyLoss(), (tokens, targets))
 
 
+def shared_module() -> EmpiricalRisk:
+    """A module at two places of the model is one coordinate block; torch's functional_call forgets its parameters."""
+    twice = nn.Linear(4, 4)
+    model = _filled(nn.Sequential(twice, nn.Tanh(), twice, nn.Tanh(), nn.Linear(4, 3)))
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), _classes(12, (4,), 3))
+
+
 def _batchnorm_net() -> nn.Module:
     return _filled(
         nn.Sequential(
@@ -214,6 +221,7 @@ CASES: Mapping[str, Callable[[], EmpiricalRisk]] = {
         frozen_layer,
         unused_parameter,
         tied_weights,
+        shared_module,
         batchnorm_eval,
         batchnorm_train,
         lstm,

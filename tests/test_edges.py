@@ -12,6 +12,7 @@ from test_basis import generator, small_blocks  # noqa: F401 - a fixture that ap
 from pyhessian_spectra import DiagonalOperator, LinearOperator, MatrixOperator, Meter
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis
+from pyhessian_spectra.spectra.bounds import certified_intervals
 from pyhessian_spectra.spectra.edges import Edges, find_edges
 
 N = 2000
@@ -181,3 +182,21 @@ def test_a_rank_below_the_number_of_pairs_leaves_no_rounding_taken_for_eigenvalu
     assert found.spectrum.facts["orthogonality"] < 1e4 * torch.finfo(dtype).eps
     assert found.trace.value == pytest.approx(values.sum(), rel=1e-3, abs=300 * rounding)
     assert found.frobenius.value == pytest.approx(np.sqrt((values**2).sum()), rel=1e-3, abs=300 * rounding)
+
+
+def test_intervals_that_meet_hold_the_eigenvalues_of_their_ranks():
+    generator, k = np.random.default_rng(0), 6
+    met = 0
+    for _ in range(300):
+        truth = np.r_[np.zeros(20), 1 + np.cumsum(10.0 ** generator.uniform(-5, -1, k))]
+        noise = generator.normal(0, 10.0 ** generator.uniform(-6, -1, k), (26, k))  # some pairs are better than others
+        basis = np.linalg.qr(np.eye(26)[:, -k:] + noise)[0]
+        values, turn = np.linalg.eigh(basis.T * truth @ basis)
+        vectors = basis @ turn
+        residuals = np.linalg.norm(truth[:, None] * vectors - vectors * values, axis=0)
+        if (values <= np.linalg.norm(residuals)).any():
+            continue  # the pairs are then not known to be those at the edge
+        lower, upper = certified_intervals(values, residuals + 1e-14, (0.0, 0.0))
+        assert ((lower - 1e-13 <= truth[-k:]) & (truth[-k:] <= upper + 1e-13)).all()
+        met += (values[1:] - residuals[1:] < values[:-1] + residuals[:-1]).any()
+    assert met > 50

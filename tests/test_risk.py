@@ -316,3 +316,17 @@ def test_a_class_in_place_of_a_loss_and_a_model_in_place_of_a_risk_are_told_apar
     for call in (HessianOperator, analyze):
         with pytest.raises(InputError, match=r"EmpiricalRisk\(model, loss_fn, data\)"):
             call(model)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_module_at_two_places_keeps_its_parameters_and_buffers(mode):
+    linear, norm = nn.Linear(5, 5), nn.BatchNorm1d(5)
+    model = nn.Sequential(linear, norm, nn.Tanh(), linear, norm, nn.Linear(5, 3))
+    before = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    x, y = torch.randn(12, 5), torch.randint(0, 3, (12,))
+    analysis = analyze(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), mode=mode), exact_limit=0, num_eigenvalues=2)
+    assert list(analysis.layers) == ["0", "5"]
+    assert all(p is before[name] for name, p in model.named_parameters(remove_duplicate=False))
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == [True] * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -215,3 +216,34 @@ def test_a_twin_in_float64_that_computes_in_float32_is_no_reference():
     risk = EmpiricalRisk(Single(4, 2), nn.MSELoss(), (torch.randn(20, 4), torch.randn(20, 2)))
     found = analyze(risk, num_eigenvalues=2)
     assert found.full.spectrum.dtype == "float32" and 0 < found.full.largest.rounding < 1e-3
+
+
+class Float32Inside(nn.Module):
+    """A model that computes in float32 whatever the dtype of its parameters, or refuses others."""
+
+    def __init__(self, model: nn.Module, how: str) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "refuses" and x.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        hidden = self.model[:2](x)
+        return self.model[2](hidden.float().to(x.dtype) if self.how == "casts" else hidden)
+
+
+@pytest.mark.parametrize("how", ["refuses", "casts", "data require gradients"])
+@pytest.mark.parametrize("exact_limit", [3000, 0])
+def test_rounding_is_measured_where_the_model_has_no_twin_in_float64(how, exact_limit):
+    x, y = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+        with torch.no_grad():
+            model[2].weight.mul_(300)  # saturated: what the forward pass rounds, the loss enlarges
+        precise = EmpiricalRisk(copy.deepcopy(model).double(), nn.CrossEntropyLoss(), (x.double(), y))
+        truth = eigh(HessianOperator(precise)).eigenvalues
+        data = x.clone().requires_grad_() if how == "data require gradients" else x
+        risk = EmpiricalRisk(Float32Inside(model, how), nn.CrossEntropyLoss(), (data, y))
+        found = analyze(risk, layers=False, num_eigenvalues=3, exact_limit=exact_limit).full
+        assert_covers(found, truth)

@@ -9,6 +9,7 @@ from problems import CASES
 
 from pyhessian_spectra import HessianOperator, MatrixOperator, Meter, Spectrum, eigh, eigsh, lanczos, slq, trace
 from pyhessian_spectra.errors import ConvergenceError, InputError
+from pyhessian_spectra.spectra.space import forked
 
 every_case = pytest.mark.parametrize("case", CASES)
 EPS = np.finfo(np.float64).eps
@@ -82,7 +83,8 @@ def test_the_bounds_of_a_cdf_hold_what_the_probe_sees(case, num_steps, deflated)
     pairs, n = eigh(op), op.shape[0]
     edges = pairs.take(slice(n - deflated, n))
     spectrum = slq(op, num_probes=1, num_steps=num_steps, deflate=edges, generator=generator(3))
-    probe = torch.randn(n, generator=generator(3), dtype=torch.float64).numpy()
+    source = forked(generator(3)) if deflated else generator(3)
+    probe = torch.randn(n, generator=source, dtype=torch.float64).numpy()
     seen = (pairs.eigenvectors.T @ probe) ** 2
     seen = np.r_[seen[: n - deflated] / seen[: n - deflated].sum() * (n - deflated), np.ones(deflated)] / n
     scale = np.abs(pairs.eigenvalues).max()
@@ -277,3 +279,16 @@ def test_operator_algebra_counts_products_and_refuses_what_does_not_fit():
 def test_what_is_no_operator_is_refused_with_the_remedy(call):
     with pytest.raises(InputError, match=r"MatrixOperator\(matrix\)"):
         call(torch.eye(5))
+
+
+def test_a_deflated_band_holds_the_truth_where_pairs_are_coarse_and_the_seed_is_that_of_eigsh():
+    values = np.sort(1 / np.arange(1.0, 61.0) ** 2)
+    for seed in range(20):
+        op = with_spectrum(values, seed)
+        pairs = eigsh(op, 5, which="BE", tol=1e-2, generator=generator(seed))
+        spectrum = slq(op, num_probes=3, num_steps=20, deflate=pairs, generator=generator(seed))
+        assert spectrum.residual == pytest.approx(np.linalg.norm(pairs.residuals)) and spectrum.residual > 1e-5
+        grid = np.r_[np.linspace(0, 1, 200), (pairs.eigenvalues[-3:] + values[-3:]) / 2]
+        lower, upper = spectrum.cdf_bounds(grid, level=0.99)
+        true = np.searchsorted(values, grid, side="right") / 60
+        assert (lower <= true + 1e-12).all() and (true <= upper + 1e-12).all()

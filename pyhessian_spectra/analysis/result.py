@@ -194,6 +194,7 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
             "num_atoms": spectrum.num_atoms,
             "dtype": spectrum.dtype,
             "rounding": spectrum.rounding,
+            "residual": spectrum.residual,
             "band": None if spectrum.exact else {"level": level, "halfwidth": spectrum.cdf_error(level=level)},
             "facts": dict(spectrum.facts),
         },
@@ -205,7 +206,8 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
 def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
     largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
     others = tuple(entry["others"]) if entry.get("others") else None
-    known = {key: entry["spectrum"][key] for key in ("num_atoms", "dtype", "rounding", "facts")}
+    names = ("num_atoms", "dtype", "rounding", "residual", "facts")
+    known = {key: entry["spectrum"][key] for key in names if key in entry["spectrum"]}
     known |= {"exact": entry["exact"], "whole": arrays.get(f"{prefix}/whole")}
     return BlockAnalysis(
         n=entry["n"],

@@ -122,12 +122,16 @@ def setting(loss_fn: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not (isinstance(value, Tensor) and value.is_floating_point()):
+        return value
+    return value.detach().to(dtype).requires_grad_(value.requires_grad)
 
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
+        # a leaf: a graph from the user's own tensor would hold what was converted, and lead to it
+        placed = value.detach().to(device, dtype if value.is_floating_point() else None)
+        return placed.requires_grad_() if value.requires_grad else placed
     if isinstance(value, Mapping):
         return {key: _placed(item, dtype, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -61,7 +61,8 @@ def _check_cut(risk: EmpiricalRisk, point: Point, parts: list[tuple[float, Batch
     total = sum(weights) if risk.reduction == "mean" else 1.0
     expected = sum(w * value for w, value in zip(weights, found[1:], strict=True)) / total
     size = sum(w * abs(value) for w, value in zip(weights, found[1:], strict=True)) / total
-    if abs(found[0] - expected) > torch.finfo(point.dtype).eps ** 0.5 * max(size, abs(found[0])):
+    eps = torch.finfo(objective.computed_in.get(point.dtype, point.dtype)).eps
+    if abs(found[0] - expected) > eps**0.5 * max(size, abs(found[0])):
         what = "mean, weighted by the terms counted in the targets" if risk.reduction == "mean" else "sum"
         raise UnverifiedError(
             f"the risk depends on how the data are cut into batches: the loss of some examples is {found[0]:.6g}, the "

@@ -61,6 +61,7 @@ class Objective:
         self.loss_fn, self.mode, self._select = loss_fn, mode, select
         self._inside, self._modules = _Inside(self.model), list(self.model.modules())
         self._own = dict(self.model.named_parameters())
+        self._places = _places(self.model)
         self._dtype = next((p.dtype for p in self._own.values() if p.requires_grad), None)
         self._buffered = any(True for _ in self.model.buffers())
         self._inspected: set[tuple[torch.dtype, int]] = set()
@@ -141,7 +142,9 @@ class Objective:
             values = {**values, **buffers}
         if not values:
             return call()
-        return torch.func.functional_call(self._inside, {f"model.{k}": v for k, v in values.items()}, (call,))
+        placed = {f"model.{place}": value for name, value in values.items() for place in self._places[name]}
+        # not tie_weights: a module that the model has twice would be left with the values in place of its parameters
+        return torch.func.functional_call(self._inside, placed, (call,), tie_weights=False)
 
     def evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
         """The model's outputs for a batch, and the scalar loss; to be called within :meth:`run`."""
@@ -250,6 +253,17 @@ class _Inside(nn.Module):
 
     def forward(self, call: Callable[[], _T]) -> _T:
         return call()
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """The attributes that hold each parameter and buffer, by its name; several if it is tied. Each module counts once."""
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    places: dict[str, list[str]] = {name: [] for name in names.values()}
+    for prefix, module in model.named_modules():
+        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                places[names[id(tensor)]].append(f"{prefix}.{own}".removeprefix("."))
+    return places
 
 
 def _scalar(value: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.savings import measured_bytes
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.operator import Observation, TermwiseOperator
 from pyhessian_spectra.spectra.space import VectorSpace
@@ -115,14 +116,11 @@ class RiskOperator(TermwiseOperator):
         return other
 
     def reference(self) -> RiskOperator | None:
-        """This matrix in float64; if it is in float64, at parameters that differ from its own by their rounding.
-
-        None on devices without float64.
+        """This matrix in float64; where that is its dtype, or the model does not compute in it, at parameters that differ
+        from its own by their rounding.
         """
-        if self.device.type == "mps":
-            return None
         other, precise = copy.copy(self), torch.float64
-        if self.dtype == precise:
+        if self.dtype == precise or not self._computes_in(precise):
             generator = torch.Generator().manual_seed(0)
             signs = self.space.rademacher(generator) * self.point.flat()
             other.point = self.point.moved(signs, self.space.eps)
@@ -134,6 +132,19 @@ class RiskOperator(TermwiseOperator):
             other._budget = max(0, self._budget - self.linearised_bytes)
         other._kept, other._decision = None, _Decision()
         return other
+
+    def _computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether the model computes in this dtype throughout where its parameters are in it, on its first batch."""
+        objective, works = self.risk.objective, True
+        try:
+            if dtype not in objective.computed_in:
+                point = self.point.cast(self.risk.model, dtype)
+                for _, batch in itertools.islice(self.risk.sample.read(dtype), 1):
+                    autodiff.loss(objective, point, batch)
+            works = objective.computed_in.get(dtype, dtype) == dtype
+        except (SpectraError, RuntimeError, TypeError):  # such as of devices without it
+            works = False
+        return all(self.risk.sample.processes.gather(works))
 
     def product(self, v: Tensor) -> Tensor:
         """The product with ``v`` (n,) with a graph: it can be differentiated in the point and in ``v``.

@@ -103,17 +103,19 @@ def _crossing(theta: Floats, target: float) -> float:
 def certified_intervals(values: Floats, residuals: Floats, others: tuple[float, float]) -> tuple[Floats, Floats]:
     """Intervals that hold one eigenvalue each, given an interval ``others`` that holds all but these ``k`` eigenvalues.
 
-    Every interval satisfies the residual bound (Parlett 1998, theorem 4.5.1). Where a gap separates a pair from its
-    neighbours and from ``others``, the Kato-Temple bound ``theta - rho^2 / (b - theta) <= lambda <= theta + rho^2 /
-    (theta - a)`` holds too, where ``a`` and ``b`` are the nearest points that another eigenvalue can reach from below
-    and above.
+    Every interval satisfies the residual bound (Parlett 1998, theorem 4.5.1). Where those of several pairs meet, which
+    eigenvalue belongs to which is not known: each is as near as the norm of all their residuals (theorem 11.5.1). Where
+    a gap separates a pair from its neighbours and from ``others``, the Kato-Temple bound ``theta - rho^2 / (b - theta)
+    <= lambda <= theta + rho^2 / (theta - a)`` holds too, where ``a`` and ``b`` are the nearest points that another
+    eigenvalue can reach from below and above.
     """
+    residuals, alone = _shared(values, residuals)
     lower, upper = values - residuals, values + residuals
     kato_low, kato_high = lower.copy(), upper.copy()
     for i, (theta, rho) in enumerate(zip(values, residuals, strict=True)):
         below = [*(upper[:i]), *([others[1]] if others[1] < theta else []), -np.inf]
         above = [*(lower[i + 1 :]), *([others[0]] if others[0] > theta else []), np.inf]
-        if others[0] <= theta <= others[1]:
+        if not alone[i] or others[0] <= theta <= others[1]:
             continue  # another eigenvalue may be arbitrarily near
         a, b = max(below), min(above)
         if b > theta:
@@ -121,3 +123,18 @@ def certified_intervals(values: Floats, residuals: Floats, others: tuple[float, 
         if a < theta:
             kato_high[i] = theta + rho**2 / (theta - a)
     return np.maximum(lower, kato_low), np.minimum(upper, kato_high)
+
+
+def _shared(values: Floats, residuals: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Residuals (k,), of pairs whose intervals meet the norm of all theirs, and which pairs meet no other."""
+    reach = residuals
+    while len(values):
+        # no interval of a later group begins before one of an earlier group ends
+        starts = np.minimum.accumulate((values - reach)[::-1])[::-1]
+        ends = np.maximum.accumulate(values + reach)
+        groups = np.cumsum(np.append(False, starts[1:] > ends[:-1]))
+        wider = np.sqrt(np.bincount(groups, residuals**2))[groups]
+        if (wider <= reach).all():
+            return reach, np.bincount(groups)[groups] == 1
+        reach = np.maximum(reach, wider)
+    return reach, np.empty(0, dtype=bool)

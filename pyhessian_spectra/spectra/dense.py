@@ -27,7 +27,8 @@ def entries(op: Meter) -> tuple[Tensor, Meter, Off]:
 
     That operator is the float64 reference of ``op`` if there is one whose products do not fail, else ``op`` itself.
     """
-    used = (op.reference() if op.dtype != torch.float64 else None) or op
+    reference = op.reference()
+    used = op if reference is None or op.dtype == reference.dtype else reference
     try:
         dense = used.to_dense()
     except OutOfMemoryError:

@@ -154,9 +154,8 @@ def krylov_pass(
     }
     rows = [(probe.eigh()[0], probe.eigh()[1][0] ** 2) for probe in probes]
     dtype = str(op.dtype).removeprefix("torch.")
-    spectrum = Spectrum.from_quadrature(
-        values[good], rows, n, dtype=dtype, rounding=2 * pairs.rounding, whole=whole, facts=facts
-    )
+    known = {"rounding": 2 * pairs.rounding, "residual": float(np.linalg.norm(pairs.residuals[good]))}
+    spectrum = Spectrum.from_quadrature(values[good], rows, n, dtype=dtype, **known, whole=whole, facts=facts)
     trace, second = _moments(op, recorder, spectrum, values[good], atoms, settings, generator)
     all_off = rounding.everywhere()
     trace, frobenius = replace(trace, rounding=all_off.trace), replace(square_root(second), rounding=all_off.norm)

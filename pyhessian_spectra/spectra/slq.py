@@ -11,7 +11,7 @@ from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Eigenpairs
 from pyhessian_spectra.spectra.rounding import Rounding
-from pyhessian_spectra.spectra.space import fresh_generator
+from pyhessian_spectra.spectra.space import forked, fresh_generator
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
 
@@ -54,11 +54,13 @@ def slq(
     meter, generator = Meter.of(op), generator or fresh_generator()
     if num_probes < 1:
         raise InputError(f"num_probes must be at least 1, got {num_probes}")
-    atoms, against = np.empty(0), None
+    atoms, against, residual = np.empty(0), None, 0.0
     if deflate is not None and len(deflate):
         if deflate.eigenvectors is None:
             raise InputError("deflate needs eigenvectors; compute the pairs with eigsh and keep them")
-        atoms = deflate.eigenvalues
+        # vectors other than those that a generator of this seed gave `eigsh`, in whose complement they are not uniform
+        generator = forked(generator)
+        atoms, residual = deflate.eigenvalues, float(np.linalg.norm(deflate.residuals))
         against = torch.as_tensor(deflate.eigenvectors).to(op.device, op.dtype)
     rounding = Rounding(meter)
     before, rows, orthogonality = meter.num_products, [], 0.0
@@ -76,4 +78,4 @@ def slq(
         "num_products": meter.num_products - before,
     }
     dtype = str(op.dtype).removeprefix("torch.")
-    return Spectrum.from_quadrature(atoms, rows, op.n, dtype=dtype, rounding=off, facts=facts)
+    return Spectrum.from_quadrature(atoms, rows, op.n, dtype=dtype, rounding=off, residual=residual, facts=facts)

@@ -112,6 +112,11 @@ class VectorSpace:
         return v / self.norm(v)
 
 
+def forked(generator: torch.Generator) -> torch.Generator:
+    """A CPU generator whose numbers are independent of those of ``generator``, and determined by them."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
 def fresh_generator() -> torch.Generator:
     """A CPU generator with a new random seed."""
     generator = torch.Generator()

@@ -41,6 +41,9 @@ class Spectrum:
         True if the nodes are all the eigenvalues, so that there is no sampling error.
     rounding : float
         Measured bound on how far the rounding of products has moved an eigenvalue or a quadrature; bounds allow for it.
+    residual : float
+        Norm of the residuals of the atoms' eigenpairs: no eigenvalue, of an atom or of the others, is farther than this
+        from where the pairs and the quadrature in their complement put it (Weyl's inequality).
     whole : ndarray, shape (2, m), float64, optional
         Nodes and weights of one more probe's quadrature, of the whole operator with its atoms: that of the process
         that found them, which is longer than the others. It narrows the bounds that hold with a probability.
@@ -56,6 +59,7 @@ class Spectrum:
     dtype: str
     exact: bool = False
     rounding: float = 0.0
+    residual: float = 0.0
     whole: Floats | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -137,7 +141,8 @@ class Spectrum:
         they are a confidence band for the operator's own distribution, which holds at all points of the line together,
         by a bound for independent probes uniform on the sphere. The quadrature of the ``whole``, where there is one, is
         such a probe too and narrows the band. The weights of the atoms are known; for an exact spectrum both bounds are
-        the CDF. Both move apart by ``rounding`` along the axis. Raises InputError if ``level`` is not between 0 and 1.
+        the CDF. Both move apart by ``rounding`` and ``residual`` along the axis. Raises InputError if ``level`` is not
+        between 0 and 1.
 
         Parameters
         ----------
@@ -152,7 +157,8 @@ class Spectrum:
         lower, upper : ndarray, shape of ``grid``, float64
         """
         grid = np.asarray(grid, dtype=np.float64)
-        left, right = grid - self.rounding, grid + self.rounding
+        off = self.rounding + self.residual
+        left, right = grid - off, grid + off
         if self.exact:
             return self.cdf(left), self.cdf(right)
         lower, upper = step_bounds(*self._seen_bounds, left)[0], step_bounds(*self._seen_bounds, right)[1]
@@ -252,7 +258,7 @@ class Spectrum:
             Per unit of the coordinate.
         """
         grid = coordinate(grid)
-        off, atoms = self.rounding, self._atoms
+        off, atoms = self.rounding + self.residual, self._atoms
         below, above = coordinate(atoms - off), coordinate(atoms + off)
         masses = np.full(len(atoms), 1 / self.n)
         if self.exact:
