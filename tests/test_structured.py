@@ -20,6 +20,7 @@ from pyhessian_spectra import (
     Meter,
     Partition,
     ShiftedOperator,
+    analyze_operator,
     VectorSpace,
     cg,
     eigh,
@@ -236,3 +237,26 @@ def test_groups_that_overlap_or_are_empty_are_refused():
         Partition.of(own, Partition.by_module(CASES["mlp"]().layout))
     with pytest.raises(InputError, match="there is no group"):
         Partition.by_module(own)["1"]
+
+
+class Broken(LinearOperator):
+    """Products that break the contract in one way."""
+
+    def __init__(self, how):
+        super().__init__(6, dtype=torch.float64)
+        self.how = how
+        self.matrix = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+        if how == "not symmetric":
+            self.matrix[0, 1] = 0.5
+
+    def _matvec(self, v):
+        product = self.matrix @ v
+        if self.how == "changes the vector":
+            v.zero_()
+        return {"3,": product[:3], "float32": product.float(), "ndarray": product.numpy()}.get(self.how, product)
+
+
+@pytest.mark.parametrize("how", ["3,", "float32", "ndarray", "changes the vector", "not symmetric"])
+def test_an_operator_that_breaks_its_contract_is_refused(how):
+    with pytest.raises(InputError, match=how):
+        analyze_operator(Broken(how))

@@ -417,3 +417,34 @@ def test_models_that_differentiate_their_inputs_pass_in_the_doctor_too():
     risk = risk_of(Forces(), F.mse_loss, drawn(12, 3, seed=5))
     assert "FAIL" not in {finding.level for finding in examine(risk)}
     assert analyze(risk).problem["verified"].startswith("Hessian on 12 examples: gradients right to")
+
+
+class DetachedFrom(nn.Module):
+    """Loses the gradient of rows from some on, which the examples that are differenced one by one do not have."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.linear, self.first = nn.Linear(4, 3), first
+
+    def forward(self, x):
+        z = torch.tanh(self.linear(x))
+        return torch.cat([z[: self.first], z[self.first :].detach()])
+
+
+@pytest.mark.parametrize(("first", "sizes"), [(16, [30]), (64, [80]), (25, [20, 20, 30])])
+def test_a_gradient_that_is_lost_beyond_the_first_examples_is_refused(first, sizes):
+    x, y = torch.randn(sum(sizes), 4, dtype=torch.float64), torch.arange(sum(sizes)) % 3
+    risk = EmpiricalRisk(
+        DetachedFrom(first).double(), nn.CrossEntropyLoss(), list(zip(x.split(sizes), y.split(sizes), strict=True))
+    )
+    with pytest.raises(UnverifiedError, match="over all examples"):
+        verify(HessianOperator(risk))
+
+
+def test_a_loss_that_ignores_labels_of_a_batch_in_the_middle_is_refused():
+    x, y = torch.randn(60, 4, dtype=torch.float64), torch.arange(60) % 3
+    y[20:27] = -1
+    data = list(zip(x.split(20), y.split(20), strict=True))
+    risk = EmpiricalRisk(nn.Linear(4, 3).double(), lambda z, t: F.cross_entropy(z, t, ignore_index=-1), data)
+    with pytest.raises(UnverifiedError, match="how the data are cut"):
+        verify(HessianOperator(risk))

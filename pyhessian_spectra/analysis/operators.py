@@ -12,7 +12,7 @@ from torch import Tensor
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.analysis.sampling import eigenvalue_errors, has_batches, norm_error, section_traces, trace_error
 from pyhessian_spectra.curvature import Partition
-from pyhessian_spectra.errors import OutOfMemoryError
+from pyhessian_spectra.errors import InputError, OutOfMemoryError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, Settings, Spectrum, TraceEstimate
 from pyhessian_spectra.spectra.basis import free_bytes, readable
 from pyhessian_spectra.spectra.bounds import residuals_of
@@ -53,6 +53,11 @@ def analyze_operator(
     **fields
         Fields of ``settings`` to replace, such as ``num_eigenvalues=5``.
 
+    Raises
+    ------
+    InputError
+        A setting is out of its range, or two products show that the operator is not symmetric.
+
     Returns
     -------
     BlockAnalysis
@@ -66,11 +71,25 @@ def analyze_operator(
     (array([3., 4.]), 10.0)
     """
     require_operator(op)
+    _require_symmetric(op)
     settings = (settings or Settings()).replace(**fields)
     seed = int(torch.randint(2**62, (), generator=generator or fresh_generator()))
     if is_built(settings, op.n):
         return built(Meter.of(op), settings, partition, seed)[1]
     return estimated(Meter.of(op), settings, partition, seed)
+
+
+def _require_symmetric(op: LinearOperator) -> None:
+    """Raise InputError if two products show that the operator is far from symmetric, as no certificate would."""
+    generator, space = torch.Generator().manual_seed(0), op.space
+    u, v = space.randn(generator), space.randn(generator)
+    au, av = op @ u, op @ v
+    apart, size = abs(space.inner(u, av) - space.inner(v, au)), space.norm(au) * space.norm(v)
+    if not apart <= space.eps**0.5 * size:
+        raise InputError(
+            f"the operator is not symmetric: u.Av and v.Au differ by {apart / (size or 1.0):.1e} of their size; take "
+            "(A + A^T) / 2, or see pyhessian_spectra.testing.check_operator"
+        )
 
 
 def estimated(op: Meter, settings: Settings, parts: Partition | None, seed: int, *, atol: float = 0.0) -> BlockAnalysis:
@@ -101,7 +120,8 @@ def built(op: Meter, settings: Settings, parts: Partition | None, seed: int) -> 
     if vectors.shape[1] < op.n and has_batches(recorder.forms(deflated)):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(DATA_PROBES):
-            recorder.probe(used.space.sphere(generator, against=vectors))
+            u = used.space.sphere(generator, against=vectors)
+            recorder.probe(u, (matrix @ u.to(matrix.device, matrix.dtype)).to(u))
     forms = recorder.forms(deflated)
     sampled = section_traces(forms, groups)
     diagonal = matrix.matrix.diagonal().split(sections)

@@ -17,6 +17,9 @@ from pyhessian_spectra.spectra.trace import mean_of
 # worst) when both come from the same batch; batches drawn anew differ by per cents.
 _SAME_BATCH = 1e-3
 
+# Share of the squared norm that may be missing where its error is told by the eigenvalues at the edges.
+_UNSEEN = 0.1
+
 # Batches from which a jackknife is worth its name: with ten its error is known to about a quarter.
 _ENOUGH = 10
 
@@ -62,11 +65,21 @@ def eigenvalue_errors(forms: Forms) -> Floats | None:
 
 
 def norm_error(forms: Forms, norm: float) -> float | None:
-    """Sampling error of the Frobenius norm as far as the eigenvalues at the edges make it; None without batches."""
+    """Sampling error of the Frobenius norm; None without batches, or where eigenvalues that are not known make it.
+
+    To first order it is that of ``sum_b w_b tr(A A_b) / ||A||``, which probes tell whose images were known. Without
+    these it is that of the eigenvalues at the edges, if they make up nearly all of the norm.
+    """
     if not has_batches(forms):
         return None
+    if forms.images.shape[1]:
+        own = np.einsum("bii->bi", forms.compressed)[:, forms.deflated]
+        exact = own @ (forms.weights @ own)
+        return _linear_error(forms, (exact[:, None] + forms.complement * forms.images) / norm)
     eigenvalues = _eigenvalues_from(forms)
     rest = max(0.0, norm**2 - float((eigenvalues(forms.weights) ** 2).sum()))
+    if rest > _UNSEEN * norm**2:
+        return None
     return float(jackknife(forms.weights, lambda w: np.sqrt((eigenvalues(w) ** 2).sum() + rest)))
 
 

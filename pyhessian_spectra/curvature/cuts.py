@@ -23,7 +23,8 @@ def check_cuts(risk: EmpiricalRisk, point: Point) -> str:
     """Raise UnverifiedError if the loss of two batches together is not the mean of theirs by the weights assumed.
 
     The first batch and the last, which differ most where data are sorted; where they do not fit together, each of them
-    against its parts. Weights that the user gave are what the risk is defined by. Returns what could not be checked.
+    against its parts, as all others. Weights that the user gave are what the risk is defined by. Returns what could not
+    be checked.
     """
     ends: list[tuple[float, Batch]] = []
     for pair in risk.sample.read(torch.float64) if risk.weights_guessed else ():
@@ -39,12 +40,21 @@ def check_cuts(risk: EmpiricalRisk, point: Point) -> str:
                 _check_cut(risk, there, parts, whole)
             if together is None:
                 _check_labels(risk, there, ends)
-            return ""
+            break
         except UnverifiedError:
             raise
         except (SpectraError, RuntimeError, TypeError):  # as of a model that takes batches of one size
             continue
-    return "weights of batches not checked, since the model takes no others"
+    else:
+        return "weights of batches not checked, since the model takes no others"
+    for _, batch in risk.sample.read():  # in the model's own dtype, since there may be many
+        try:
+            _check_cut(risk, point, _parts(risk, batch), batch)
+        except UnverifiedError:
+            raise
+        except (SpectraError, RuntimeError, TypeError):
+            return "weights of batches not checked one by one, since the model takes no others"
+    return ""
 
 
 def _parts(risk: EmpiricalRisk, batch: Batch) -> list[tuple[float, Batch]]:
@@ -55,6 +65,7 @@ def _parts(risk: EmpiricalRisk, batch: Batch) -> list[tuple[float, Batch]]:
 
 
 def _check_cut(risk: EmpiricalRisk, point: Point, parts: list[tuple[float, Batch]], whole: Batch) -> None:
+    parts = [(weight, part) for weight, part in parts if weight or risk.reduction == "sum"]  # a mean of no terms is NaN
     objective = risk.objective.native("eval")  # in train mode batch statistics depend on the cut, as they should
     found = [float(autodiff.loss(objective, point, b.cast(point.dtype))) for b in (whole, *(b for _, b in parts))]
     weights = [weight if risk.reduction == "mean" else 1.0 for weight, _ in parts]
@@ -62,7 +73,7 @@ def _check_cut(risk: EmpiricalRisk, point: Point, parts: list[tuple[float, Batch
     expected = sum(w * value for w, value in zip(weights, found[1:], strict=True)) / total
     size = sum(w * abs(value) for w, value in zip(weights, found[1:], strict=True)) / total
     eps = torch.finfo(objective.computed_in.get(point.dtype, point.dtype)).eps
-    if abs(found[0] - expected) > eps**0.5 * max(size, abs(found[0])):
+    if math.isfinite(found[0]) and not abs(found[0] - expected) <= eps**0.5 * max(size, abs(found[0])):
         what = "mean, weighted by the terms counted in the targets" if risk.reduction == "mean" else "sum"
         raise UnverifiedError(
             f"the risk depends on how the data are cut into batches: the loss of some examples is {found[0]:.6g}, the "

@@ -256,7 +256,7 @@ class _Inside(nn.Module):
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:
-    """The attributes that hold each parameter and buffer, by its name; several if it is tied. Each module counts once."""
+    """The attributes that hold each parameter and buffer, by its name: several if it is tied, each module once."""
     names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     places: dict[str, list[str]] = {name: [] for name in names.values()}
     for prefix, module in model.named_modules():

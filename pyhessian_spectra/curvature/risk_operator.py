@@ -116,8 +116,9 @@ class RiskOperator(TermwiseOperator):
         return other
 
     def reference(self) -> RiskOperator | None:
-        """This matrix in float64; where that is its dtype, or the model does not compute in it, at parameters that differ
-        from its own by their rounding.
+        """This matrix in float64; if that is its dtype, or the model does not compute in it, at other parameters.
+
+        These differ from its own by their rounding.
         """
         other, precise = copy.copy(self), torch.float64
         if self.dtype == precise or not self._computes_in(precise):

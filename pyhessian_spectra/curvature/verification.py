@@ -49,8 +49,8 @@ def verify(op: LinearOperator) -> str:
     """Check a curvature operator, or those that it is composed of, and the weights of its risk's batches.
 
     Returns what was found, in words; raises UnverifiedError, on all ranks alike, with a sentence that says where the
-    fault lies as far as that can be told. It costs about ten gradients of sixteen examples for each operator, and the
-    values of the losses of two batches and of both together.
+    fault lies as far as that can be told. It costs about ten gradients of sixteen examples for each operator; and for
+    the first one two values and a gradient of the whole risk, and the losses of each batch and of its parts.
     """
     told, leaves = [], list(_leaves(op))
     for leaf in leaves:
@@ -62,7 +62,30 @@ def verify(op: LinearOperator) -> str:
         except Exception as error:
             failure = error
         leaf.risk.sample.processes.agree(failure)
+    if leaves:
+        told.append(_check_whole(leaves[0]))
     return "; ".join(dict.fromkeys(filter(None, told)))
+
+
+def _check_whole(op: RiskOperator) -> str:
+    """Compare the gradient over all examples with two values of the risk, which may know other cases than the first."""
+    risk, point = op.risk, op.point
+    if op._computes_in(torch.float64) and op.dtype != torch.float64:
+        risk, point = risk.replace(dtype=torch.float64), point.cast(risk.model, torch.float64)
+    eps, scale = torch.finfo(point.dtype).eps, _scale(risk, point)
+    v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)
+    gradient = risk.gradient(point)
+    comparison = _Comparison(f"the gradient over all examples differs from differences of the risk ({_STOPPED})", 1e-3)
+    size = float((scale * gradient).norm())
+    for step in (0.1 * eps ** (1 / 3), eps ** (1 / 3), 10 * eps ** (1 / 3)):
+        values = [risk.loss(point.moved(v, s)) for s in (step, -step)]
+        rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
+        comparison.add(gradient @ v, rise, size, 100 * eps * abs(values[0]) / (2 * step))
+        if comparison.agrees:
+            return ""
+    if comparison.refuted:
+        raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
+    return ""
 
 
 def _leaves(op: LinearOperator) -> Iterator[RiskOperator]:

@@ -32,6 +32,8 @@ class Forms:
         ``v^T E_s A_b v`` for each vector ``v``.
     probes : ndarray, shape (b, r, s)
         ``u^T E_s A_b u`` for each probe ``u``.
+    images : ndarray, shape (b, r)
+        ``(A u)^T A_b u`` for each probe whose image ``A u`` was known before its product, else of shape (b, 0).
     deflated : ndarray of bool, shape (p,)
         Which vectors the probes are orthogonal to.
     complement : int
@@ -42,6 +44,7 @@ class Forms:
     compressed: Floats
     vectors: Floats
     probes: Floats
+    images: Floats
     deflated: NDArray[np.bool_]
     complement: int
 
@@ -61,6 +64,7 @@ class FormsRecorder:
         self._compressed: list[Floats] = []
         self._vectors: list[Floats] = []
         self._probes: list[Floats] = []
+        self._images: list[Floats] = []
 
     def products(self, vectors: Tensor) -> Iterator[Tensor]:
         """Yield the products (n,) with the columns of (n, p), one by one, and record their forms."""
@@ -70,10 +74,12 @@ class FormsRecorder:
             self._compressed.append(forms[:, len(self._sections) :])
             yield product
 
-    def probe(self, u: Tensor) -> Tensor:
-        """The product with a unit vector (n,), whose forms are recorded as those of a probe."""
-        product, forms = self._multiply(u, u[:, None][:, :0])
-        self._probes.append(forms)
+    def probe(self, u: Tensor, image: Tensor | None = None) -> Tensor:
+        """The product with a unit vector (n,), whose forms are recorded as those of a probe; ``image`` is its own."""
+        product, forms = self._multiply(u, u[:, None][:, :0] if image is None else image[:, None])
+        self._probes.append(forms[:, : len(self._sections)])
+        if image is not None:
+            self._images.append(forms[:, -1])
         return product
 
     def forms(self, deflated: NDArray[np.bool_]) -> Forms:
@@ -85,6 +91,7 @@ class FormsRecorder:
             crossed,
             np.stack(self._vectors, axis=1) if self._vectors else empty,
             np.stack(self._probes, axis=1) if self._probes else empty,
+            np.stack(self._images, axis=1) if self._images else empty[:, :, 0],
             deflated,
             self.op.n - int(deflated.sum()),
         )

@@ -84,9 +84,21 @@ class LinearOperator(ABC):
         """``A v`` for a vector (n,) or columns (n, k); raises InputError if shape, dtype or device do not fit."""
         self._check(v)
         v = v.detach()
-        if v.dim() == 1:
-            return self._matvec(v)
-        return self._matmat(v) if v.shape[1] else v.clone()
+        if not v.numel():
+            return v.clone()
+        version = v._version
+        product = self._matvec(v) if v.dim() == 1 else self._matmat(v)
+        if not isinstance(product, Tensor) or (product.shape, product.dtype) != (v.shape, v.dtype):
+            got = (
+                f"{tuple(product.shape)} of {product.dtype}" if isinstance(product, Tensor) else type(product).__name__
+            )
+            raise InputError(
+                f"{type(self).__name__} gave a product of {got} with a vector of {tuple(v.shape)} of {v.dtype}; they "
+                "must be alike"
+            )
+        if v._version != version:
+            raise InputError(f"{type(self).__name__} changes the vector that it multiplies; let it work on a copy")
+        return product
 
     def _check(self, v: Tensor) -> None:
         """Raise InputError if ``v`` cannot be multiplied."""
