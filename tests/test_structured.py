@@ -20,8 +20,8 @@ from pyhessian_spectra import (
     Meter,
     Partition,
     ShiftedOperator,
-    analyze_operator,
     VectorSpace,
+    analyze_operator,
     cg,
     eigh,
 )

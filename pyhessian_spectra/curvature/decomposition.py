@@ -55,12 +55,17 @@ class Decomposition:
 
         ``H v`` is computed as ``G v + R v``, so that a small ``R v`` loses no digits.
         """
-        hessian, ggn, residual = self._shared @ v
+        hessian, ggn, residual = self._shared.together(v)
         return hessian, ggn, residual
 
 
 class _Shared(RiskOperator):
-    """The linearisations of all batches; a product with (n,) has shape (3, n), a row for each of H, G and R."""
+    """The linearisations of all batches, whose products have a row for each of H, G and R."""
+
+    def together(self, v: Tensor) -> Tensor:
+        """The products with ``v`` (n,), shape (3, n)."""
+        self._check(v)
+        return self._matvec(v.detach())
 
     def _linearise(self, batch: Batch) -> autodiff.Split:
         return autodiff.Split(self.risk.objective, self.point, batch)
