@@ -25,7 +25,7 @@ from pyhessian_spectra import (
     cg,
     eigh,
 )
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.spectra.cg import relative_progress
 from pyhessian_spectra.testing import check_operator, matrix_with_spectrum
 
@@ -253,10 +253,15 @@ class Broken(LinearOperator):
         product = self.matrix @ v
         if self.how == "changes the vector":
             v.zero_()
-        return {"3,": product[:3], "float32": product.float(), "ndarray": product.numpy()}.get(self.how, product)
+        return {
+            "NaN": product * torch.nan,
+            "3,": product[:3],
+            "float32": product.float(),
+            "ndarray": product.numpy(),
+        }.get(self.how, product)
 
 
-@pytest.mark.parametrize("how", ["3,", "float32", "ndarray", "changes the vector", "not symmetric"])
+@pytest.mark.parametrize("how", ["3,", "float32", "ndarray", "changes the vector", "not symmetric", "NaN"])
 def test_an_operator_that_breaks_its_contract_is_refused(how):
-    with pytest.raises(InputError, match=how):
+    with pytest.raises(SpectraError, match=how):
         analyze_operator(Broken(how))

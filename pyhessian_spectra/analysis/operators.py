@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.analysis.sampling import eigenvalue_errors, has_batches, norm_error, section_traces, trace_error
 from pyhessian_spectra.curvature import Partition
-from pyhessian_spectra.errors import InputError, OutOfMemoryError
+from pyhessian_spectra.errors import InputError, NonFiniteError, OutOfMemoryError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, Settings, Spectrum, TraceEstimate
 from pyhessian_spectra.spectra.basis import free_bytes, readable
 from pyhessian_spectra.spectra.bounds import residuals_of
@@ -84,6 +85,8 @@ def _require_symmetric(op: LinearOperator) -> None:
     generator, space = torch.Generator().manual_seed(0), op.space
     u, v = space.randn(generator), space.randn(generator)
     au, av = op @ u, op @ v
+    if not math.isfinite(space.norm(au)):
+        raise NonFiniteError("a product with the operator is NaN or infinite")
     apart, size = abs(space.inner(u, av) - space.inner(v, au)), space.norm(au) * space.norm(v)
     if not apart <= space.eps**0.5 * size:
         raise InputError(
