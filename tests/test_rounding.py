@@ -160,7 +160,10 @@ def trained(steps: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 def test_trained_float32_networks_are_certified(matrix, steps, limit):
     model, x, y = trained(steps)
     risk = EmpiricalRisk(model, F.cross_entropy, [(x[:30], y[:30]), (x[30:], y[30:])])
-    found = analyze(risk, matrix=matrix, exact_limit=limit, num_eigenvalues=3, layers=True, num_steps=20)
+    generator = torch.Generator().manual_seed(0)  # bands hold with 99 % probability
+    found = analyze(
+        risk, matrix=matrix, exact_limit=limit, num_eigenvalues=3, layers=True, num_steps=20, generator=generator
+    )
     twice = nn.Sequential(nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 3)).double()
     twice.load_state_dict(model.state_dict())
     precise = EmpiricalRisk(twice, F.cross_entropy, (x.double(), y))
@@ -245,5 +248,6 @@ def test_rounding_is_measured_where_the_model_has_no_twin_in_float64(how, exact_
         truth = eigh(HessianOperator(precise)).eigenvalues
         data = x.clone().requires_grad_() if how == "data require gradients" else x
         risk = EmpiricalRisk(Float32Inside(model, how), nn.CrossEntropyLoss(), (data, y))
-        found = analyze(risk, layers=False, num_eigenvalues=3, exact_limit=exact_limit).full
+        generator = torch.Generator().manual_seed(seed)
+        found = analyze(risk, layers=False, num_eigenvalues=3, exact_limit=exact_limit, generator=generator).full
         assert_covers(found, truth)
