@@ -156,3 +156,12 @@ def test_both_eigensolvers_of_analyze_certify_the_same_eigenvalues(name, dtype):
             assert found.unconverged == 0 and found.largest.others is not None
     with pytest.raises(InputError, match="lanczos, arpack"):
         analyze_operator(op, eigensolver="power")
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-3, 1e-2])
+def test_copies_are_preferred_to_eigenvalues_farther_from_the_edge_at_any_tolerance(tol):
+    values = np.r_[np.zeros(60), 0.05, 0.1, np.geomspace(1, 10, 8)]
+    for seed in range(10):
+        op = matrix_with_spectrum(values, generator=torch.Generator().manual_seed(seed))
+        found = eigsh(op, 4, which="SA", tol=tol, generator=torch.Generator().manual_seed(seed))
+        assert np.abs(found.eigenvalues).max() <= max(4 * tol, 1e-9) * 10

@@ -120,7 +120,8 @@ def eigsh(
             k,
             which,
             residual=atol * edges.scale,
-            margin=ROUNDING * atol * edges.scale,
+            # residuals of the pairs found move what is left in their complement by as much
+            margin=max(ROUNDING * op.space.eps, 2 * atol) * edges.scale,
             max_products=most - (meter.num_products - before),
             generator=generator,
             steps=min(max(edges.steps, _FEWEST_STEPS), _MOST_STEPS),
