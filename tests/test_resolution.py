@@ -95,3 +95,12 @@ def test_bounds_rely_on_the_interval_of_the_others_only_where_the_atoms_are_the_
     assert known_others(spectrum, [top]) is None and confidence(None) == "99 %"
     known = known_others(dataclasses.replace(spectrum, num_atoms=10), [top])
     assert known == (-1.0, 1.0) and confidence(known) == "98 %"
+
+
+def test_an_eigenvalue_that_may_lie_beyond_an_edge_is_in_neither_cell_for_certain():
+    values, edges = [-1, 0.999, 1.5, 3], [-2, 0.5, 1, 2, 4]
+    sharp = resolved_cells(Spectrum.from_eigenvalues(values), edges)
+    assert sharp.edges.tolist() == edges and sharp.lower.tolist() == sharp.upper.tolist() == [1, 1, 1, 1]
+    blurred = resolved_cells(Spectrum.from_eigenvalues(values, rounding=0.01), edges)
+    assert blurred.edges.tolist() == [-2, 0.5, 2, 4]
+    assert blurred.lower.tolist() == blurred.upper.tolist() == [1, 2, 1]

@@ -58,9 +58,11 @@ def resolved_cells(spectrum: Spectrum, edges: ArrayLike, *, others: tuple[float,
     ends, edges, n = np.array(edges, dtype=np.float64), np.array(edges, dtype=np.float64), spectrum.n
     edges[[0, -1]] = -np.inf, np.inf
     below, (least, most) = spectrum.cdf(edges), spectrum.cdf_bounds(edges, level=1 - FAILURE, others=others)
-    atoms = np.searchsorted(np.sort(spectrum.nodes[0, : spectrum.num_atoms]), edges, side="right")
+    atoms = np.sort(spectrum.nodes[0, : spectrum.num_atoms])
+    # how many atoms lie surely, and how many may lie, at or below each edge
+    surely, perhaps = (np.searchsorted(x, edges, side="right") for x in (atoms + spectrum.off, atoms - spectrum.off))
     # entry (i, j) is about the cell from edge i to edge j; a number of eigenvalues is whole
-    lower = np.maximum(np.ceil(n * np.subtract.outer(-most, -least) - 1e-6), np.subtract.outer(-atoms, -atoms))
+    lower = np.maximum(np.ceil(n * np.subtract.outer(-most, -least) - 1e-6), np.subtract.outer(-perhaps, -surely))
     upper = np.floor(n * np.subtract.outer(-least, -most) + 1e-6)
     cost = np.log2(np.maximum(upper, 1) / np.maximum(lower, np.where(upper < 1, 1, 1e-9)))
     cost = np.where(cost <= np.log2(_FACTOR), 0.1 * cost - 1, np.inf)  # as many cells as possible, sharp ones first

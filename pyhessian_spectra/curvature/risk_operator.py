@@ -121,7 +121,7 @@ class RiskOperator(TermwiseOperator):
         These differ from its own by their rounding.
         """
         other, precise = copy.copy(self), torch.float64
-        if self.dtype == precise or not self._computes_in(precise):
+        if self.dtype == precise or not self.computes_in(precise):
             generator = torch.Generator().manual_seed(0)
             signs = self.space.rademacher(generator) * self.point.flat()
             other.point = self.point.moved(signs, self.space.eps)
@@ -134,7 +134,7 @@ class RiskOperator(TermwiseOperator):
         other._kept, other._decision = None, _Decision()
         return other
 
-    def _computes_in(self, dtype: torch.dtype) -> bool:
+    def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether the model computes in this dtype throughout where its parameters are in it, on its first batch."""
         objective, works = self.risk.objective, True
         try:

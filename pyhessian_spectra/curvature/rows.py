@@ -16,6 +16,9 @@ from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError
 
+# Outputs of one example, whose loss' second derivative is built and diagonalised.
+_MOST_OUTPUTS = 2_000
+
 # Bytes of the rows that are computed together.
 _TOGETHER = 2**27
 
@@ -40,6 +43,8 @@ def output_factors(objective: Objective, point: Point, batch: Batch) -> Tensor:
             return torch.cat([part.reshape(count, -1) for part in found], dim=1).double()
 
         size = sum(t.numel() for t in tensors) // count
+        if size > _MOST_OUTPUTS:
+            raise InputError(f"each example has {size:,} outputs; a Gram matrix is built of at most {_MOST_OUTPUTS:,}")
         columns = torch.eye(size, dtype=value.dtype, device=value.device)
         blocks = torch.stack([product(column.expand(count, size)) for column in columns], dim=2)
         probe = torch.randn(count, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(blocks)

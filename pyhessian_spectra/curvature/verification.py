@@ -70,7 +70,7 @@ def verify(op: LinearOperator) -> str:
 def _check_whole(op: RiskOperator) -> str:
     """Compare the gradient over all examples with two values of the risk, which may know other cases than the first."""
     risk, point = op.risk, op.point
-    if op._computes_in(torch.float64) and op.dtype != torch.float64:
+    if op.computes_in(torch.float64) and op.dtype != torch.float64:
         risk, point = risk.replace(dtype=torch.float64), point.cast(risk.model, torch.float64)
     eps, scale = torch.finfo(point.dtype).eps, _scale(risk, point)
     v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)

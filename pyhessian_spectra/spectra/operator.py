@@ -86,7 +86,7 @@ class LinearOperator(ABC):
         v = v.detach()
         if not v.numel():
             return v.clone()
-        version = v._version
+        version = None if v.is_inference() else v._version
         product = self._matvec(v) if v.dim() == 1 else self._matmat(v)
         if not isinstance(product, Tensor) or (product.shape, product.dtype) != (v.shape, v.dtype):
             got = (
@@ -96,7 +96,7 @@ class LinearOperator(ABC):
                 f"{type(self).__name__} gave a product of {got} with a vector of {tuple(v.shape)} of {v.dtype}; they "
                 "must be alike"
             )
-        if v._version != version:
+        if version is not None and v._version != version:
             raise InputError(f"{type(self).__name__} changes the vector that it multiplies; let it work on a copy")
         return product
 

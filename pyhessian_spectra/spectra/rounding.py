@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,11 @@ class Rounding:
     def __init__(self, op: LinearOperator) -> None:
         self._op, self._other = op, op.reference()
         self._generator = torch.Generator().manual_seed(0)
-        # sums of vectors, and the same sums of their products
-        self._sums = torch.zeros(2, op.space.local_n, _SUMS, dtype=torch.float64, device=op.device)
+
+    @functools.cached_property
+    def _sums(self) -> Tensor:
+        """Sums of vectors, and the same sums of their products, for :meth:`bound`."""
+        return torch.zeros(2, self._op.space.local_n, _SUMS, dtype=torch.float64, device=self._op.device)
 
     def everywhere(self, num_vectors: int = 1) -> Off:
         """Bounds for the whole matrix, from products with random sign vectors."""

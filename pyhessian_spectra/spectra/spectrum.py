@@ -114,6 +114,11 @@ class Spectrum:
         return self.nodes.shape[0]
 
     @property
+    def off(self) -> float:
+        """How far an eigenvalue may be from where the distribution has it: ``rounding`` and ``residual`` together."""
+        return self.rounding + self.residual
+
+    @property
     def support(self) -> tuple[float, float]:
         """Smallest and largest node with positive weight."""
         used = self.nodes[self.weights > 0]
@@ -157,8 +162,7 @@ class Spectrum:
         lower, upper : ndarray, shape of ``grid``, float64
         """
         grid = np.asarray(grid, dtype=np.float64)
-        off = self.rounding + self.residual
-        left, right = grid - off, grid + off
+        left, right = grid - self.off, grid + self.off
         if self.exact:
             return self.cdf(left), self.cdf(right)
         lower, upper = step_bounds(*self._seen_bounds, left)[0], step_bounds(*self._seen_bounds, right)[1]
@@ -258,7 +262,7 @@ class Spectrum:
             Per unit of the coordinate.
         """
         grid = coordinate(grid)
-        off, atoms = self.rounding + self.residual, self._atoms
+        off, atoms = self.off, self._atoms
         below, above = coordinate(atoms - off), coordinate(atoms + off)
         masses = np.full(len(atoms), 1 / self.n)
         if self.exact:
