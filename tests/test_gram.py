@@ -81,6 +81,21 @@ def test_an_example_that_carries_an_eigenvalue_has_its_share():
     np.testing.assert_allclose(gram.example_shares(2), [[0, 0], [1, 0], [0, 1]], atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["relu_mlp", "class_weights", "ignored_tokens", "mean_squared_error"])
+def test_a_subset_of_the_examples_is_a_principal_submatrix_over_its_share(case):
+    risk = CASES[case]()
+    gram, first = ggn_gram(risk), next(iter(risk.sample.read()))[1]
+    kept = min(3, first.num_examples - 1)
+    part = first.rows(0, kept)
+    among = gram.examples < kept
+    small = gram.matrix[np.ix_(among, among)] / gram.weights[:kept].sum()
+    alone = ggn_gram(risk.replace(data=[(part.inputs, part.targets)]))
+    expected = alone.eigenvalues()
+    np.testing.assert_allclose(np.linalg.eigvalsh(small)[-len(expected) :], expected, atol=1e-12 * small.max())
+    assert gram.weights.sum() == pytest.approx(1.0)
+    assert len(gram.factors[0]) == (gram.examples < len(first.targets)).sum()
+
+
 def pairwise(outputs, targets):
     return (outputs @ outputs.T).mean() ** 2 + outputs.square().mean()
 

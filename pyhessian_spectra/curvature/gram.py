@@ -52,6 +52,11 @@ class GGNGram:
         Number of parameters in each group.
     examples : ndarray, shape (m,), int64
         The example that each row belongs to, counted over all batches.
+    weights : ndarray, shape (N,), float64, or None
+        Each example's share in the mean, so that the matrix of a mean over a subset is the rows' principal submatrix
+        over the subset's share; None where the loss is a sum.
+    factors : tuple of ndarray, shape (m_b, d), float64
+        The cotangents of the outputs (d,) that each batch's rows are pulled back from: ``J_i^T factor`` is a row.
     rounding : float
         Measured bound on how far rounding has moved any eigenvalue, of the whole or of a group.
     notes : tuple of Note
@@ -61,6 +66,8 @@ class GGNGram:
     groups: Mapping[str, Floats]
     sizes: Mapping[str, int]
     examples: np.ndarray
+    weights: Floats | None
+    factors: tuple[Floats, ...]
     rounding: float
     notes: tuple[Note, ...]
     _op: Meter
@@ -178,6 +185,7 @@ def ggn_gram(
     op, point, partition = Meter(matrix), matrix.point, partition or Partition.by_layer(risk.layout)
     total = sum(risk.sample.survey.weights) if risk.reduction == "mean" else None
     rows, examples, notes, first = KrylovBasis(op.space, memory_budget=memory_budget), [], [], 0
+    terms, kept = [], []
     for weight, batch in risk.sample.read():
         factors = output_factors(risk.objective, point, batch) * (1.0 if total is None else (weight / total) ** 0.5)
         used = factors.abs().amax(dim=2) > 0
@@ -195,6 +203,8 @@ def ggn_gram(
                 rows.append(row, 1.0)
             start += len(part)
         examples.append(first + used.nonzero()[:, 0])
+        kept.append(factors[used].double().cpu().numpy())
+        terms.append(weight * _shares(risk, batch))
         first += batch.num_examples
     grams = {group.label: _gram(rows, group.indices) for group in partition}
     rest = torch.ones(op.n, dtype=torch.bool)
@@ -205,11 +215,22 @@ def ggn_gram(
         grams,
         {group.label: len(group) for group in partition},
         torch.cat(examples).cpu().numpy(),
+        None if total is None else np.concatenate(terms) / total,
+        tuple(kept),
         _off(rows, op, whole),
         tuple(notes),
         op,
         rows,
     )
+
+
+def _shares(risk: EmpiricalRisk, batch: Batch) -> Floats:
+    """Each example's share in the batch's mean (N,); equal where targets do not tell."""
+    try:
+        terms = np.array([risk.weight_of(batch.rows(i, i + 1)) for i in range(batch.num_examples)])
+    except InputError:
+        terms = np.zeros(batch.num_examples)
+    return terms / terms.sum() if terms.sum() > 0 else np.full(batch.num_examples, 1 / batch.num_examples)
 
 
 def _are_right(risk: EmpiricalRisk, point: Point, batch: Batch, factors: Tensor) -> bool:
