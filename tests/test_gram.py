@@ -37,7 +37,7 @@ def test_spectra_of_the_whole_and_of_all_layers_equal_the_oracle(case):
     assert list(gram.groups) == [group.label for group in partition]
     for group in partition:
         block = dense[group.indices][:, group.indices]
-        found = gram.spectrum(group.label).nodes[0]
+        found = gram.groups[group.label].spectrum().nodes[0]
         np.testing.assert_allclose(found, eigenvalues(block), rtol=0, atol=TOLERANCE * scale)
 
 
@@ -114,6 +114,6 @@ def test_what_has_no_gram_matrix_is_refused(loss, options, message):
     with pytest.raises(InputError, match=message):
         ggn_gram(EmpiricalRisk(nn.Linear(4, 3), loss, (x, y), weight=lambda batch: 6.0), **options)
     gram = ggn_gram(EmpiricalRisk(nn.Linear(4, 3), nn.CrossEntropyLoss(), (x, y)))
-    for call in (lambda: gram.trace("fc9"), lambda: gram.eigenpairs(0), lambda: gram.effective_dimension(0.0)):
+    for call in (lambda: gram.eigenpairs(0), lambda: gram.effective_dimension(0.0)):
         with pytest.raises(InputError):
             call()

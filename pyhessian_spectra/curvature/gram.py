@@ -8,48 +8,42 @@ groups of parameters (Dangel, Tatzel and Hennig 2022, ViViT).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.objective import FAILURES
+from pyhessian_spectra.curvature.features import Plan, RowFeatures
+from pyhessian_spectra.curvature.inner_products import InnerProducts
+from pyhessian_spectra.curvature.objective import tensors_in
 from pyhessian_spectra.curvature.operators import GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
-from pyhessian_spectra.curvature.rows import output_factors, pull_back, rows_one_by_one, rows_together
-from pyhessian_spectra.errors import InputError, SpectraError
+from pyhessian_spectra.curvature.rows import Outputs, aligned, output_factors, pull_back
+from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.bounds import residuals_of
+from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.meter import Meter
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
-from pyhessian_spectra.spectra.rounding import SAFETY, Rounding
-from pyhessian_spectra.spectra.spectrum import Spectrum
-
-# Rows that were taken together are wrong, and not only rounded, if a sum of those of so many examples is off by more.
-_WRONG, _TRIED = 1e-3, 4
-
-# Coordinates whose products are summed in the rows' own dtype.
-_STRIP = 2**13
+from pyhessian_spectra.spectra.results import Eigenpairs, Floats
+from pyhessian_spectra.spectra.rounding import SAFETY
 
 
 @dataclass(frozen=True)
-class GGNGram:
+class GGNGram(GramMatrix):
     """Gram matrices of the rows of a Gauss-Newton matrix ``G = A^T A``, from :func:`ggn_gram`.
+
+    It is that of the whole; for the other fields see :class:`GramMatrix`.
 
     Parameters
     ----------
-    matrix : ndarray, shape (m, m), float64
-        ``K = A A^T`` of all parameters.
-    groups : mapping of str to ndarray, shape (m, m), float64
+    groups : mapping of str to GramMatrix
         Those of the groups of the partition: the eigenvalues of ``K_g`` are those of the diagonal block ``G_gg``.
-    sizes : mapping of str to int
-        Number of parameters in each group.
     examples : ndarray, shape (m,), int64
         The example that each row belongs to, counted over all batches.
     weights : ndarray, shape (N,), float64, or None
@@ -57,55 +51,15 @@ class GGNGram:
         over the subset's share; None where the loss is a sum.
     factors : tuple of ndarray, shape (m_b, d), float64
         The cotangents of the outputs (d,) that each batch's rows are pulled back from: ``J_i^T factor`` is a row.
-    rounding : float
-        Measured bound on how far rounding has moved any eigenvalue, of the whole or of a group.
     notes : tuple of Note
     """
 
-    matrix: Floats
-    groups: Mapping[str, Floats]
-    sizes: Mapping[str, int]
+    groups: Mapping[str, GramMatrix]
     examples: np.ndarray
     weights: Floats | None
     factors: tuple[Floats, ...]
-    rounding: float
     notes: tuple[Note, ...]
-    _op: Meter
-    _rows: KrylovBasis
-
-    def eigenvalues(self, group: str | None = None) -> Floats:
-        """The eigenvalues (m,) of ``K`` or of a group's, ascending; where ``m > n``, the ``n`` largest of them."""
-        matrix, n = self._of(group)
-        return np.asarray(np.linalg.eigvalsh(matrix)[max(0, len(matrix) - n) :], np.float64)
-
-    def spectrum(self, group: str | None = None) -> Spectrum:
-        """The exact spectrum of ``G``, or of a group's block: the eigenvalues of the Gram matrix, and zeros."""
-        found, (_, n) = self.eigenvalues(group), self._of(group)
-        values = np.concatenate([np.zeros(n - len(found)), found])
-        return Spectrum.from_eigenvalues(values, dtype=str(self._op.dtype).split(".")[-1], rounding=self.rounding)
-
-    def trace(self, group: str | None = None) -> TraceEstimate:
-        """The trace of ``G`` or of a group's block."""
-        matrix, _ = self._of(group)
-        # the difference of two matrices of rank m has at most 2 m eigenvalues
-        off = (2 * len(matrix)) ** 0.5 * self.rounding
-        return TraceEstimate(float(np.trace(matrix)), 0.0, 0, "Gram matrix", rounding=off)
-
-    def frobenius(self, group: str | None = None) -> TraceEstimate:
-        """The Frobenius norm of ``G`` or of a group's block."""
-        norm = float(np.linalg.norm(self._of(group)[0]))
-        return TraceEstimate(norm, 0.0, 0, "Gram matrix", rounding=self.rounding)
-
-    def rank(self, group: str | None = None) -> int:
-        """How many eigenvalues are certain not to be zero."""
-        return int((self.eigenvalues(group) > self.rounding).sum())
-
-    def effective_dimension(self, damping: float, group: str | None = None) -> float:
-        """``sum_i lambda_i / (lambda_i + damping)``; raises InputError unless the damping is positive."""
-        if not damping > 0:
-            raise InputError(f"damping must be positive, got {damping}")
-        values = self.eigenvalues(group).clip(0.0)
-        return float((values / (values + damping)).sum())
+    _op: GGNOperator
 
     def example_shares(self, k: int = 1) -> Floats:
         """Each example's share in each of the ``k`` largest eigenvalues, shape (N, k); columns sum to 1.
@@ -125,29 +79,33 @@ class GGNGram:
         if not 1 <= k <= self.rank():
             raise InputError(f"k must be between 1 and the rank {self.rank()}, got {k}")
         values, u = np.linalg.eigh(self.matrix)
-        values, u = values[-k:], u[:, -k:]
-        vectors = self._rows.combine(torch.from_numpy(u / np.sqrt(values)))
+        values, vectors = values[-k:], self.combine(torch.from_numpy(u[:, -k:]))
         vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
-        before = self._op.num_products
-        residuals = residuals_of(self._op, values, vectors, (self._op @ v for v in vectors.unbind(1)))
-        off = self.rounding
+        op, off = Meter(self._op), self.rounding
+        residuals = residuals_of(op, values, vectors, (op @ v for v in vectors.unbind(1)))
         return Eigenpairs(
             values,
             residuals,
             residuals <= np.maximum(1e-4 * values, 2 * off),
             vectors.cpu().numpy(),
-            self._op.num_products - before,
+            op.num_products,
             lower=values - off,
             upper=values + off,
             rounding=off,
         )
 
-    def _of(self, group: str | None) -> tuple[Floats, int]:
-        if group is None:
-            return self.matrix, self._op.n
-        if group not in self.groups:
-            raise InputError(f"there is no group {group!r}; there are {', '.join(self.groups)}")
-        return self.groups[group], self.sizes[group]
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Linear combinations ``A^T u`` (n, k) of the rows, for coefficients (m, k), by a backward pass each."""
+        risk, point, start, first = self._op.risk, self._op.point, 0, 0
+        total = torch.zeros(coefficients.shape[1], point.layout.n, dtype=point.dtype, device=risk.device)
+        for (_, batch), factors in zip(risk.sample.read(), self.factors, strict=True):
+            own = slice(start, start + len(factors))
+            spread = coefficients[own].T[:, :, None] * torch.from_numpy(factors)
+            cotangents = spread.new_zeros(len(spread), batch.num_examples, factors.shape[1])
+            cotangents.index_add_(1, torch.from_numpy(self.examples[own] - first), spread)
+            total += pull_back(risk.objective, point, batch, cotangents.to(total))
+            start, first = start + len(factors), first + batch.num_examples
+        return total.T
 
 
 def ggn_gram(
@@ -160,6 +118,10 @@ def ggn_gram(
 ) -> GGNGram:
     """Gram matrices of the Gauss-Newton matrix of a risk, whole and by group.
 
+    Rows of weights and biases of linear layers, convolutions and normalisations follow from the layers' inputs and the
+    cotangents of their outputs, one backward pass for each rank of an example; those of other parameters are taken
+    together by ``vmap``, or one by one, with a note, where that fails.
+
     Parameters
     ----------
     risk : EmpiricalRisk
@@ -169,7 +131,8 @@ def ggn_gram(
     point : Point, optional
         By default a copy of the model's current parameters.
     memory_budget : int, optional
-        Bytes of memory for the rows (m, n), beyond which they go to disk; by default half of the free memory.
+        Bytes of memory for what is kept of the rows, and for the matrices, beyond which they go to disk; by default
+        half of the free memory.
     limit : int
         Largest number ``m`` of rows: ``N (C - 1)`` for cross-entropy over ``C`` classes.
 
@@ -181,86 +144,121 @@ def ggn_gram(
     """
     if risk.sample.processes:
         raise InputError("a Gram matrix is built in one process; pass the risk without a process group")
-    matrix = GGNOperator(risk, point=point)
-    op, point, partition = Meter(matrix), matrix.point, partition or Partition.by_layer(risk.layout)
-    total = sum(risk.sample.survey.weights) if risk.reduction == "mean" else None
-    rows, examples, notes, first = KrylovBasis(op.space, memory_budget=memory_budget), [], [], 0
-    terms, kept = [], []
-    for weight, batch in risk.sample.read():
-        factors = output_factors(risk.objective, point, batch) * (1.0 if total is None else (weight / total) ** 0.5)
-        used = factors.abs().amax(dim=2) > 0
-        if len(rows) + int(used.sum()) > limit:
+    op = GGNOperator(risk, point=point)
+    partition = partition or Partition.by_layer(risk.layout)
+    plan, every = Plan(set(range(len(op.point.coordinates)))), list[_Factors]()
+    for batch, factors in _factors(op):
+        every.append(factors)
+        if sum(int(f.used.sum()) for f in every) > limit:
             raise InputError(f"G has more than limit = {limit:,} rows; take fewer examples, or raise limit")
-        build = rows_together
-        if not _are_right(risk, point, batch, factors):
-            build = rows_one_by_one
-            notes.append(
-                Note("verification", f"Rows of batch {batch.index} were taken one by one: vmap fails for them.")
-            )
-        start = 0
-        for part in build(risk.objective, point, batch, factors):
-            for row in part[used[start : start + len(part)]]:
-                rows.append(row, 1.0)
-            start += len(part)
-        examples.append(first + used.nonzero()[:, 0])
-        kept.append(factors[used].double().cpu().numpy())
-        terms.append(weight * _shares(risk, batch))
-        first += batch.num_examples
-    grams = {group.label: _gram(rows, group.indices) for group in partition}
-    rest = torch.ones(op.n, dtype=torch.bool)
-    rest[torch.cat([group.indices for group in partition])] = False
-    whole = np.sum([*grams.values(), _gram(rows, rest.nonzero()[:, 0])], axis=0)
+        plan.try_out(risk.objective, op.point, batch, factors.own)
+    features = RowFeatures(risk.objective, op.point, plan, memory_budget)
+    for (_, batch), f in zip(risk.sample.read(), every, strict=True):
+        if not torch.equal(_marks(batch), f.marks):
+            raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
+        features.add(batch, f.own)
+    owner = torch.full((op.n,), len(partition))
+    for number, group in enumerate(partition):
+        owner[group.indices] = number
+    signs = torch.cat([f.signs[:, : f.own.shape[1]][f.used] for f in every]).double().cpu()
+    inner = InnerProducts(features, risk.layout, owner, signs, memory_budget)
+    off, dtype = inner.sums - sum(f.sum for f in every), str(op.dtype).removeprefix("torch.")
+
+    def gram(matrix: Floats, image: Tensor, among: Tensor) -> dict[str, Any]:
+        """A Gram matrix with its errors, as two extremes show them: of each row for itself, of all in proportion."""
+        size, summed, wrong = (float(x) for x in (np.trace(matrix) ** 0.5, inner.sums[among].norm(), off[among].norm()))
+        return {
+            "matrix": matrix,
+            "n": int(among.sum()),
+            "dtype": dtype,
+            "rows_off": SAFETY * wrong * max(1.0, size / summed if summed else 1.0),
+            "sums_off": SAFETY * float((torch.from_numpy(matrix) @ signs - image).norm()),
+        }
+
+    terms = np.concatenate([f.terms for f in every])
+    parts = zip(partition, inner.matrices, inner.images, strict=False)
     return GGNGram(
-        whole,
-        grams,
-        {group.label: len(group) for group in partition},
-        torch.cat(examples).cpu().numpy(),
-        None if total is None else np.concatenate(terms) / total,
-        tuple(kept),
-        _off(rows, op, whole),
-        tuple(notes),
-        op,
-        rows,
+        **gram(inner.matrices.sum(axis=0), inner.images.sum(dim=0), torch.ones(op.n, dtype=torch.bool)),
+        groups={
+            group.label: GramMatrix(**gram(matrix, image, owner == number))
+            for number, (group, matrix, image) in enumerate(parts)
+        },
+        examples=features.examples,
+        weights=None if risk.reduction == "sum" else terms / terms.sum(),
+        factors=tuple(f.own[f.used].double().cpu().numpy() for f in every),
+        notes=tuple(
+            Note("verification", f"Rows of batch {index} were taken one by one: vmap fails for them.")
+            for index in sorted(plan.alone)
+        ),
+        _op=op,
     )
 
 
-def _shares(risk: EmpiricalRisk, batch: Batch) -> Floats:
-    """Each example's share in the batch's mean (N,); equal where targets do not tell."""
+@dataclass(frozen=True)
+class _Factors:
+    """Of one batch: its factors, scaled so that ``G`` is the sum over all batches' rows, and what is known of these.
+
+    Parameters
+    ----------
+    own, used : Tensor, shapes (N, r, d) and (N, r)
+        The factors, and which of them are not zero.
+    signs : Tensor, shape (N, r')
+        Random signs of these directions, and of any further ones that they leave out.
+    sum : Tensor, shape (n,), float64
+        The rows' sum with these signs, in float64 or at another rounding.
+    terms, marks
+        The examples' weights in the mean (N,), and numbers by which they are known again.
+    """
+
+    own: Tensor
+    used: Tensor
+    signs: Tensor
+    sum: Tensor
+    terms: Floats
+    marks: Tensor
+
+
+def _factors(op: GGNOperator) -> Iterator[tuple[Batch, _Factors]]:
+    """The factors of each batch.
+
+    They are of outputs in float64 where the model computes in it: those of confident predictions are small differences.
+    """
+    risk, other = op.risk, op.reference() or op
+    total, generator = sum(risk.sample.survey.weights), torch.Generator().manual_seed(0)
+    for (weight, batch), (_, again) in zip(risk.sample.read(), other.risk.sample.read(), strict=True):
+        scale = 1.0 if risk.reduction == "sum" else (weight / total) ** 0.5
+
+        def call(weight: float = weight, batch: Batch = batch, again: Batch = again, scale: float = scale) -> _Factors:
+            outputs = Outputs(other.risk.objective, other.point, again)
+            exact = scale * outputs.factors()
+            if other.dtype != op.dtype:
+                own = exact.to(op.dtype)
+            else:
+                own = scale * output_factors(risk.objective, op.point, batch)
+                exact = aligned(exact, own)
+            used = own.abs().amax(dim=2) > 0
+            signs = torch.randint(0, 2, exact.shape[:2], generator=generator).to(exact) * 2 - 1
+            if op.dtype == torch.float64:  # what is left out is far below the rounding of the others
+                signs[:, : own.shape[1]] *= used
+                signs[:, own.shape[1] :] = 0.0
+            summed = outputs.pull_back(torch.einsum("nr,nrd->nd", signs, exact)[None])[0].double().cpu()
+            return _Factors(own, used, signs, summed, _terms(risk, weight, batch), _marks(batch))
+
+        yield batch, other.risk.objective.run(other.point, again, call)
+
+
+def _terms(risk: EmpiricalRisk, weight: float, batch: Batch) -> Floats:
+    """The weight of each example of a batch (N,); equal where targets do not tell."""
     try:
         terms = np.array([risk.weight_of(batch.rows(i, i + 1)) for i in range(batch.num_examples)])
     except InputError:
         terms = np.zeros(batch.num_examples)
-    return terms / terms.sum() if terms.sum() > 0 else np.full(batch.num_examples, 1 / batch.num_examples)
+    return weight * (terms / terms.sum() if terms.sum() > 0 else np.full(len(terms), 1 / len(terms)))
 
 
-def _are_right(risk: EmpiricalRisk, point: Point, batch: Batch, factors: Tensor) -> bool:
-    """Whether the rows of the first examples, taken together, are those of the whole batch."""
-    try:
-        part = next(rows_together(risk.objective, point, batch, factors[:_TRIED]))
-    except (SpectraError, *FAILURES):  # whatever vmap cannot take
-        return False
-    signs = torch.randint(0, 2, part.shape[:2], generator=torch.Generator().manual_seed(0)).to(part) * 2 - 1
-    cotangents = torch.zeros_like(factors[:, 0])
-    cotangents[: len(part)] = (signs[:, :, None] * factors[: len(part)]).sum(dim=1)
-    expected = pull_back(risk.objective, point, batch, cotangents)
-    found = (signs[:, :, None] * part).sum(dim=(0, 1))
-    return bool((found - expected).abs().max() <= _WRONG * expected.abs().max())
-
-
-def _gram(rows: KrylovBasis, indices: Tensor) -> Floats:
-    """The Gram matrix (m, m) of these coordinates of the rows, summed in float64 over strips of them."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for strip in indices.split(_STRIP):
-        part = rows.coordinates(strip)
-        total += (part @ part.T).cpu()
-    return total.numpy()
-
-
-def _off(rows: KrylovBasis, op: Meter, gram: Floats) -> float:
-    """A bound on how far eigenvalues of the Gram matrix are from those of ``G``, by Weyl's inequality."""
-    generator = torch.Generator().manual_seed(0)
-    v = op.space.rademacher(generator)
-    product = rows.combine(rows.dots(v)[:, None])[:, 0]
-    u = torch.randint(0, 2, (len(rows),), generator=generator).double() * 2 - 1
-    again = rows.dots(rows.combine(u[:, None])[:, 0]).cpu().numpy()
-    return Rounding(op).seen([(v, product)]).norm + SAFETY * float(np.linalg.norm(gram @ u.numpy() - again))
+def _marks(batch: Batch) -> Tensor:
+    """A sum over each example's inputs (N, tensors), by which its examples are known again."""
+    own = [x for x in tensors_in(batch.inputs) if x.dim() and len(x) == batch.num_examples]
+    return (
+        torch.stack([x.detach().double().reshape(len(x), -1).sum(dim=1) for x in own], dim=1) if own else torch.empty(0)
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from pyhessian_spectra.curvature.autodiff import gradients, joined
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.taps import Product, Taps, Use
 from pyhessian_spectra.errors import InputError
 
 # Outputs of one example, whose loss' second derivative is built and diagonalised.
@@ -23,19 +24,35 @@ _MOST_OUTPUTS = 2_000
 _TOGETHER = 2**27
 
 
-def output_factors(objective: Objective, point: Point, batch: Batch) -> Tensor:
-    """Factors ``S_i`` (N, r, d) of the loss' second derivatives ``S_i^T S_i`` in each example's outputs (d,).
+class Outputs:
+    """The outputs of a batch with their graph, and the loss' derivatives in them; to be used within a run."""
 
-    Rows beyond an example's rank are zero. Raises InputError if the loss is not convex in the outputs, or mixes those
-    of several examples.
-    """
-    count = batch.num_examples
+    def __init__(self, objective: Objective, point: Point, batch: Batch) -> None:
+        self._point, self._count = point, batch.num_examples
+        outputs, self._value = objective.evaluate(batch)
+        self._tensors = objective.selected(outputs)
+        if any(t.numel() % self._count for t in self._tensors):
+            shapes = [tuple(t.shape) for t in self._tensors]
+            raise InputError(f"outputs of {shapes} do not belong to {self._count} examples each")
 
-    def call() -> Tensor:
-        outputs, value = objective.evaluate(batch)
-        tensors = objective.selected(outputs)
-        if any(t.numel() % count for t in tensors):
-            raise InputError(f"outputs of {[tuple(t.shape) for t in tensors]} do not belong to {count} examples each")
+    def factors(self) -> Tensor:
+        """Factors ``S_i`` (N, r, d) of the loss' second derivatives ``S_i^T S_i`` in each example's outputs (d,).
+
+        Rows beyond an example's rank are zero. Raises InputError if the loss is not convex in the outputs, or mixes
+        those of several examples.
+        """
+        blocks = self._blocks()
+        values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
+        least = 10 * blocks.shape[1] * torch.finfo(self._point.dtype).eps * values.abs().amax(dim=1, keepdim=True)
+        if (values < -least).any():
+            raise InputError("the loss is not convex in the outputs, so that its Gauss-Newton matrix is no A^T A")
+        roots = torch.where(values > least, values, 0.0).sqrt()
+        rank = int((roots > 0).sum(dim=1).max())
+        return (vectors * roots[:, None, :]).mT.flip(1)[:, :rank].to(self._point.dtype)
+
+    def _blocks(self) -> Tensor:
+        """The loss' second derivatives (N, d, d), float64."""
+        count, value, tensors = self._count, self._value, self._tensors
         slopes = gradients(value, tensors, create_graph=True)
 
         def product(v: Tensor) -> Tensor:
@@ -56,22 +73,75 @@ def output_factors(objective: Objective, point: Point, batch: Batch) -> Tensor:
             )
         return blocks
 
-    blocks = objective.run(point, batch, call)
-    values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
-    least = 10 * blocks.shape[1] * torch.finfo(point.dtype).eps * values.abs().amax(dim=1, keepdim=True)
-    if (values < -least).any():
-        raise InputError("the loss is not convex in the outputs, so that its Gauss-Newton matrix is no A^T A")
-    roots = torch.where(values > least, values, 0.0).sqrt()
-    rank = int((roots > 0).sum(dim=1).max())
-    return (vectors * roots[:, None, :]).mT.flip(1)[:, :rank].to(point.dtype)
+    def pull_back(self, cotangents: Tensor) -> Tensor:
+        """``J^T c`` (k, n), for cotangents (k, N, d) of the outputs."""
+        tensors, coordinates = self._tensors, self._point.coordinates
+        each = (gradients(tensors, coordinates, _as(c, tensors), retain_graph=True) for c in cotangents)
+        return torch.stack([joined(parts) for parts in each])
 
 
-def rows_together(objective: Objective, point: Point, batch: Batch, factors: Tensor) -> Iterator[Tensor]:
-    """Yield the rows ``S_i J_i`` (c, r, n), some examples at a time, whose outputs must depend on no other example."""
+@dataclass(frozen=True)
+class Tapped:
+    """Uses of parameters in a forward pass, with the cotangents (c, r, ...) of their outputs.
+
+    ``others`` are the numbers of parameters that have uses which are not known.
+    """
+
+    uses: Sequence[Use]
+    cotangents: Sequence[Tensor]
+    others: set[int]
+
+    def rows(self, wanted: set[int]) -> dict[int, Tensor]:
+        """The rows (c, r, p) of the wanted parameters, by number, as far as they are known."""
+        found: dict[int, Tensor] = {}
+        for use, d in zip(self.uses, self.cotangents, strict=True):
+            for i, rows in use.rows(d, wanted - self.others).items():
+                found[i] = found[i] + rows if i in found else rows
+        return found
+
+    def products(self) -> dict[int, tuple[Product, Tensor]]:
+        """The weights that are used once, in a product, with the cotangents of that."""
+        met = [use.weight for use in self.uses]
+        each = zip(self.uses, self.cotangents, strict=True)
+        return {
+            use.weight: (use, d)
+            for use, d in each
+            if isinstance(use, Product) and use.weight is not None and met.count(use.weight) == 1
+        }
+
+
+def tapped(objective: Objective, point: Point, batch: Batch, factors: Tensor) -> Tapped:
+    """The uses of parameters that are known, by one forward pass, and a backward pass for each of the ranks."""
+    count, rank = factors.shape[:2]
+
+    def call() -> Tapped:
+        with Taps(point.coordinates, count) as taps:
+            tensors = objective.selected(objective.outputs(batch))
+        taken: list[list[Tensor]] = [[] for _ in taps.uses]
+        for s in range(rank):
+            pairs = zip(tensors, _as(factors[:, s], tensors), strict=True)
+            outputs, cotangents = zip(*((t, c) for t, c in pairs if t.requires_grad), strict=True)
+            edges = [use.out for use in taps.uses]
+            found = torch.autograd.grad(outputs, edges, cotangents, retain_graph=True, allow_unused=True)
+            for kept, use, d in zip(taken, taps.uses, found, strict=True):
+                kept.append(factors.new_zeros(use.shape) if d is None else d.reshape(use.shape))
+        return Tapped(taps.uses, [torch.stack(d, dim=1) for d in taken], taps.others)
+
+    return objective.run(point, batch, call)
+
+
+def rows_together(
+    objective: Objective, point: Point, batch: Batch, factors: Tensor, wanted: Sequence[int]
+) -> Iterator[Tensor]:
+    """Yield the rows ``S_i J_i`` (c, r, p), some examples at a time, whose outputs must depend on no other example.
+
+    Rows are of the ``wanted`` parameters, by number.
+    """
     leaves, structure = tree_flatten(batch.inputs)
     count, rank = batch.num_examples, factors.shape[1]
     moving = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == count for x in leaves]
-    coordinates = tuple(c.detach() for c in point.coordinates)
+    names = [point.layout.names[i] for i in wanted]
+    coordinates = tuple(point.coordinates[i].detach() for i in wanted)
 
     def one(cotangents: Tensor, *own: Tensor) -> Tensor:
         rest = iter(own)
@@ -79,21 +149,24 @@ def rows_together(objective: Objective, point: Point, batch: Batch, factors: Ten
         small = replace(batch, inputs=inputs, index=-1)
 
         def outputs(*moved: Tensor) -> Tensor:
-            at = Point(point.layout, moved, {**point.values, **dict(zip(point.layout.names, moved, strict=True))})
+            at = Point(point.layout, point.coordinates, {**point.values, **dict(zip(names, moved, strict=True))})
             tensors = objective.run(at, small, lambda: objective.selected(objective.outputs(small)))
             return torch.cat([t.reshape(-1) for t in tensors])
 
         pull = torch.func.vjp(outputs, *coordinates)[1]
         return torch.cat([part.reshape(rank, -1) for part in torch.func.vmap(pull)(cotangents)], dim=1)
 
-    step = max(1, _TOGETHER // max(1, rank * point.layout.n * point.dtype.itemsize))
+    step = max(1, _TOGETHER // max(1, rank * sum(c.numel() for c in coordinates) * point.dtype.itemsize))
     parts = [x[: len(factors)] for x, m in zip(leaves, moving, strict=True) if m]
     for start in range(0, len(factors), step):
-        yield torch.func.vmap(one)(factors[start : start + step], *(x[start : start + step] for x in parts))
+        yield torch.func.vmap(one)(factors[start : start + step], *(x[start : start + step] for x in parts)).detach()
 
 
-def rows_one_by_one(objective: Objective, point: Point, batch: Batch, factors: Tensor) -> Iterator[Tensor]:
+def rows_one_by_one(
+    objective: Objective, point: Point, batch: Batch, factors: Tensor, wanted: Sequence[int]
+) -> Iterator[Tensor]:
     """As :func:`rows_together`, by a backward pass of the whole batch for each row: right for any model."""
+    coordinates = [point.coordinates[i] for i in wanted]
     for i, own in enumerate(factors):
 
         def call(i: int = i, own: Tensor = own) -> Tensor:
@@ -102,20 +175,28 @@ def rows_one_by_one(objective: Objective, point: Point, batch: Batch, factors: T
             for row in own:
                 cotangents = torch.zeros_like(factors[:, 0])
                 cotangents[i] = row
-                rows.append(joined(gradients(tensors, point.coordinates, _as(cotangents, tensors), retain_graph=True)))
+                rows.append(joined(gradients(tensors, coordinates, _as(cotangents, tensors), retain_graph=True)))
             return torch.stack(rows)
 
         yield objective.run(point, batch, call)[None]
 
 
 def pull_back(objective: Objective, point: Point, batch: Batch, cotangents: Tensor) -> Tensor:
-    """``J^T c`` (n,), for cotangents (N, d) of the outputs."""
+    """``J^T c`` (k, n), for cotangents (k, N, d) of the outputs."""
+    return objective.run(point, batch, lambda: Outputs(objective, point, batch).pull_back(cotangents))
 
-    def call() -> Tensor:
-        tensors = objective.selected(objective.outputs(batch))
-        return joined(gradients(tensors, point.coordinates, _as(cotangents, tensors)))
 
-    return objective.run(point, batch, call)
+def output_factors(objective: Objective, point: Point, batch: Batch) -> Tensor:
+    """See :meth:`Outputs.factors`."""
+    return objective.run(point, batch, lambda: Outputs(objective, point, batch).factors())
+
+
+def aligned(factors: Tensor, others: Tensor) -> Tensor:
+    """The factors ``Q_i S_i`` nearest to others, (N, r, d), with orthogonal ``Q_i``: of ``S_i^T S_i`` they are too."""
+    rank = max(factors.shape[1], others.shape[1])
+    factors, others = (torch.nn.functional.pad(s, (0, 0, 0, rank - s.shape[1])) for s in (factors, others))
+    u, _, vh = torch.linalg.svd(others @ factors.mT)
+    return u @ vh @ factors
 
 
 def _as(v: Tensor, tensors: tuple[Tensor, ...]) -> list[Tensor]:
