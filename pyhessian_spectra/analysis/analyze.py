@@ -11,10 +11,19 @@ from typing import Any
 
 import torch
 
+from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part, is_worth_taking
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import data_notes
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Linearised, Partition
+from pyhessian_spectra.curvature import (
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    Linearised,
+    Partition,
+    ResidualOperator,
+    RiskOperator,
+)
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.curvature.verification import verify
@@ -104,7 +113,9 @@ def analyze(
         resumed = Note("resumed", "Resumed: the analysis was finished by an earlier run.")
         notes = [note for note in earlier.notes if note.kind != "resumed"]
         return replace(earlier, problem={**earlier.problem, **(problem or {})}, notes=(*notes, resumed))
-    verified, doubts = _verified(op, settings)
+    with_gram = is_worth_taking(op, risk, settings, groups, forecasts)
+    split = with_gram and isinstance(op, HessianOperator)
+    verified, doubts = _verified(op + GGNOperator(risk) + ResidualOperator(risk) if split else op, settings)
     watch = Watch(kept, progress, forecasts)
     run = _Run(risk, settings, groups, matrix, watch)
     facts = {
@@ -132,9 +143,12 @@ def analyze(
         if kept.replayed:
             share = f"{kept.replayed} of its {watch.products} products"
             notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))
-        return SpectralAnalysis(facts, run.full, run.layers, timing, tuple(notes))
+        part = None if run.part is None else run.part.found
+        return SpectralAnalysis(facts, run.full, run.layers, timing, tuple(notes), part)
 
     try:
+        if with_gram and isinstance(op, RiskOperator):
+            run.take_part(op, kept.seed)
         run.analyse(op, kept.seed)
         risk.loss()  # for the last time, should the model or the data have changed
     except KeyboardInterrupt:
@@ -171,6 +185,15 @@ class _Run:
     full: BlockAnalysis = None  # type: ignore[assignment]  # until it is found
     layers: dict[str, BlockAnalysis] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    part: Part | None = None
+
+    def take_part(self, op: RiskOperator, seed: int) -> None:
+        """Take the Gauss-Newton part, exactly."""
+        what = "the Gauss-Newton part"
+        self.watch.tell(what)
+        self.part = gauss_newton_part(op, self.settings, self.groups, lambda op: self.watch.meter(op, what), seed)
+        if isinstance(op, HessianOperator):
+            self.watch.facts = {}
 
     def analyse(self, op: LinearOperator, seed: int) -> None:
         """Fill ``full`` and ``layers``."""
@@ -180,8 +203,18 @@ class _Run:
             self.watch.close_block(what, 0)
             self.layers = {group.label: self._cut_out(matrix, group, modules) for group in self.groups}
             return
+        known = {} if self.part is None else self.part.layers
+        if self.part is not None and isinstance(op, GGNOperator):
+            self.full, self.layers = self.part.found.block, dict(known)
+            return
         self.full = self._own(op, what, modules, seed, 0)
+        if self.part is not None and self.part.trace is not None:
+            self.full = replace(self.full, trace=self.part.trace)
         for index, group in enumerate(self.groups, start=1):
+            if group.label in known:
+                self.layers[group.label] = known[group.label]
+                self.watch.close_block(f"layer {group.label}", index)
+                continue
             part = block_operator(self.matrix, self.risk, group)
             own = Partition.by_module(self.risk.layout.restrict(group.names)) if group.whole else None
             self.layers[group.label] = self._own(part, f"layer {group.label}", own, seed + index, index)

@@ -60,6 +60,48 @@ class BlockAnalysis:
 
 
 @dataclass(frozen=True)
+class GaussNewton:
+    """The Gauss-Newton part ``G`` of an analysis, exact from its Gram matrix, and how far ``H`` is from it.
+
+    Parameters
+    ----------
+    block : BlockAnalysis
+        The whole of ``G``; ``group_traces`` are its layers'.
+    rows : int
+        Rows of the Gram matrix: ``N (C - 1)`` for cross-entropy over ``C`` classes.
+    apart : mapping of str to float
+        By layer, a bound on the Frobenius norm of ``H_ll - G_ll`` as a product with a random vector shows it.
+    own : tuple of str
+        Layers whose block of ``H`` is that of ``G`` to rounding, so that the analysis of the layer is that of ``G_ll``.
+    residual : (float, float), optional
+        Interval that holds all eigenvalues of ``H - G``, except with probability 0.01; None if it was not found.
+    """
+
+    block: BlockAnalysis
+    rows: int
+    apart: Mapping[str, float] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    residual: tuple[float, float] | None = None
+
+    def counts_above(self, threshold: float) -> tuple[int, int]:
+        """The least and the greatest number of eigenvalues of ``H`` above a threshold, by Weyl's inequalities.
+
+        Raises InputError if the eigenvalues of ``H - G`` are not bounded.
+        """
+        low, high = self.shifts
+        values = self.block.spectrum.nodes[0]
+        return int((values + low > threshold).sum()), int((values + high > threshold).sum())
+
+    @property
+    def shifts(self) -> tuple[float, float]:
+        """How far below and above those of ``G`` the eigenvalues of ``H`` of the same rank may lie."""
+        if self.residual is None:
+            raise InputError("the eigenvalues of H - G are not bounded, so those of H are not either")
+        off = self.block.spectrum.off
+        return self.residual[0] - off, self.residual[1] + off
+
+
+@dataclass(frozen=True)
 class SpectralAnalysis:
     """The analysis of one checkpoint.
 
@@ -76,6 +118,8 @@ class SpectralAnalysis:
         ``seconds``, ``num_products``, ``seconds_per_product``, ``seconds_per_gradient``.
     notes : sequence of Note
         What a reader of the report must see: what was not converged, not kept, or not finished.
+    gauss_newton : GaussNewton, optional
+        What the Gram matrix says, if it was taken.
     """
 
     problem: Mapping[str, Any]
@@ -83,6 +127,7 @@ class SpectralAnalysis:
     layers: Mapping[str, BlockAnalysis] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[Note] = ()
+    gauss_newton: GaussNewton | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results.json`` (schema version 2) for this checkpoint."""
@@ -92,6 +137,7 @@ class SpectralAnalysis:
             "layers": {name: _block_to_json(block) for name, block in self.layers.items()},
             "timing": dict(self.timing),
             "notes": [dataclasses.asdict(note) for note in self.notes],
+            "gauss_newton": None if self.gauss_newton is None else _part_to_json(self.gauss_newton),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -116,6 +162,8 @@ def save_analyses(
     arrays: dict[str, np.ndarray] = {}
     for index, analysis in enumerate(analyses):
         blocks = {"full": analysis.full, **{f"layers/{name}": block for name, block in analysis.layers.items()}}
+        if analysis.gauss_newton is not None:
+            blocks["gauss_newton"] = analysis.gauss_newton.block
         for name, block in blocks.items():
             kept = {key: getattr(block.spectrum, key) for key in ("nodes", "weights", "whole")}
             arrays |= {f"{index}/{name}/{key}": array for key, array in kept.items() if array is not None}
@@ -151,9 +199,24 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
             layers={k: _block_from(block, arrays, f"{index}/layers/{k}") for k, block in entry["layers"].items()},
             timing=entry["timing"],
             notes=tuple(Note(**note) for note in entry["notes"]),
+            gauss_newton=_part_from(entry.get("gauss_newton"), arrays, f"{index}/gauss_newton"),
         )
         for index, entry in enumerate(entries)
     ]
+
+
+def _part_to_json(part: GaussNewton) -> dict[str, Any]:
+    known = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return {**known, "apart": dict(part.apart), "own": list(part.own), "block": _block_to_json(part.block)}
+
+
+def _part_from(entry: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], prefix: str) -> GaussNewton | None:
+    if entry is None:
+        return None
+    block, residual = _block_from(entry["block"], arrays, prefix), entry["residual"]
+    return GaussNewton(
+        block, entry["rows"], entry["apart"], tuple(entry["own"]), None if residual is None else tuple(residual)
+    )
 
 
 def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class GGNGram(GramMatrix):
 
         The share is the sum of ``u_i^2`` over the example's rows, ``u`` the eigenvector of ``K``; ranks descend.
         """
-        squares = np.linalg.eigh(self.matrix)[1][:, : -k - 1 : -1] ** 2
+        squares = self.top(k)[1][:, ::-1] ** 2
         shares = np.zeros((int(self.examples.max()) + 1, squares.shape[1]))
         np.add.at(shares, self.examples, squares)
         return shares
@@ -78,8 +78,8 @@ class GGNGram(GramMatrix):
         """
         if not 1 <= k <= self.rank():
             raise InputError(f"k must be between 1 and the rank {self.rank()}, got {k}")
-        values, u = np.linalg.eigh(self.matrix)
-        values, vectors = values[-k:], self.combine(torch.from_numpy(u[:, -k:]))
+        values, u = self.top(k)
+        vectors = self.combine(torch.from_numpy(u))
         vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
         op, off = Meter(self._op), self.rounding
         residuals = residuals_of(op, values, vectors, (op @ v for v in vectors.unbind(1)))

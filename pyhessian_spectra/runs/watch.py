@@ -40,7 +40,7 @@ class Watch:
             self.facts = self.facts or facts
             self.products += 1 if v.dim() == 1 else v.shape[1]
             self.seconds += facts["seconds"]
-            self._tell(what)
+            self.tell(what)
             return arrays
 
         return Meter(op, take)
@@ -50,8 +50,9 @@ class Watch:
         self._closed, self._forecasts[index], self.facts = self.products, 0, {}
         if index == 0:
             self.seconds_per_product = self.seconds / max(1, self.products)
-        self._tell(what)
+        self.tell(what)
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
+        """Show what is under way."""
         if self._progress:
             self._progress(what, self.products, max(self.products, self._closed + sum(self._forecasts)))

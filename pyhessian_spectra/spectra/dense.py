@@ -67,6 +67,16 @@ def eigenvalues_and_edges(matrix: Tensor, k: int) -> tuple[Floats, Floats, Float
     return values, vectors[:, :k], vectors[:, n - k :]
 
 
+def top_vectors(matrix: Tensor, k: int, values: Floats) -> Floats:
+    """The eigenvectors (n, k) of the ``k`` largest eigenvalues, ascending, given all of these."""
+    n = len(matrix)
+    if 2 * k < n:
+        highest = _edge_vectors(matrix, -torch.from_numpy(values).flip(0), k, -1)
+        if highest is not None:
+            return highest.flip(1).numpy()
+    return torch.linalg.eigh(matrix)[1][:, n - k :].numpy()
+
+
 def _edge_vectors(matrix: Tensor, values: Tensor, k: int, sign: int) -> Tensor | None:
     """Eigenvectors (n, k) of the ``k`` smallest ``values`` of ``sign`` times the matrix; None if they are not found.
 

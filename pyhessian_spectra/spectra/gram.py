@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.dense import top_vectors
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
@@ -52,6 +53,10 @@ class GramMatrix:
         """The eigenvalues (m,) of ``K``, ascending; where ``m > n``, the ``n`` largest of them."""
         return self._eigenvalues[max(0, len(self.matrix) - self.n) :].copy()
 
+    def top(self, k: int) -> tuple[Floats, Floats]:
+        """The ``k`` largest eigenvalues of ``K``, ascending, and their eigenvectors (m, k)."""
+        return self._eigenvalues[len(self.matrix) - k :], top_vectors(self._tensor, k, self._eigenvalues)
+
     def spectrum(self) -> Spectrum:
         """The exact spectrum of ``A^T A``: the eigenvalues of ``K``, and zeros."""
         found = self.eigenvalues()
@@ -81,7 +86,11 @@ class GramMatrix:
 
     @functools.cached_property
     def _eigenvalues(self) -> Floats:
-        return np.asarray(torch.linalg.eigvalsh(torch.from_numpy(np.ascontiguousarray(self.matrix))), np.float64)
+        return np.asarray(torch.linalg.eigvalsh(self._tensor), np.float64)
+
+    @property
+    def _tensor(self) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.matrix))
 
     @property
     def _norm(self) -> float:

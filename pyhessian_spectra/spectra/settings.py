@@ -50,6 +50,9 @@ class Settings:
     memory_budget : int, optional
         Bytes of memory for Lanczos vectors, beyond which they go to disk, and separately for kept linearisations; by
         default half of the free memory for each. Results do not depend on it beyond rounding.
+    gauss_newton : {"auto", "always", "never"}
+        Whether the Gram matrix of the Gauss-Newton part is taken, from which layers come where their blocks of the
+        Hessian are those of that part: ``"auto"`` if it is expected to cost a fifth of all other products at most.
     accept_unverified : bool
         Go on, with a note, where a check finds that products, gradients or the weights of batches are not what
         differences of the loss say; by default such a risk is refused. Operators of other kinds are not checked.
@@ -75,6 +78,9 @@ class Settings:
         "Memory for Lanczos vectors, and as much for linearisations, such as 4GiB; default half of the free memory.",
         minimum=0,
         repr=False,  # not part of a journal's identity: an analysis may resume with another budget
+    )
+    gauss_newton: str = _setting(
+        "auto", "Whether exact spectra come from the Gauss-Newton part.", choices=("auto", "always", "never")
     )
     accept_unverified: bool = _setting(False, "Go on, with a note, where a check finds derivatives wrong.", repr=False)
 

@@ -1,0 +1,196 @@
+"""The Gauss-Newton part of an analysis: exact spectra from the Gram matrix, and where they are the Hessian's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton
+from pyhessian_spectra.curvature import (
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    Partition,
+    ResidualOperator,
+    RiskOperator,
+    ggn_gram,
+)
+from pyhessian_spectra.curvature.gram_cost import gram_cost
+from pyhessian_spectra.curvature.partition import Group
+from pyhessian_spectra.errors import ConvergenceError, InputError
+from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Meter, Settings, Spectrum, TraceEstimate, eigsh
+from pyhessian_spectra.spectra.gram import GramMatrix
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.rounding import SAFETY
+
+# Products with the whole matrix and with a layer, in gradients.
+_WHOLE, _LAYER = 3.0, 0.5
+
+# Products with H - G for its extreme eigenvalues, which others see as shifts and which are found to this residual.
+_RESIDUAL, _ROUGH = 40, 0.05
+
+# The Gram matrix is taken if it is expected to cost at most this share of all other products.
+_SHARE = 0.2
+
+# Most rows of a Gram matrix.
+_LIMIT = 10_000
+
+# A block of H - G is zero if, relative to the norm of G's, it is below so many units of rounding.
+_ZERO = 100
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a Gram matrix says: of ``G``, of the layers that are its own, and of the trace if that is."""
+
+    found: GaussNewton
+    layers: Mapping[str, BlockAnalysis]
+    trace: TraceEstimate | None
+
+
+def is_worth_taking(
+    op: LinearOperator, risk: EmpiricalRisk, settings: Settings, groups: Sequence[Group], forecasts: Sequence[int]
+) -> bool:
+    """Whether the Gram matrix is to be taken; ``forecasts`` are the products of the whole and of layers otherwise.
+
+    Raises InputError where it is wanted always and cannot be had.
+    """
+    always = settings.gauss_newton == "always"
+    if settings.gauss_newton == "never" or type(op) not in (HessianOperator, GGNOperator):
+        if always:
+            raise InputError(f"gauss_newton='always' is for the Hessian and for G, and the matrix is {op.kind}")
+        return False
+    try:
+        cost = gram_cost(risk, len(groups))
+    except InputError:
+        if always:
+            raise
+        return False
+    expected = cost.gradients + _WHOLE * (_RESIDUAL + len(Partition.by_module(risk.layout)))
+    others = _WHOLE * forecasts[0] + _LAYER * sum(forecasts[1:])
+    return always or (cost.rows <= _LIMIT and expected <= _SHARE * others)
+
+
+def gauss_newton_part(
+    op: RiskOperator, settings: Settings, groups: Sequence[Group], meter: Callable[[LinearOperator], Meter], seed: int
+) -> Part:
+    """Take the Gram matrix, and products with ``H - G`` if ``op`` is the Hessian.
+
+    Each diagonal block of ``H - G`` is multiplied with a random vector: where the outputs are piecewise linear in a
+    layer, that is zero (Botev, Ritter and Barber 2017; the block's curvature is then that of the loss alone).
+    """
+    risk, modules = op.risk, Partition.by_module(op.risk.layout)
+    chosen = Partition(risk.layout, {g.label: g.indices for g in groups}) if groups else Partition.by_layer(risk.layout)
+    gram = ggn_gram(risk, partition=chosen, point=op.point, memory_budget=settings.memory_budget)
+    block = functools.partial(block_of, settings=settings, examples=gram.examples, weights=gram.weights)
+    whole = block(gram, traces={label: block(part).trace for label, part in gram.groups.items()})
+    found = GaussNewton(whole, len(gram.matrix))
+    if isinstance(op, GGNOperator):
+        blocks = {g.label: block(gram.groups[g.label]) for g in groups}
+        k = len(whole.largest)
+        if k <= gram.rank():
+            pairs = replace(gram.eigenpairs(k), data_stderr=whole.largest.data_stderr)
+            found = replace(found, block=replace(whole, largest=pairs, num_products=k))
+        return Part(replace(found, own=tuple(blocks)), blocks, None)
+    residual, generator = meter(ResidualOperator(risk, point=op.point)), torch.Generator().manual_seed(seed)
+    least = SAFETY * _ZERO * op.space.eps
+
+    def apart(group: Group) -> float:
+        signs = group.take(op.space.rademacher(generator))
+        return SAFETY * float(group.take(residual @ group.embed(signs, op.n)).double().norm())
+
+    by_module = {module.label: apart(module) for module in modules}
+    by_group = {}
+    for group in chosen:
+        same = modules.groups.get(group.label)
+        known = same is not None and torch.equal(same.indices, group.indices)
+        by_group[group.label] = by_module[group.label] if known else apart(group)
+    own = {
+        g.label: block(gram.groups[g.label], apart=by_group[g.label])
+        for g in groups
+        if by_group[g.label] <= least * gram.groups[g.label].frobenius().value
+    }
+    trace = None
+    if modules.complete and all(size <= least * whole.frobenius.value for size in by_module.values()):
+        off = sum(len(modules[label]) ** 0.5 * size for label, size in by_module.items())
+        trace = replace(whole.trace, rounding=whole.trace.rounding + off)
+    return Part(replace(found, apart=by_group, own=tuple(own), residual=_range(residual, generator)), own, trace)
+
+
+def _range(residual: Meter, generator: torch.Generator) -> tuple[float, float] | None:
+    """An interval that holds all eigenvalues of ``H - G``."""
+    if residual.n < 3:
+        return None
+    if not float((residual @ residual.space.randn(generator)).norm()):
+        return 0.0, 0.0
+    try:
+        pairs = eigsh(residual, 2, which="BE", tol=_ROUGH, generator=generator)
+    except ConvergenceError:
+        return None
+    assert pairs.lower is not None and pairs.upper is not None
+    low, high = pairs.others or (np.inf, -np.inf)
+    return min(float(pairs.lower[0]), low), max(float(pairs.upper[-1]), high)
+
+
+def block_of(
+    gram: GramMatrix,
+    *,
+    settings: Settings,
+    examples: np.ndarray,
+    weights: Floats | None,
+    apart: float = 0.0,
+    traces: Mapping[str, TraceEstimate] | None = None,
+) -> BlockAnalysis:
+    """The analysis of the matrix whose factor a Gram matrix is of, or of one that differs by ``apart`` in norm.
+
+    Errors of the data are to first order in the examples' weights (Efron 1982: the infinitesimal jackknife).
+    """
+    k, off = min(settings.num_eigenvalues, gram.n), gram.rounding + apart
+    num_examples = int(examples.max(initial=-1)) + 1 if weights is None else len(weights)
+    values, vectors = gram.top(min(k, len(gram.eigenvalues())))
+    nodes, trace, norm = gram.spectrum().nodes[0], gram.trace(), gram.frobenius()
+
+    def data_error(parts: Floats) -> Floats | None:
+        """Standard errors (p,) of sums over rows of ``parts`` (m, p)."""
+        each = np.zeros((num_examples, parts.shape[1]))
+        np.add.at(each, examples, parts)
+        if num_examples < 2:
+            return None
+        shares = np.full(num_examples, 1 / num_examples) if weights is None else weights
+        around = each - shares[:, None] * each.sum(axis=0)
+        return np.sqrt(num_examples / (num_examples - 1) * (around**2).sum(axis=0))
+
+    def total(estimate: TraceEstimate, parts: Floats, rounding: float) -> TraceEstimate:
+        error = data_error(parts[:, None])
+        return replace(estimate, rounding=rounding, data_stderr=None if error is None else float(error[0]))
+
+    of_values = data_error(vectors**2 * values)
+    errors = None if of_values is None else np.concatenate([np.zeros(k - len(values)), of_values])
+    squares = np.einsum("ij,ij->i", gram.matrix, gram.matrix) / (norm.value or 1.0)
+    return BlockAnalysis(
+        gram.n,
+        Spectrum.from_eigenvalues(nodes, dtype=gram.dtype, rounding=off),
+        _pairs(nodes[len(nodes) - k :], off, errors),
+        _pairs(nodes[:k], off, None),
+        total(trace, gram.matrix.diagonal(), trace.rounding + gram.n**0.5 * apart),
+        total(norm, squares, off),
+        0,
+        traces or {},
+    )
+
+
+def _pairs(values: Floats, off: float, errors: Floats | None) -> Eigenpairs:
+    """Eigenvalues that are known within ``off``, without vectors."""
+    return Eigenpairs(
+        values,
+        np.full(len(values), off),
+        np.ones(len(values), dtype=bool),
+        lower=values - off,
+        upper=values + off,
+        data_stderr=errors,
+        rounding=off,
+    )
