@@ -73,6 +73,12 @@ class GGNGram:
     _op: Meter
     _rows: KrylovBasis
 
+    @property
+    def point(self) -> Point:
+        """Where the matrix was taken, which the model may have left since."""
+        assert isinstance(self._op.op, GGNOperator)
+        return self._op.op.point
+
     def eigenvalues(self, group: str | None = None) -> Floats:
         """The eigenvalues (m,) of ``K`` or of a group's, ascending; where ``m > n``, the ``n`` largest of them."""
         matrix, n = self._of(group)
@@ -176,8 +182,8 @@ def ggn_gram(
     Raises
     ------
     InputError
-        The risk is distributed, has more rows than ``limit`` or no outputs, or its loss is not convex in the outputs or
-        mixes those of several examples.
+        The risk is distributed, has more rows than ``limit`` or none, or no outputs, or its loss is not convex in the
+        outputs or mixes those of several examples.
     """
     if risk.sample.processes:
         raise InputError("a Gram matrix is built in one process; pass the risk without a process group")
@@ -206,6 +212,8 @@ def ggn_gram(
         kept.append(factors[used].double().cpu().numpy())
         terms.append(weight * _shares(risk, batch))
         first += batch.num_examples
+    if not len(rows):
+        raise InputError("no example's loss is curved in the outputs: the Gauss-Newton matrix is zero at this point")
     grams = {group.label: _gram(rows, group.indices) for group in partition}
     rest = torch.ones(op.n, dtype=torch.bool)
     rest[torch.cat([group.indices for group in partition])] = False
