@@ -1,0 +1,269 @@
+"""Class structure of the Gauss-Newton matrix: how much of its spectrum the means over classes explain.
+
+Papyan (2019), "Measurements of three-level hierarchical structure in the outliers in the spectrum of deepnet Hessians",
+splits the matrix into four positive semi-definite levels. Here examples may have any weights and classes any sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyhessian_spectra.analysis.deltas import Deltas, extended_gradients
+from pyhessian_spectra.curvature.examples import read_examples
+from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
+from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Floats
+
+#: The four levels, ``G0`` to ``G3``.
+LEVELS = ("own", "between", "cross", "within")
+
+
+@dataclass(frozen=True)
+class ClassStructure:
+    r"""The levels of ``G = G0 + G1 + G2 + G3`` and their eigenvalues, from :func:`class_structure`.
+
+    Example ``i`` has the share ``w_i`` in the loss, its class ``c`` the share ``W_c``. With the extended gradients
+    ``d_ic' = sqrt(p_ic') J_i^T (e_c' - p_i)``, their means ``d_cc'`` over a class, by ``w_i``, and the class means
+    ``d_c`` of the ``d_cc'`` over ``c' != c``, the levels are
+
+    - ``own``, ``G0 = sum_i w_i d_ic d_ic^T``: the examples' own classes;
+    - ``between``, ``G1 = sum_c W_c (C - 1) d_c d_c^T``: class means, of rank ``K`` at most;
+    - ``cross``, ``G2 = sum_c W_c sum_c' (d_cc' - d_c) (d_cc' - d_c)^T``: of rank ``K (C - 2)`` at most;
+    - ``within``, ``G3 = sum_i w_i sum_c' (d_ic' - d_cc') (d_ic' - d_cc')^T``.
+
+    Parameters
+    ----------
+    num_examples : int
+        Examples ``N`` that count in the loss.
+    num_classes : int
+        Classes ``C`` that the outputs tell apart.
+    classes : tuple of str
+        Names of the ``K`` classes that have examples.
+    counts : ndarray, shape (K,), int64
+        Examples of each.
+    eigenvalues : ndarray, shape (m,), float64
+        The non-zero eigenvalues of ``G``, ascending; each is known to within ``rounding``.
+    levels : mapping of str to ndarray, float64
+        Eigenvalues of each level, ascending, without those that must be zero. See :meth:`errors`.
+    remaining : ndarray, shape (m,), float64
+        Eigenvalues of ``G - G1``, ascending: what is left without the class means.
+    traces : mapping of str to float
+        The trace of each level; they add up to that of ``G``.
+    parts : mapping of str to ndarray, shape (min(K, m),), float64
+        ``u^T G_j u / lambda``: the part that each level has in each of the largest eigenvalues, in the order of
+        ``eigenvalues``. The parts of the four levels add up to 1.
+    part_errors : ndarray, shape (min(K, m),), float64
+        Bounds on how far rounding has moved any of them: 1 where an eigenvalue has no gap to the next.
+    overlaps : ndarray, shape (min(K, m),), float64
+        How much of the unit eigenvector to each of the largest eigenvalues lies in the span of the class means, in
+        [0, 1]. Singular values of ``G1`` below ten times ``spread`` do not count for this span.
+    overlap_errors : ndarray, shape (min(K, m),), float64
+        Bounds on how far rounding has moved them, likewise.
+    alignment, alignment_error : float
+        The mean of the overlaps, which gaps among the largest do not matter for, and its bound.
+    rounding : float
+        Bound on how far eigenvalues of ``G`` are off.
+    spread, trace_spread : float
+        Bounds on how far square roots of a level's eigenvalues, and of its trace, are off.
+    """
+
+    num_examples: int
+    num_classes: int
+    classes: tuple[str, ...]
+    counts: NDArray[np.int64]
+    eigenvalues: Floats
+    levels: Mapping[str, Floats]
+    remaining: Floats
+    traces: Mapping[str, float]
+    parts: Mapping[str, Floats]
+    part_errors: Floats
+    overlaps: Floats
+    overlap_errors: Floats
+    alignment: float
+    alignment_error: float
+    rounding: float
+    spread: float
+    trace_spread: float
+
+    @property
+    def predicted(self) -> Floats:
+        """The outliers that the class means predict: eigenvalues of ``G1``, ascending."""
+        return self.levels["between"]
+
+    @property
+    def measured(self) -> Floats:
+        """As many of the largest eigenvalues of ``G``, ascending."""
+        return self.eigenvalues[-len(self.predicted) :]
+
+    def errors(self, values: Floats) -> Floats:
+        """How far eigenvalues of a level, or of ``G - G1``, may be off to each side, shape (2, k)."""
+        roots = np.sqrt(values.clip(0.0))
+        return np.stack([values - (roots - self.spread).clip(0.0) ** 2, (roots + self.spread) ** 2 - values])
+
+    @property
+    def num_above_rest(self) -> int:
+        """How many eigenvalues of ``G`` surely exceed all that is left without ``G1``; at most ``K`` (Weyl)."""
+        left = self.remaining[-1:]
+        highest = float((left + self.errors(left)[1])[0])
+        return int((self.eigenvalues - self.rounding > highest).sum())
+
+    @property
+    def fractions(self) -> Mapping[str, float]:
+        """The fraction of the trace of ``G`` in each level; they add up to 1."""
+        total = sum(self.traces.values())
+        return {name: trace / total for name, trace in self.traces.items()}
+
+    @property
+    def fraction_errors(self) -> Mapping[str, float]:
+        """How far rounding may have moved each fraction, 1 at most."""
+        total = sum(self.traces.values())
+        off = {name: self._trace_error(trace) / total for name, trace in self.traces.items()}
+        whole = self._trace_error(total) / total
+        return {name: min(1.0, off[name] + fraction * whole) for name, fraction in self.fractions.items()}
+
+    def _trace_error(self, trace: float) -> float:
+        return (2 * trace**0.5 + self.trace_spread) * self.trace_spread
+
+
+def class_structure(
+    risk: EmpiricalRisk, gram: GGNGram | None = None, *, names: Sequence[str] | None = None
+) -> ClassStructure:
+    """Split the Gauss-Newton matrix of a softmax cross-entropy into Papyan's levels.
+
+    Nothing is taken for granted about the loss: its second derivative in the outputs must be ``diag(p) - p p^T`` times
+    the example's weight. Class weights, ignored targets, sums, and label smoothing are right then.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+        Its outputs are logits (N, C), its targets integers (N,).
+    gram : GGNGram, optional
+        From :func:`ggn_gram`, if it is there already.
+    names : sequence of str, optional
+        Names of all ``C`` classes; by default their numbers.
+
+    Raises
+    ------
+    InputError
+        The loss has no class structure, or the Gram matrix is not that of the risk.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyhessian_spectra import EmpiricalRisk, class_structure
+    >>> model = torch.nn.Linear(4, 3, bias=False).double()
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> x, y = torch.eye(4, dtype=torch.float64)[:3], torch.arange(3)
+    >>> structure = class_structure(EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, y)))
+    >>> {name: round(fraction, 3) for name, fraction in structure.fractions.items()}
+    {'own': 0.333, 'between': 0.167, 'cross': 0.5, 'within': 0.0}
+    """
+    gram = ggn_gram(risk) if gram is None else gram
+    examples = read_examples(risk, gram.point)
+    deltas = extended_gradients(examples, gram)
+    num_classes = deltas.vectors.shape[1]
+    if names is not None and len(names) != num_classes:
+        raise InputError(f"names has {len(names)} names; the outputs tell {num_classes} classes apart")
+    present, counts = np.unique(deltas.labels, return_counts=True)
+    columns = _levels(deltas)
+    traces = {name: float(np.sum(part**2)) for name, part in columns.items()}
+    means, turned = columns["between"], _turned(deltas, gram, len(present))
+    parts, part_errors = _parts(columns, deltas, gram, turned)
+    overlaps, tilt = _overlaps(means, deltas, len(turned))
+    # gaps among the largest eigenvalues do not matter for all of them together
+    together = _sine(gram.rounding, float(np.diff(deltas.eigenvalues, prepend=0.0)[-len(turned)]))
+    return ClassStructure(
+        len(deltas.labels),
+        num_classes,
+        tuple(str(c) if names is None else names[c] for c in present),
+        counts,
+        gram.eigenvalues().clip(0.0),
+        {name: _squared(part)[-_rank(name, deltas, len(present)) :] for name, part in columns.items()},
+        np.linalg.eigvalsh(np.diag(deltas.eigenvalues) - means.T @ means).clip(0.0),
+        traces,
+        parts,
+        part_errors,
+        overlaps,
+        np.minimum(1.0, turned + tilt),
+        float(overlaps.mean()),
+        min(1.0, together + tilt),
+        gram.rounding,
+        deltas.spread,
+        deltas.trace_spread,
+    )
+
+
+def _levels(deltas: Deltas) -> dict[str, Floats]:
+    """Columns (k, m) whose outer products add up to each level, in the eigenbasis of ``G``.
+
+    The square of a sum's deviations is the sum of squares less that of the mean, twice: over a class' examples with
+    their weights, and over its ``C - 1`` other classes.
+    """
+    own, between, cross, within = [], [], [], []
+    others = deltas.vectors.shape[1] - 1
+    for c in np.unique(deltas.labels):
+        mine = deltas.labels == c
+        roots, vectors = np.sqrt(deltas.weights[mine]), deltas.vectors[mine]
+        share = float(roots @ roots)
+        rest = np.delete(vectors, c, axis=1)
+        means = np.tensordot(roots, rest, axes=1) / share
+        own.append(vectors[:, c])
+        between.append((share * others) ** 0.5 * means.mean(axis=0, keepdims=True))
+        cross.append(share**0.5 * (means - means.mean(axis=0)))
+        within.append((rest - roots[:, None, None] * means).reshape(-1, means.shape[1]))
+    parts = own, between, cross, within
+    return {name: np.concatenate(part) for name, part in zip(LEVELS, parts, strict=True)}
+
+
+def _rank(level: str, deltas: Deltas, present: int) -> int:
+    """The largest rank that the level can have; 1 at least, so that there is an eigenvalue to show."""
+    count, num_classes, m = deltas.vectors.shape
+    most = {
+        "own": count,
+        "between": present,
+        "cross": present * (num_classes - 2),
+        "within": (count - present) * (num_classes - 1),
+    }
+    return max(1, min(most[level], m))
+
+
+def _squared(columns: Floats) -> Floats:
+    """The squared singular values, ascending."""
+    small = columns @ columns.T if len(columns) <= columns.shape[1] else columns.T @ columns
+    return np.asarray(np.linalg.eigvalsh(small).clip(0.0), np.float64)
+
+
+def _turned(deltas: Deltas, gram: GGNGram, k: int) -> Floats:
+    """By which sine rounding may have turned the eigenvector to each of the ``k`` largest eigenvalues."""
+    gaps = np.diff(deltas.eigenvalues, prepend=0.0)[-k:]
+    return np.array([_sine(gram.rounding, gap) for gap in np.minimum(gaps, np.append(gaps[1:], np.inf))])
+
+
+def _parts(
+    columns: Mapping[str, Floats], deltas: Deltas, gram: GGNGram, turned: Floats
+) -> tuple[Mapping[str, Floats], Floats]:
+    """The parts of the levels in the largest eigenvalues, and a bound on how far any of them is off."""
+    values = deltas.eigenvalues[-len(turned) :].clip(np.finfo(np.float64).tiny)
+    parts = {name: (part[:, -len(turned) :] ** 2).sum(axis=0) / values for name, part in columns.items()}
+    # a unit vector turned by theta has moved by sqrt(2) sin(theta) at most
+    moved = deltas.spread + 2**0.5 * turned * deltas.eigenvalues[-1] ** 0.5
+    off = (2 * np.sqrt(values) + moved) * moved + gram.rounding
+    return parts, np.minimum(1.0, off / values)
+
+
+def _overlaps(means: Floats, deltas: Deltas, k: int) -> tuple[Floats, float]:
+    """Overlaps of ``k`` eigenvectors with the span of the class means, and the sine by which the span may be off."""
+    lengths, basis = np.linalg.svd(means, full_matrices=False)[1:]
+    kept = lengths > 10 * deltas.spread
+    tilt = _sine(deltas.spread, float(lengths[kept].min(initial=np.inf)))
+    return (basis[kept] ** 2).sum(axis=0)[-k:], tilt
+
+
+def _sine(off: float, gap: float) -> float:
+    """A bound on the sine of the angle by which a perturbation turns a subspace (Davis and Kahan 1970, Wedin 1972)."""
+    return min(1.0, off / (gap - off)) if gap > off else 1.0

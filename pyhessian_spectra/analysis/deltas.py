@@ -1,0 +1,109 @@
+"""Papyan's extended gradients of single examples, as combinations of the rows of a Gram matrix.
+
+For softmax cross-entropy, ``delta_ic' = sqrt(p_ic') J_i^T (e_c' - p_i)`` is, up to its scale, the gradient that example
+``i`` would have if its class were ``c'``; ``G = sum_i w_i sum_c' delta_ic' delta_ic'^T``, with ``w_i`` the example's
+share in the loss (Papyan 2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyhessian_spectra.curvature.examples import Examples
+from pyhessian_spectra.curvature.gram import GGNGram
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Floats
+
+# Second derivatives of a loss may be off by so many times C eps: sums over the classes, and a softmax rounded twice.
+_ROUNDING = 100
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """Extended gradients of the examples that have one, in the eigenbasis of ``G``.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape (N, C, m), float64
+        ``sqrt(w_i) delta_ic'``: their outer products add up to ``diag(eigenvalues)``.
+    eigenvalues : ndarray, shape (m,), float64
+        Those of ``K``, ascending.
+    labels : ndarray, shape (N,), int64
+        The examples' own classes.
+    weights : ndarray, shape (N,), float64
+        ``w_i``, all positive.
+    spread : float
+        Bound on the spectral norm of what is wrong with all ``sqrt(w_i) delta_ic'`` together, as columns.
+    trace_spread : float
+        The same in the Frobenius norm.
+    """
+
+    vectors: Floats
+    eigenvalues: Floats
+    labels: NDArray[np.int64]
+    weights: Floats
+    spread: float
+    trace_spread: float
+
+
+def extended_gradients(examples: Examples, gram: GGNGram) -> Deltas:
+    """The extended gradients; raises InputError where the loss is not softmax cross-entropy over classes."""
+    labels = examples.labels
+    if labels is None:
+        raise InputError(
+            "class structure needs one tensor of logits (N, C) as the outputs and one integer class as the target of "
+            "each example; regressions, soft labels and several targets in an example have none"
+        )
+    weights = examples.terms if gram.weights is None else gram.weights
+    logits = np.concatenate(examples.outputs)
+    factors = np.concatenate(gram.factors)
+    if len(weights) != len(logits) or factors.shape[1:] != logits.shape[1:]:
+        raise InputError(f"the Gram matrix is not of this risk's {len(logits)} examples; build it with ggn_gram(risk)")
+    p = _softmax(logits)
+    roots = np.sqrt(weights)[:, None, None] * np.sqrt(p)[:, :, None] * (np.eye(p.shape[1]) - p[:, None, :])
+    tolerance = _ROUNDING * p.shape[1] * torch.finfo(gram.point.dtype).eps
+    values, u = np.linalg.eigh(gram.matrix)
+    values = values.clip(0.0)
+    coordinates = u * np.sqrt(values)
+    counted = np.flatnonzero(weights > 0)
+    vectors, missed = np.zeros((len(counted), p.shape[1], len(values))), 0.0
+    for place, i in enumerate(counted):
+        rows = np.flatnonzero(gram.examples == i)
+        _check(factors[rows], roots[i], weights[i], tolerance)
+        isometry, residue = _match(factors[rows], roots[i])
+        vectors[place] = isometry @ coordinates[rows]
+        missed += float(np.sum((residue @ coordinates[rows]) ** 2))
+    # what the factors leave out adds up to a matrix of norm ``rounding`` at most; rows are off by less than its root
+    rank = max(len(counted) * (p.shape[1] - 1), 1)
+    off = gram.rounding**0.5
+    return Deltas(vectors, values, labels[counted], weights[counted], off + missed**0.5, off * rank**0.5 + missed**0.5)
+
+
+def _check(factors: Floats, root: Floats, weight: float, tolerance: float) -> None:
+    """Raise InputError unless ``S^T S = w (diag p - p p^T)``, which only softmax cross-entropy has."""
+    off = float(np.abs(factors.T @ factors - root.T @ root).max()) / weight
+    if not off <= tolerance:
+        raise InputError(
+            "the loss' second derivative in the outputs is not that of softmax cross-entropy, diag(p) - p p^T times "
+            f"the example's weight, but off by {off:.1e}; class structure is defined for this loss of logits only "
+            "(not of probabilities, nor with class weights and label smoothing at once)"
+        )
+
+
+def _match(factors: Floats, root: Floats) -> tuple[Floats, Floats]:
+    """The isometry (C, r) that takes an example's factors to ``root`` (C, C), and by how much ``root`` misses it.
+
+    An isometry, even where factors are rounded, so that the extended gradients add up to the Gauss-Newton matrix.
+    """
+    found = root @ np.linalg.pinv(factors)
+    u, _, vt = np.linalg.svd(found, full_matrices=False)
+    return u @ vt, found - u @ vt
+
+
+def _softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
