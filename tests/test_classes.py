@@ -14,12 +14,12 @@ from torch import nn
 from torch.func import jacrev
 
 from pyhessian_spectra import EmpiricalRisk, class_structure, ggn_gram
-from pyhessian_spectra.analysis.classes import LEVELS, _levels
-from pyhessian_spectra.analysis.deltas import extended_gradients
+from pyhessian_spectra.analysis.deltas import LEVELS, extended_gradients, levels_of
 from pyhessian_spectra.curvature.examples import read_examples
 from pyhessian_spectra.errors import InputError
 
 TOLERANCE = 1e-10
+both = pytest.mark.parametrize("weighting", ["examples", "probabilities"])
 
 
 def network(inputs=4, classes=3):
@@ -61,7 +61,7 @@ OWN = {case.__name__: case for case in (unbalanced, ignored, smoothed, two_class
 MORE = ("mlp", "uneven_last_batch", "tied_weights", "frozen_layer", "batchnorm_eval", "class_weights", "restricted")
 
 
-def defined(risk):
+def defined(risk, weighting):
     """The levels (n, n) as the definitions have them, by loops over examples and classes."""
     oracle, extended = Oracle(risk), {}
     ((x, y),) = [(torch.cat(xs), torch.cat(ys)) for xs, ys in [zip(*oracle._batches(), strict=True)]]
@@ -71,42 +71,45 @@ def defined(risk):
     jacobians = jacrev(lambda theta: oracle.outputs(theta, x))(oracle.theta)
     p = oracle.outputs(oracle.theta, x).softmax(dim=1)
     classes = range(p.shape[1])
+    a = w[:, None] * (p if weighting == "probabilities" else torch.ones_like(p))
+    scales = torch.ones_like(p) if weighting == "probabilities" else p.sqrt()
     for i in range(len(y)):
         for other in classes:
-            extended[i, other] = p[i, other].sqrt() * (jacobians[i, other] - p[i] @ jacobians[i])
+            extended[i, other] = scales[i, other] * (jacobians[i, other] - p[i] @ jacobians[i])
     levels = {name: torch.zeros(len(oracle.theta), len(oracle.theta)).double() for name in LEVELS}
     for c in set(y[w > 0].tolist()):
         mine, others = [i for i in range(len(y)) if y[i] == c], [other for other in classes if other != c]
-        share = sum(w[i] for i in mine)
-        cross = {other: sum(w[i] * extended[i, other] for i in mine) / share for other in others}
-        mean = sum(cross.values()) / len(others)
-        levels["between"] += share * len(others) * torch.outer(mean, mean)
+        share = {other: sum(a[i, other] for i in mine) for other in others}
+        cross = {other: sum(a[i, other] * extended[i, other] for i in mine) / share[other] for other in others}
+        mean = sum(share[other] * cross[other] for other in others) / sum(share.values())
+        levels["between"] += sum(share.values()) * torch.outer(mean, mean)
         for other in others:
-            levels["cross"] += share * torch.outer(cross[other] - mean, cross[other] - mean)
+            levels["cross"] += share[other] * torch.outer(cross[other] - mean, cross[other] - mean)
             for i in mine:
                 off = extended[i, other] - cross[other]
-                levels["within"] += w[i] * torch.outer(off, off)
+                levels["within"] += a[i, other] * torch.outer(off, off)
         for i in mine:
-            levels["own"] += w[i] * torch.outer(extended[i, c], extended[i, c])
+            levels["own"] += a[i, c] * torch.outer(extended[i, c], extended[i, c])
     return levels
 
 
-def found(risk):
+def found(risk, weighting):
     """The levels (n, n) from the Gram matrix."""
     gram = ggn_gram(risk)
-    columns = _levels(extended_gradients(read_examples(risk, gram.point), gram))
+    columns = levels_of(extended_gradients(read_examples(risk, gram.point), gram), weighting)
     basis = torch.from_numpy(gram.eigenpairs(gram.rank()).eigenvectors)
     parts = {name: torch.from_numpy(part[:, -gram.rank() :]) for name, part in columns.items()}
     return {name: basis @ part.T @ part @ basis.T for name, part in parts.items()}
 
 
+@both
 @pytest.mark.parametrize("case", [*OWN, *MORE])
-def test_levels_are_those_of_the_definitions_and_add_up_to_the_matrix(case):
+def test_levels_are_those_of_the_definitions_and_add_up_to_the_matrix(case, weighting):
     risk = (OWN.get(case) or CASES[case])()
-    dense, expected, levels = Oracle(risk).ggn(), defined(risk), found(risk)
+    dense, expected, levels = Oracle(risk).ggn(), defined(risk, weighting), found(risk, weighting)
     scale = float(dense.abs().max())
     assert float((sum(levels.values()) - dense).abs().max()) <= TOLERANCE * scale
-    structure = class_structure(risk)
+    structure = class_structure(risk, weighting=weighting)
     for name in LEVELS:
         assert float((levels[name] - expected[name]).abs().max()) <= TOLERANCE * scale
         truth = torch.linalg.eigvalsh(expected[name]).numpy()
@@ -121,11 +124,12 @@ def test_levels_are_those_of_the_definitions_and_add_up_to_the_matrix(case):
     assert sum(structure.fractions.values()) == pytest.approx(1.0, abs=1e-15)
 
 
+@both
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_a_softmax_model_at_zero_on_orthogonal_prototypes_has_the_levels_derived_by_hand(num_classes):
+def test_a_softmax_model_at_zero_on_orthogonal_prototypes_has_the_levels_derived_by_hand(num_classes, weighting):
     # d_cc' = C^-1/2 (e_c' - 1/C) (x) x_c; sum_c' (e_c' - 1/C) = 0, so that d_c = -C^-1/2 (e_c - 1/C) / (C - 1) (x) x_c
     c, r = num_classes, 3.0
-    structure = class_structure(prototypes(c, repeats=2, length=r))
+    structure = class_structure(prototypes(c, repeats=2, length=r), weighting=weighting)
     np.testing.assert_allclose(structure.eigenvalues[-c * (c - 1) :], r**2 / c**2)
     np.testing.assert_allclose(structure.predicted, np.full(c, r**2 / c**3))
     np.testing.assert_allclose(structure.levels["own"][-c:], (c - 1) * r**2 / c**3)
@@ -148,12 +152,15 @@ def test_parts_of_the_levels_in_the_largest_eigenvalues_add_up_to_1():
     structure = class_structure(unbalanced())
     np.testing.assert_allclose(sum(structure.parts.values()), 1.0, atol=1e-10)
     risk = unbalanced()
-    dense, means = Oracle(risk).ggn(), defined(risk)["between"]
+    dense, means = Oracle(risk).ggn(), defined(risk, "examples")["between"]
     values, vectors = torch.linalg.eigh(dense)
     parts = torch.einsum("ni,nm,mi->i", vectors, means, vectors)[-3:] / values[-3:]
     assert (np.abs(structure.parts["between"] - parts.numpy()) <= structure.part_errors + 1e-10).all()
     basis = torch.linalg.eigh(means)[1][:, -3:]
     overlaps = (basis.T @ vectors[:, -3:]).square().sum(dim=0).numpy()
+    beside = torch.eye(len(dense)).double() - basis @ basis.T
+    projected = torch.linalg.eigvalsh(beside @ dense @ beside).numpy()[-len(structure.projected) :]
+    np.testing.assert_allclose(structure.projected[-20:], projected[-20:], atol=1e-10 * projected[-1])
     assert (np.abs(structure.overlaps - overlaps) <= structure.overlap_errors).all()
     assert structure.overlap_errors.max() < 1e-4 and structure.alignment == pytest.approx(overlaps.mean())
 
@@ -163,7 +170,8 @@ def test_what_is_left_without_class_means_bounds_the_next_eigenvalue():
     for case in ("mlp", "tied_weights", "class_weights"):
         structure = class_structure(CASES[case]())
         k = len(structure.classes)
-        assert structure.eigenvalues[-k - 1] <= structure.remaining[-1] <= structure.eigenvalues[-1]
+        for left in (structure.remaining, structure.projected):
+            assert structure.eigenvalues[-k - 1] <= left[-1] <= structure.eigenvalues[-1]
         assert structure.num_above_rest <= k
 
 
@@ -194,12 +202,14 @@ def test_ignored_examples_and_absent_classes_are_not_counted():
     assert len(structure.predicted) == len(structure.overlaps) == len(structure.measured) == 3
 
 
-def test_float32_is_within_the_errors_stated():
+@both
+def test_float32_is_within_the_errors_stated(weighting):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 5))
     x, y = 3 * torch.randn(40, 8), torch.randint(0, 5, (40,))
-    rounded = class_structure(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)))
-    exact = class_structure(EmpiricalRisk(model.double(), nn.CrossEntropyLoss(), (x.double(), y)))
+    rounded = class_structure(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)), weighting=weighting)
+    precise = EmpiricalRisk(model.double(), nn.CrossEntropyLoss(), (x.double(), y))
+    exact = class_structure(precise, weighting=weighting)
     for name in LEVELS:
         off = (exact.levels[name] - rounded.levels[name]) * [[-1.0], [1.0]]
         assert (off <= rounded.errors(rounded.levels[name])).all()
@@ -207,6 +217,8 @@ def test_float32_is_within_the_errors_stated():
         assert (np.abs(exact.parts[name] - rounded.parts[name]) <= rounded.part_errors).all()
     assert (np.abs(exact.overlaps - rounded.overlaps) <= rounded.overlap_errors).all()
     assert abs(exact.alignment - rounded.alignment) <= rounded.alignment_error
+    off = (exact.projected - rounded.projected) * [[-1.0], [1.0]]
+    assert (off <= rounded.projected_errors()).all()
     top = rounded.levels["between"][-1:]
     assert 0 < rounded.errors(top).max() < 0.1 * top[0]
 
@@ -244,6 +256,8 @@ def test_tokens_other_matrices_and_too_few_names_are_refused():
         class_structure(CASES["mlp"](), ggn_gram(unbalanced()))
     with pytest.raises(InputError, match="names has 2 names"):
         class_structure(CASES["mlp"](), names=["a", "b"])
+    with pytest.raises(InputError, match="weighting must be"):
+        class_structure(CASES["mlp"](), weighting="none")
 
 
 def test_a_functional_loss_is_recognised_by_its_derivative():

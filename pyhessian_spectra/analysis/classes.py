@@ -1,43 +1,48 @@
 """Class structure of the Gauss-Newton matrix: how much of its spectrum the means over classes explain.
 
 Papyan (2019), "Measurements of three-level hierarchical structure in the outliers in the spectrum of deepnet Hessians",
-splits the matrix into four positive semi-definite levels. Here examples may have any weights and classes any sizes.
+splits the matrix into four positive semi-definite levels. Here examples may have any weights and classes any sizes, and
+means may be weighted by probabilities as well (cf. Papyan 2020, "Traces of class/cross-class structure pervade deep
+learning spectra").
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyhessian_spectra.analysis.deltas import Deltas, extended_gradients
+from pyhessian_spectra.analysis.deltas import Deltas, Weighting, extended_gradients, levels_of
 from pyhessian_spectra.curvature.examples import read_examples
 from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
 
-#: The four levels, ``G0`` to ``G3``.
-LEVELS = ("own", "between", "cross", "within")
-
 
 @dataclass(frozen=True)
 class ClassStructure:
     r"""The levels of ``G = G0 + G1 + G2 + G3`` and their eigenvalues, from :func:`class_structure`.
 
-    Example ``i`` has the share ``w_i`` in the loss, its class ``c`` the share ``W_c``. With the extended gradients
-    ``d_ic' = sqrt(p_ic') J_i^T (e_c' - p_i)``, their means ``d_cc'`` over a class, by ``w_i``, and the class means
-    ``d_c`` of the ``d_cc'`` over ``c' != c``, the levels are
+    Example ``i`` has the share ``w_i`` in the loss, and for each class ``c'`` the extended gradient ``g_ic' = J_i^T
+    (e_c' - p_i)``, so that ``G`` is the sum of ``w_i p_ic' g_ic' g_ic'^T``. Written as ``a_ic' d_ic' d_ic'^T``, these
+    terms are split into means by the weights ``a`` and deviations from them: ``d_cc'`` are means over the examples of
+    class ``c``, ``d_c`` those over all its ``c' != c``. The levels are
 
-    - ``own``, ``G0 = sum_i w_i d_ic d_ic^T``: the examples' own classes;
-    - ``between``, ``G1 = sum_c W_c (C - 1) d_c d_c^T``: class means, of rank ``K`` at most;
-    - ``cross``, ``G2 = sum_c W_c sum_c' (d_cc' - d_c) (d_cc' - d_c)^T``: of rank ``K (C - 2)`` at most;
-    - ``within``, ``G3 = sum_i w_i sum_c' (d_ic' - d_cc') (d_ic' - d_cc')^T``.
+    - ``own``, ``G0 = sum_i a_ic d_ic d_ic^T``, ``c`` the example's own class;
+    - ``between``, ``G1 = sum_c A_c d_c d_c^T``: class means, of rank ``K`` at most;
+    - ``cross``, ``G2 = sum_cc' A_cc' (d_cc' - d_c) (d_cc' - d_c)^T``: of rank ``K (C - 2)`` at most;
+    - ``within``, ``G3 = sum_ic' a_ic' (d_ic' - d_cc') (d_ic' - d_cc')^T``,
+
+    with ``A`` the sums of the weights. With the weighting ``"examples"``, ``a_ic' = w_i`` and ``d = sqrt(p) g``
+    (Papyan 2019); with ``"probabilities"``, ``a_ic' = w_i p_ic'`` and ``d = g``.
 
     Parameters
     ----------
+    weighting : {"examples", "probabilities"}
     num_examples : int
         Examples ``N`` that count in the loss.
     num_classes : int
@@ -52,6 +57,9 @@ class ClassStructure:
         Eigenvalues of each level, ascending, without those that must be zero. See :meth:`errors`.
     remaining : ndarray, shape (m,), float64
         Eigenvalues of ``G - G1``, ascending: what is left without the class means.
+    projected : ndarray, shape (m,), float64
+        Eigenvalues of ``G`` on the orthogonal complement of the class means' span, ascending. Other levels have parts
+        along class means as well, which are left in ``remaining`` and not here.
     traces : mapping of str to float
         The trace of each level; they add up to that of ``G``.
     parts : mapping of str to ndarray, shape (min(K, m),), float64
@@ -61,17 +69,19 @@ class ClassStructure:
         Bounds on how far rounding has moved any of them: 1 where an eigenvalue has no gap to the next.
     overlaps : ndarray, shape (min(K, m),), float64
         How much of the unit eigenvector to each of the largest eigenvalues lies in the span of the class means, in
-        [0, 1]. Singular values of ``G1`` below ten times ``spread`` do not count for this span.
+        [0, 1]. Directions with singular values below ten times ``spread`` do not count for this span.
     overlap_errors : ndarray, shape (min(K, m),), float64
         Bounds on how far rounding has moved them, likewise.
     alignment, alignment_error : float
         The mean of the overlaps, which gaps among the largest do not matter for, and its bound.
     rounding : float
         Bound on how far eigenvalues of ``G`` are off.
-    spread, trace_spread : float
-        Bounds on how far square roots of a level's eigenvalues, and of its trace, are off.
+    spread, projected_spread, trace_spread : float
+        Bounds on how far square roots of eigenvalues of a level or of ``remaining``, of ``projected``, and of the trace
+        of a level are off.
     """
 
+    weighting: Weighting
     num_examples: int
     num_classes: int
     classes: tuple[str, ...]
@@ -79,6 +89,7 @@ class ClassStructure:
     eigenvalues: Floats
     levels: Mapping[str, Floats]
     remaining: Floats
+    projected: Floats
     traces: Mapping[str, float]
     parts: Mapping[str, Floats]
     part_errors: Floats
@@ -88,6 +99,7 @@ class ClassStructure:
     alignment_error: float
     rounding: float
     spread: float
+    projected_spread: float
     trace_spread: float
 
     @property
@@ -101,9 +113,12 @@ class ClassStructure:
         return self.eigenvalues[-len(self.predicted) :]
 
     def errors(self, values: Floats) -> Floats:
-        """How far eigenvalues of a level, or of ``G - G1``, may be off to each side, shape (2, k)."""
-        roots = np.sqrt(values.clip(0.0))
-        return np.stack([values - (roots - self.spread).clip(0.0) ** 2, (roots + self.spread) ** 2 - values])
+        """How far eigenvalues of a level or of ``remaining`` may be off to each side, shape (2, k)."""
+        return _errors(values, self.spread)
+
+    def projected_errors(self) -> Floats:
+        """How far the eigenvalues in ``projected`` may be off to each side, shape (2, m)."""
+        return _errors(self.projected, self.projected_spread)
 
     @property
     def num_above_rest(self) -> int:
@@ -131,7 +146,11 @@ class ClassStructure:
 
 
 def class_structure(
-    risk: EmpiricalRisk, gram: GGNGram | None = None, *, names: Sequence[str] | None = None
+    risk: EmpiricalRisk,
+    gram: GGNGram | None = None,
+    *,
+    weighting: Weighting = "examples",
+    names: Sequence[str] | None = None,
 ) -> ClassStructure:
     """Split the Gauss-Newton matrix of a softmax cross-entropy into Papyan's levels.
 
@@ -144,6 +163,10 @@ def class_structure(
         Its outputs are logits (N, C), its targets integers (N,).
     gram : GGNGram, optional
         From :func:`ggn_gram`, if it is there already.
+    weighting : {"examples", "probabilities"}
+        By what extended gradients are averaged, see :class:`ClassStructure`. Probabilities of other classes differ by
+        orders of magnitude between the examples of a trained network: weighted by them, means are those of the
+        examples that matter.
     names : sequence of str, optional
         Names of all ``C`` classes; by default their numbers.
 
@@ -163,6 +186,8 @@ def class_structure(
     >>> {name: round(fraction, 3) for name, fraction in structure.fractions.items()}
     {'own': 0.333, 'between': 0.167, 'cross': 0.5, 'within': 0.0}
     """
+    if weighting not in get_args(Weighting):
+        raise InputError(f"weighting must be 'examples' or 'probabilities', got {weighting!r}")
     gram = ggn_gram(risk) if gram is None else gram
     examples = read_examples(risk, gram.point)
     deltas = extended_gradients(examples, gram)
@@ -170,21 +195,25 @@ def class_structure(
     if names is not None and len(names) != num_classes:
         raise InputError(f"names has {len(names)} names; the outputs tell {num_classes} classes apart")
     present, counts = np.unique(deltas.labels, return_counts=True)
-    columns = _levels(deltas)
+    columns = levels_of(deltas, weighting)
     traces = {name: float(np.sum(part**2)) for name, part in columns.items()}
     means, turned = columns["between"], _turned(deltas, gram, len(present))
     parts, part_errors = _parts(columns, deltas, gram, turned)
-    overlaps, tilt = _overlaps(means, deltas, len(turned))
+    basis, tilt = _span(means, deltas.spread)
+    overlaps = (basis**2).sum(axis=0)[-len(turned) :]
+    diagonal = np.diag(deltas.eigenvalues)
     # gaps among the largest eigenvalues do not matter for all of them together
     together = _sine(gram.rounding, float(np.diff(deltas.eigenvalues, prepend=0.0)[-len(turned)]))
     return ClassStructure(
+        weighting,
         len(deltas.labels),
         num_classes,
         tuple(str(c) if names is None else names[c] for c in present),
         counts,
         gram.eigenvalues().clip(0.0),
         {name: _squared(part)[-_rank(name, deltas, len(present)) :] for name, part in columns.items()},
-        np.linalg.eigvalsh(np.diag(deltas.eigenvalues) - means.T @ means).clip(0.0),
+        np.linalg.eigvalsh(diagonal - means.T @ means).clip(0.0),
+        _squared((np.eye(len(diagonal)) - basis.T @ basis) * np.sqrt(deltas.eigenvalues)),
         traces,
         parts,
         part_errors,
@@ -194,30 +223,9 @@ def class_structure(
         min(1.0, together + tilt),
         gram.rounding,
         deltas.spread,
+        deltas.spread + tilt * float(deltas.eigenvalues[-1]) ** 0.5,
         deltas.trace_spread,
     )
-
-
-def _levels(deltas: Deltas) -> dict[str, Floats]:
-    """Columns (k, m) whose outer products add up to each level, in the eigenbasis of ``G``.
-
-    The square of a sum's deviations is the sum of squares less that of the mean, twice: over a class' examples with
-    their weights, and over its ``C - 1`` other classes.
-    """
-    own, between, cross, within = [], [], [], []
-    others = deltas.vectors.shape[1] - 1
-    for c in np.unique(deltas.labels):
-        mine = deltas.labels == c
-        roots, vectors = np.sqrt(deltas.weights[mine]), deltas.vectors[mine]
-        share = float(roots @ roots)
-        rest = np.delete(vectors, c, axis=1)
-        means = np.tensordot(roots, rest, axes=1) / share
-        own.append(vectors[:, c])
-        between.append((share * others) ** 0.5 * means.mean(axis=0, keepdims=True))
-        cross.append(share**0.5 * (means - means.mean(axis=0)))
-        within.append((rest - roots[:, None, None] * means).reshape(-1, means.shape[1]))
-    parts = own, between, cross, within
-    return {name: np.concatenate(part) for name, part in zip(LEVELS, parts, strict=True)}
 
 
 def _rank(level: str, deltas: Deltas, present: int) -> int:
@@ -256,12 +264,16 @@ def _parts(
     return parts, np.minimum(1.0, off / values)
 
 
-def _overlaps(means: Floats, deltas: Deltas, k: int) -> tuple[Floats, float]:
-    """Overlaps of ``k`` eigenvectors with the span of the class means, and the sine by which the span may be off."""
+def _span(means: Floats, spread: float) -> tuple[Floats, float]:
+    """An orthonormal basis (r, m) of the class means' span, and the sine of the angle by which it may be off."""
     lengths, basis = np.linalg.svd(means, full_matrices=False)[1:]
-    kept = lengths > 10 * deltas.spread
-    tilt = _sine(deltas.spread, float(lengths[kept].min(initial=np.inf)))
-    return (basis[kept] ** 2).sum(axis=0)[-k:], tilt
+    kept = lengths > 10 * spread
+    return basis[kept], _sine(spread, float(lengths[kept].min(initial=np.inf)))
+
+
+def _errors(values: Floats, spread: float) -> Floats:
+    roots = np.sqrt(values.clip(0.0))
+    return np.stack([values - (roots - spread).clip(0.0) ** 2, (roots + spread) ** 2 - values])
 
 
 def _sine(off: float, gap: float) -> float:

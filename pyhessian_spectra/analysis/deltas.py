@@ -1,4 +1,4 @@
-"""Papyan's extended gradients of single examples, as combinations of the rows of a Gram matrix.
+"""Papyan's extended gradients of single examples, as combinations of the rows of a Gram matrix, and their levels.
 
 For softmax cross-entropy, ``delta_ic' = sqrt(p_ic') J_i^T (e_c' - p_i)`` is, up to its scale, the gradient that example
 ``i`` would have if its class were ``c'``; ``G = sum_i w_i sum_c' delta_ic' delta_ic'^T``, with ``w_i`` the example's
@@ -8,6 +8,7 @@ share in the loss (Papyan 2019).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,11 @@ from pyhessian_spectra.curvature.examples import Examples
 from pyhessian_spectra.curvature.gram import GGNGram
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
+
+#: The four levels, ``G0`` to ``G3``, see :class:`ClassStructure`.
+LEVELS = ("own", "between", "cross", "within")
+
+Weighting = Literal["examples", "probabilities"]
 
 # Second derivatives of a loss may be off by so many times C eps: sums over the classes, and a softmax rounded twice.
 _ROUNDING = 100
@@ -36,6 +42,7 @@ class Deltas:
         The examples' own classes.
     weights : ndarray, shape (N,), float64
         ``w_i``, all positive.
+    probabilities : ndarray, shape (N, C), float64
     spread : float
         Bound on the spectral norm of what is wrong with all ``sqrt(w_i) delta_ic'`` together, as columns.
     trace_spread : float
@@ -46,6 +53,7 @@ class Deltas:
     eigenvalues: Floats
     labels: NDArray[np.int64]
     weights: Floats
+    probabilities: Floats
     spread: float
     trace_spread: float
 
@@ -80,7 +88,39 @@ def extended_gradients(examples: Examples, gram: GGNGram) -> Deltas:
     # what the factors leave out adds up to a matrix of norm ``rounding`` at most; rows are off by less than its root
     rank = max(len(counted) * (p.shape[1] - 1), 1)
     off = gram.rounding**0.5
-    return Deltas(vectors, values, labels[counted], weights[counted], off + missed**0.5, off * rank**0.5 + missed**0.5)
+    return Deltas(
+        vectors,
+        values,
+        labels[counted],
+        weights[counted],
+        p[counted],
+        off + missed**0.5,
+        off * rank**0.5 + missed**0.5,
+    )
+
+
+def levels_of(deltas: Deltas, weighting: Weighting) -> dict[str, Floats]:
+    """Columns (k, m) whose outer products add up to each level, in the eigenbasis of ``G``.
+
+    Squares are those of the mean and of the deviations from it, twice: over a class' examples, and over its ``C - 1``
+    other classes.
+    """
+    own, between, cross, within = [], [], [], []
+    for c in np.unique(deltas.labels):
+        mine = deltas.labels == c
+        vectors, p = deltas.vectors[mine], np.delete(deltas.probabilities[mine], c, axis=1)
+        weights = deltas.weights[mine, None] * (p if weighting == "probabilities" else np.ones_like(p))
+        rest, roots = np.delete(vectors, c, axis=1), np.sqrt(weights)
+        sums, shares = np.einsum("ij,ijm->jm", roots, rest), weights.sum(axis=0)
+        # a class that nothing resembles to the last digit has no mean, and no part in any
+        means = np.divide(sums, shares[:, None], out=np.zeros_like(sums), where=shares[:, None] > 0)
+        mean = sums.sum(axis=0) / max(float(shares.sum()), np.finfo(np.float64).tiny)
+        own.append(vectors[:, c])
+        between.append(float(shares.sum()) ** 0.5 * mean[None])
+        cross.append(np.sqrt(shares)[:, None] * (means - mean))
+        within.append((rest - roots[:, :, None] * means).reshape(-1, means.shape[1]))
+    parts = own, between, cross, within
+    return {name: np.concatenate(part) for name, part in zip(LEVELS, parts, strict=True)}
 
 
 def _check(factors: Floats, root: Floats, weight: float, tolerance: float) -> None:
