@@ -15,7 +15,6 @@ from torch.func import jacrev
 
 from pyhessian_spectra import EmpiricalRisk, class_structure, ggn_gram
 from pyhessian_spectra.analysis.deltas import LEVELS, extended_gradients, levels_of
-from pyhessian_spectra.curvature.examples import read_examples
 from pyhessian_spectra.errors import InputError
 
 TOLERANCE = 1e-10
@@ -96,7 +95,7 @@ def defined(risk, weighting):
 def found(risk, weighting):
     """The levels (n, n) from the Gram matrix."""
     gram = ggn_gram(risk)
-    columns = levels_of(extended_gradients(read_examples(risk, gram.point), gram), weighting)
+    columns = levels_of(extended_gradients(gram.answers(risk), gram), weighting)
     basis = torch.from_numpy(gram.eigenpairs(gram.rank()).eigenvectors)
     parts = {name: torch.from_numpy(part[:, -gram.rank() :]) for name, part in columns.items()}
     return {name: basis @ part.T @ part @ basis.T for name, part in parts.items()}

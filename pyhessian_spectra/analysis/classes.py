@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyhessian_spectra.analysis.deltas import Deltas, Weighting, extended_gradients, levels_of
-from pyhessian_spectra.curvature.examples import read_examples
 from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
@@ -189,7 +188,7 @@ def class_structure(
     if weighting not in get_args(Weighting):
         raise InputError(f"weighting must be 'examples' or 'probabilities', got {weighting!r}")
     gram = ggn_gram(risk) if gram is None else gram
-    examples = read_examples(risk, gram.point)
+    examples = gram.answers(risk)
     deltas = extended_gradients(examples, gram)
     num_classes = deltas.vectors.shape[1]
     if names is not None and len(names) != num_classes:

@@ -69,8 +69,6 @@ def extended_gradients(examples: Examples, gram: GGNGram) -> Deltas:
     weights = examples.terms if gram.weights is None else gram.weights
     logits = np.concatenate(examples.outputs)
     factors = np.concatenate(gram.factors)
-    if len(weights) != len(logits) or factors.shape[1:] != logits.shape[1:]:
-        raise InputError(f"the Gram matrix is not of this risk's {len(logits)} examples; build it with ggn_gram(risk)")
     p = _softmax(logits)
     roots = np.sqrt(weights)[:, None, None] * np.sqrt(p)[:, :, None] * (np.eye(p.shape[1]) - p[:, None, :])
     tolerance = _ROUNDING * p.shape[1] * torch.finfo(gram.point.dtype).eps

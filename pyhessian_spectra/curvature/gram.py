@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.examples import Examples, read_examples
 from pyhessian_spectra.curvature.objective import FAILURES
 from pyhessian_spectra.curvature.operators import GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
@@ -78,6 +79,16 @@ class GGNGram:
         """Where the matrix was taken, which the model may have left since."""
         assert isinstance(self._op.op, GGNOperator)
         return self._op.op.point
+
+    def answers(self, risk: EmpiricalRisk) -> Examples:
+        """What the model says of the examples where the matrix was taken; raises InputError if the risk has others."""
+        found = read_examples(risk, self.point)
+        counts = self.examples.max() < len(found) if self.weights is None else len(self.weights) == len(found)
+        if not counts or [f.shape[1] for f in self.factors] != [o.shape[1] for o in found.outputs]:
+            raise InputError(
+                f"the Gram matrix is not of this risk's {len(found)} examples; build it with ggn_gram(risk)"
+            )
+        return found
 
     def eigenvalues(self, group: str | None = None) -> Floats:
         """The eigenvalues (m,) of ``K`` or of a group's, ascending; where ``m > n``, the ``n`` largest of them."""
