@@ -84,8 +84,7 @@ def extended_gradients(examples: Examples, gram: GGNGram) -> Deltas:
         vectors[place] = isometry @ coordinates[rows]
         missed += float(np.sum((residue @ coordinates[rows]) ** 2))
     # what the factors leave out adds up to a matrix of norm ``rounding`` at most; rows are off by less than its root
-    rank = max(len(counted) * (p.shape[1] - 1), 1)
-    off = gram.rounding**0.5
+    off, trace_off = gram.rounding**0.5, gram.trace().rounding ** 0.5
     return Deltas(
         vectors,
         values,
@@ -93,7 +92,7 @@ def extended_gradients(examples: Examples, gram: GGNGram) -> Deltas:
         weights[counted],
         p[counted],
         off + missed**0.5,
-        off * rank**0.5 + missed**0.5,
+        trace_off + missed**0.5,
     )
 
 
