@@ -202,24 +202,29 @@ def test_ignored_examples_and_absent_classes_are_not_counted():
 
 
 @both
-def test_float32_is_within_the_errors_stated(weighting):
+@pytest.mark.parametrize("scale", [1.0, 50.0, 300.0])
+def test_float32_is_within_the_errors_stated_however_sure_the_model(weighting, scale):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 5))
+    with torch.no_grad():
+        model[2].weight *= scale
     x, y = 3 * torch.randn(40, 8), torch.randint(0, 5, (40,))
     rounded = class_structure(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)), weighting=weighting)
     precise = EmpiricalRisk(model.double(), nn.CrossEntropyLoss(), (x.double(), y))
     exact = class_structure(precise, weighting=weighting)
     for name in LEVELS:
-        off = (exact.levels[name] - rounded.levels[name]) * [[-1.0], [1.0]]
-        assert (off <= rounded.errors(rounded.levels[name])).all()
+        values = rounded.levels[name]  # those of directions that float32 does not see are left out
+        off = (exact.levels[name][-len(values) :] - values) * [[-1.0], [1.0]]
+        assert (off <= rounded.errors(values)).all()
         assert abs(exact.fractions[name] - rounded.fractions[name]) <= rounded.fraction_errors[name]
         assert (np.abs(exact.parts[name] - rounded.parts[name]) <= rounded.part_errors).all()
     assert (np.abs(exact.overlaps - rounded.overlaps) <= rounded.overlap_errors).all()
     assert abs(exact.alignment - rounded.alignment) <= rounded.alignment_error
-    off = (exact.projected - rounded.projected) * [[-1.0], [1.0]]
+    off = (exact.projected[-len(rounded.projected) :] - rounded.projected) * [[-1.0], [1.0]]
     assert (off <= rounded.projected_errors()).all()
+    assert rounded.span == exact.span or rounded.alignment_error == 1
     top = rounded.levels["between"][-1:]
-    assert 0 < rounded.errors(top).max() < 0.1 * top[0]
+    assert 0 < rounded.errors(top).max() < 0.2 * top[0]
 
 
 def focal(outputs, targets):

@@ -21,6 +21,9 @@ from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
 
+# Class means may be all but parallel, or zero; directions in which G1 has less of its largest eigenvalue are left out.
+_SHORTEST = 1e-3
+
 
 @dataclass(frozen=True)
 class ClassStructure:
@@ -68,7 +71,9 @@ class ClassStructure:
         Bounds on how far rounding has moved any of them: 1 where an eigenvalue has no gap to the next.
     overlaps : ndarray, shape (min(K, m),), float64
         How much of the unit eigenvector to each of the largest eigenvalues lies in the span of the class means, in
-        [0, 1]. Directions with singular values below ten times ``spread`` do not count for this span.
+        [0, 1]. Directions in which ``G1`` is below a thousandth of its largest eigenvalue do not count for this span.
+    span : int
+        How many directions do.
     overlap_errors : ndarray, shape (min(K, m),), float64
         Bounds on how far rounding has moved them, likewise.
     alignment, alignment_error : float
@@ -93,6 +98,7 @@ class ClassStructure:
     parts: Mapping[str, Floats]
     part_errors: Floats
     overlaps: Floats
+    span: int
     overlap_errors: Floats
     alignment: float
     alignment_error: float
@@ -217,6 +223,7 @@ def class_structure(
         parts,
         part_errors,
         overlaps,
+        len(basis),
         np.minimum(1.0, turned + tilt),
         float(overlaps.mean()),
         min(1.0, together + tilt),
@@ -266,8 +273,11 @@ def _parts(
 def _span(means: Floats, spread: float) -> tuple[Floats, float]:
     """An orthonormal basis (r, m) of the class means' span, and the sine of the angle by which it may be off."""
     lengths, basis = np.linalg.svd(means, full_matrices=False)[1:]
-    kept = lengths > 10 * spread
-    return basis[kept], _sine(spread, float(lengths[kept].min(initial=np.inf)))
+    least = _SHORTEST**0.5 * float(lengths[0])
+    kept = int((lengths > least).sum())
+    if not kept or np.abs(lengths - least).min() <= 2 * spread:  # rounding decides what counts
+        return basis[:kept], 1.0
+    return basis[:kept], _sine(spread, float(lengths[kept - 1] - np.append(lengths, 0.0)[kept]))
 
 
 def _errors(values: Floats, spread: float) -> Floats:
