@@ -174,6 +174,26 @@ def test_what_is_left_without_class_means_bounds_the_next_eigenvalue():
         assert structure.num_above_rest <= k
 
 
+def test_class_means_of_a_model_that_tells_classes_apart_span_the_outliers_and_permuted_classes_do_not():
+    # with p the same for all classes but one's own, e_c - 1/C is an eigenvector of diag(p) - p p^T, of p_c (1 - p_c)
+    # C / (C - 1); others have p_c', which is less
+    risk = prototypes(repeats=10)
+    with torch.no_grad():
+        risk.model.weight.copy_(torch.eye(4, 5))
+    gram = ggn_gram(risk)
+    structure = class_structure(risk, gram, generator=torch.Generator().manual_seed(5))
+    p = np.exp(3) / (np.exp(3) + 3)
+    np.testing.assert_allclose(structure.measured, 9 * p * (1 - p) / 3)
+    assert structure.eigenvalues[-5] == pytest.approx(9 * (1 - p) / 3 / 4)
+    assert structure.alignment == pytest.approx(1.0) and structure.alignment_error < 1e-5
+    (x, y) = risk.data[0]
+    mixed = y[torch.randperm(40, generator=torch.Generator().manual_seed(5))]
+    first = class_structure(risk.replace(data=[(x, mixed)]), gram)
+    assert structure.chance[0] == pytest.approx(first.alignment, abs=1e-9)
+    assert structure.chance_errors[0] == pytest.approx(first.alignment_error)
+    assert structure.chance.max() < 0.99
+
+
 def test_the_order_of_examples_and_batches_does_not_matter():
     x, y = _classes(24, (4,), 3)
     mixed = torch.randperm(24, generator=torch.Generator().manual_seed(1))

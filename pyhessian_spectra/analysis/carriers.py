@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pyhessian_spectra.analysis.angles import sine
 from pyhessian_spectra.curvature.examples import Examples
 from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
@@ -165,10 +166,11 @@ def _errors(gram: GGNGram, values: Floats, cluster: tuple[int, int], gap: float)
     it, and changes each of the two traces by ``s rounding``.
     """
     size, total = cluster[1] - cluster[0], float(values[cluster[0] : cluster[1]].sum())
-    turned = min(1.0, gram.rounding / (gap - gram.rounding)) if gap > gram.rounding else 1.0
     own = np.bincount(gram.examples, weights=np.diag(gram.matrix))
     largest = min(float(own.max()), float(values[-1]))  # the norm of one term is its trace at most
-    one, many = (size * (norm * turned + 2 * gram.rounding) / total for norm in (largest, float(values[-1])))
+    one, many = (
+        size * (norm * sine(gram.rounding, gap) + 2 * gram.rounding) / total for norm in (largest, float(values[-1]))
+    )
     return min(1.0, one), min(1.0, many)
 
 

@@ -9,20 +9,25 @@ learning spectra").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from pyhessian_spectra.analysis.deltas import Deltas, Weighting, extended_gradients, levels_of
+from pyhessian_spectra.analysis.angles import sine, span, turned
+from pyhessian_spectra.analysis.deltas import Deltas, Weighting, class_means, extended_gradients, levels_of
 from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
 
 # Class means may be all but parallel, or zero; directions in which G1 has less of its largest eigenvalue are left out.
-_SHORTEST = 1e-3
+_SHORTEST = 1e-3**0.5
+
+# Random permutations of the classes: the 5 % quantile is the second of so many.
+_PERMUTATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class ClassStructure:
         Bounds on how far rounding has moved them, likewise.
     alignment, alignment_error : float
         The mean of the overlaps, which gaps among the largest do not matter for, and its bound.
+    chance, chance_errors : ndarray, shape (20,), float64
+        The alignment with the examples' classes permuted at random, and its bounds: any means of extended gradients lie
+        along large eigenvalues, and class means explain what they have beyond this.
     rounding : float
         Bound on how far eigenvalues of ``G`` are off.
     spread, projected_spread, trace_spread : float
@@ -102,6 +110,8 @@ class ClassStructure:
     overlap_errors: Floats
     alignment: float
     alignment_error: float
+    chance: Floats
+    chance_errors: Floats
     rounding: float
     spread: float
     projected_spread: float
@@ -156,6 +166,7 @@ def class_structure(
     *,
     weighting: Weighting = "examples",
     names: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
 ) -> ClassStructure:
     """Split the Gauss-Newton matrix of a softmax cross-entropy into Papyan's levels.
 
@@ -174,6 +185,8 @@ def class_structure(
         examples that matter.
     names : sequence of str, optional
         Names of all ``C`` classes; by default their numbers.
+    generator : torch.Generator, optional
+        Draws the permutations of the classes; by default one with the seed 0.
 
     Raises
     ------
@@ -202,13 +215,15 @@ def class_structure(
     present, counts = np.unique(deltas.labels, return_counts=True)
     columns = levels_of(deltas, weighting)
     traces = {name: float(np.sum(part**2)) for name, part in columns.items()}
-    means, turned = columns["between"], _turned(deltas, gram, len(present))
-    parts, part_errors = _parts(columns, deltas, gram, turned)
-    basis, tilt = _span(means, deltas.spread)
-    overlaps = (basis**2).sum(axis=0)[-len(turned) :]
-    diagonal = np.diag(deltas.eigenvalues)
+    means = columns["between"]
+    tilts = turned(deltas.eigenvalues, len(present), gram.rounding)
+    parts, part_errors = _parts(columns, deltas, gram, tilts)
+    basis, tilt = span(means, _SHORTEST, deltas.spread)
+    overlaps = (basis**2).sum(axis=0)[-len(tilts) :]
     # gaps among the largest eigenvalues do not matter for all of them together
-    together = _sine(gram.rounding, float(np.diff(deltas.eigenvalues, prepend=0.0)[-len(turned)]))
+    together = sine(gram.rounding, float(np.diff(deltas.eigenvalues, prepend=0.0)[-len(tilts)]))
+    chance, chance_tilts = _chance(deltas, weighting, len(tilts), generator or torch.Generator().manual_seed(0))
+    diagonal = np.diag(deltas.eigenvalues)
     return ClassStructure(
         weighting,
         len(deltas.labels),
@@ -224,9 +239,11 @@ def class_structure(
         part_errors,
         overlaps,
         len(basis),
-        np.minimum(1.0, turned + tilt),
+        np.minimum(1.0, tilts + tilt),
         float(overlaps.mean()),
         min(1.0, together + tilt),
+        chance,
+        np.minimum(1.0, together + chance_tilts),
         gram.rounding,
         deltas.spread,
         deltas.spread + tilt * float(deltas.eigenvalues[-1]) ** 0.5,
@@ -252,39 +269,30 @@ def _squared(columns: Floats) -> Floats:
     return np.asarray(np.linalg.eigvalsh(small).clip(0.0), np.float64)
 
 
-def _turned(deltas: Deltas, gram: GGNGram, k: int) -> Floats:
-    """By which sine rounding may have turned the eigenvector to each of the ``k`` largest eigenvalues."""
-    gaps = np.diff(deltas.eigenvalues, prepend=0.0)[-k:]
-    return np.array([_sine(gram.rounding, gap) for gap in np.minimum(gaps, np.append(gaps[1:], np.inf))])
-
-
 def _parts(
-    columns: Mapping[str, Floats], deltas: Deltas, gram: GGNGram, turned: Floats
+    columns: Mapping[str, Floats], deltas: Deltas, gram: GGNGram, tilts: Floats
 ) -> tuple[Mapping[str, Floats], Floats]:
     """The parts of the levels in the largest eigenvalues, and a bound on how far any of them is off."""
-    values = deltas.eigenvalues[-len(turned) :].clip(np.finfo(np.float64).tiny)
-    parts = {name: (part[:, -len(turned) :] ** 2).sum(axis=0) / values for name, part in columns.items()}
+    values = deltas.eigenvalues[-len(tilts) :].clip(np.finfo(np.float64).tiny)
+    parts = {name: (part[:, -len(tilts) :] ** 2).sum(axis=0) / values for name, part in columns.items()}
     # a unit vector turned by theta has moved by sqrt(2) sin(theta) at most
-    moved = deltas.spread + 2**0.5 * turned * deltas.eigenvalues[-1] ** 0.5
+    moved = deltas.spread + 2**0.5 * tilts * deltas.eigenvalues[-1] ** 0.5
     off = (2 * np.sqrt(values) + moved) * moved + gram.rounding
     return parts, np.minimum(1.0, off / values)
 
 
-def _span(means: Floats, spread: float) -> tuple[Floats, float]:
-    """An orthonormal basis (r, m) of the class means' span, and the sine of the angle by which it may be off."""
-    lengths, basis = np.linalg.svd(means, full_matrices=False)[1:]
-    least = _SHORTEST**0.5 * float(lengths[0])
-    kept = int((lengths > least).sum())
-    if not kept or np.abs(lengths - least).min() <= 2 * spread:  # rounding decides what counts
-        return basis[:kept], 1.0
-    return basis[:kept], _sine(spread, float(lengths[kept - 1] - np.append(lengths, 0.0)[kept]))
+def _chance(deltas: Deltas, weighting: Weighting, k: int, generator: torch.Generator) -> tuple[Floats, Floats]:
+    """Alignments of the ``k`` largest eigenvectors with means of permuted classes, and the sines of these' tilts."""
+    alignments, tilts = [], []
+    for _ in range(_PERMUTATIONS):
+        order = torch.randperm(len(deltas.labels), generator=generator, device=generator.device).cpu().numpy()
+        mixed = replace(deltas, labels=deltas.labels[order])
+        basis, tilt = span(class_means(mixed, weighting), _SHORTEST, deltas.spread)
+        alignments.append(float((basis[:, -k:] ** 2).sum()) / k)
+        tilts.append(tilt)
+    return np.array(alignments), np.array(tilts)
 
 
 def _errors(values: Floats, spread: float) -> Floats:
     roots = np.sqrt(values.clip(0.0))
     return np.stack([values - (roots - spread).clip(0.0) ** 2, (roots + spread) ** 2 - values])
-
-
-def _sine(off: float, gap: float) -> float:
-    """A bound on the sine of the angle by which a perturbation turns a subspace (Davis and Kahan 1970, Wedin 1972)."""
-    return min(1.0, off / (gap - off)) if gap > off else 1.0

@@ -24,6 +24,8 @@ LEVELS = ("own", "between", "cross", "within")
 
 Weighting = Literal["examples", "probabilities"]
 
+_TINY = np.finfo(np.float64).tiny
+
 # Second derivatives of a loss may be off by so many times C eps: sums over the classes, and a softmax rounded twice.
 _ROUNDING = 100
 
@@ -104,20 +106,35 @@ def levels_of(deltas: Deltas, weighting: Weighting) -> dict[str, Floats]:
     """
     own, between, cross, within = [], [], [], []
     for c in np.unique(deltas.labels):
-        mine = deltas.labels == c
-        vectors, p = deltas.vectors[mine], np.delete(deltas.probabilities[mine], c, axis=1)
-        weights = deltas.weights[mine, None] * (p if weighting == "probabilities" else np.ones_like(p))
-        rest, roots = np.delete(vectors, c, axis=1), np.sqrt(weights)
-        sums, shares = np.einsum("ij,ijm->jm", roots, rest), weights.sum(axis=0)
+        roots, rest, sums, shares = _of_class(deltas, weighting, c)
         # a class that nothing resembles to the last digit has no mean, and no part in any
         means = np.divide(sums, shares[:, None], out=np.zeros_like(sums), where=shares[:, None] > 0)
-        mean = sums.sum(axis=0) / max(float(shares.sum()), np.finfo(np.float64).tiny)
-        own.append(vectors[:, c])
-        between.append(float(shares.sum()) ** 0.5 * mean[None])
-        cross.append(np.sqrt(shares)[:, None] * (means - mean))
+        between.append(_mean(sums, shares))
+        cross.append(np.sqrt(shares)[:, None] * (means - between[-1] / max(float(shares.sum()), _TINY) ** 0.5))
         within.append((rest - roots[:, :, None] * means).reshape(-1, means.shape[1]))
+        own.append(deltas.vectors[deltas.labels == c, c])
     parts = own, between, cross, within
     return {name: np.concatenate(part) for name, part in zip(LEVELS, parts, strict=True)}
+
+
+def class_means(deltas: Deltas, weighting: Weighting) -> Floats:
+    """The columns (K, m) of the level ``between`` alone."""
+    found = (_of_class(deltas, weighting, c) for c in np.unique(deltas.labels))
+    return np.concatenate([_mean(sums, shares) for _, _, sums, shares in found])
+
+
+def _of_class(deltas: Deltas, weighting: Weighting, c: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Roots of the weights (N_c, C - 1) of a class' other classes; their columns, weighted sums and shares."""
+    mine = deltas.labels == c
+    p = np.delete(deltas.probabilities[mine], c, axis=1)
+    weights = deltas.weights[mine, None] * (p if weighting == "probabilities" else np.ones_like(p))
+    rest, roots = np.delete(deltas.vectors[mine], c, axis=1), np.sqrt(weights)
+    return roots, rest, np.einsum("ij,ijm->jm", roots, rest), weights.sum(axis=0)
+
+
+def _mean(sums: Floats, shares: Floats) -> Floats:
+    """The class mean times the root of the class' share (1, m)."""
+    return sums.sum(axis=0, keepdims=True) / max(float(shares.sum()), _TINY) ** 0.5
 
 
 def _check(factors: Floats, root: Floats, weight: float, tolerance: float) -> None:

@@ -98,7 +98,7 @@ def _explained(structure: ClassStructure) -> str:
     aligned = format_with_error(100 * structure.alignment, 100 * structure.alignment_error)
     carried = format_with_error(100 * trace, 100 * structure.fraction_errors["between"])
     told = f"$G_1$ spans {aligned} % of the top {k} eigenvectors"
-    return f"{told}\nand has {carried} % of the trace"
+    return f"{told}\n({100 * structure.chance.mean():.0f} % by chance), and has {carried} % of the trace"
 
 
 def _draw_by_rank(
