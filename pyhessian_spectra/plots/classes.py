@@ -94,11 +94,15 @@ def plot_carriers(carriers: Carriers, images: ArrayLike | None = None, *, ax: Ax
 
 def _explained(structure: ClassStructure) -> str:
     """What class means explain, in percent: of directions and of the trace."""
-    k, trace = len(structure.overlaps), structure.fractions["between"]
-    aligned = format_with_error(100 * structure.alignment, 100 * structure.alignment_error)
-    carried = format_with_error(100 * trace, 100 * structure.fraction_errors["between"])
-    told = f"$G_1$ spans {aligned} % of the top {k} eigenvectors"
-    return f"{told}\n({100 * structure.chance.mean():.0f} % by chance), and has {carried} % of the trace"
+    aligned = _percent(structure.alignment, structure.alignment_error)
+    carried = _percent(structure.fractions["between"], structure.fraction_errors["between"])
+    told = f"$G_1$ spans {aligned} of the top {len(structure.overlaps)} eigenvectors"
+    return f"{told}\n({structure.chance.mean():.0%} by chance), and has {carried} of the trace"
+
+
+def _percent(value: float, error: float) -> str:
+    """A fraction in percent, with its error unless that is below the digits shown."""
+    return f"{value:.1%}" if error < 5e-4 else f"({format_with_error(100 * value, 100 * error)})%"
 
 
 def _draw_by_rank(
