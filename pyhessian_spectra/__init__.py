@@ -4,6 +4,8 @@ from pyhessian_spectra import curvature, spectra
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
+from pyhessian_spectra.analysis.carriers import Carriers, carriers
+from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.operators import analyze_operator
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
@@ -15,11 +17,15 @@ __all__ = [
     "BlockAnalysis",
     "BulkEdge",
     "BulkFit",
+    "Carriers",
+    "ClassStructure",
     "Note",
     "SpectralAnalysis",
     "__version__",
     "analyze",
     "analyze_operator",
+    "carriers",
+    "class_structure",
     "fit_marchenko_pastur",
     "fit_semicircle",
     "load_analyses",

@@ -96,6 +96,17 @@ def test_a_subset_of_the_examples_is_a_principal_submatrix_over_its_share(case):
     assert len(gram.factors[0]) == (gram.examples < len(first.targets)).sum()
 
 
+def test_a_batch_without_curvature_has_no_rows_beside_one_that_has():
+    model = nn.Linear(2, 2, bias=False).double()
+    nn.init.eye_(model.weight)
+    sure, unsure = torch.tensor([[2000.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
+    batches = [(sure, torch.tensor([0])), (unsure, torch.tensor([0]))]
+    gram = ggn_gram(EmpiricalRisk(model, nn.CrossEntropyLoss(), batches))
+    p = 1 / (1 + np.exp(-1.0))
+    assert gram.examples.tolist() == [1] and [len(some) for some in gram.factors] == [0, 1]
+    np.testing.assert_allclose(gram.eigenvalues(), [p * (1 - p)])
+
+
 def pairwise(outputs, targets):
     return (outputs @ outputs.T).mean() ** 2 + outputs.square().mean()
 

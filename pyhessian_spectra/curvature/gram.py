@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.examples import Examples, read_examples
 from pyhessian_spectra.curvature.features import Plan, RowFeatures
 from pyhessian_spectra.curvature.inner_products import InnerProducts
 from pyhessian_spectra.curvature.objective import tensors_in
@@ -60,6 +61,21 @@ class GGNGram(GramMatrix):
     factors: tuple[Floats, ...]
     notes: tuple[Note, ...]
     _op: GGNOperator
+
+    @property
+    def point(self) -> Point:
+        """Where the matrix was taken, which the model may have left since."""
+        return self._op.point
+
+    def answers(self, risk: EmpiricalRisk) -> Examples:
+        """What the model says of the examples where the matrix was taken; raises InputError if the risk has others."""
+        found = read_examples(risk, self.point)
+        counts = self.examples.max() < len(found) if self.weights is None else len(self.weights) == len(found)
+        if not counts or [f.shape[1] for f in self.factors] != [o.shape[1] for o in found.outputs]:
+            raise InputError(
+                f"the Gram matrix is not of this risk's {len(found)} examples; build it with ggn_gram(risk)"
+            )
+        return found
 
     def example_shares(self, k: int = 1) -> Floats:
         """Each example's share in each of the ``k`` largest eigenvalues, shape (N, k); columns sum to 1.
@@ -139,8 +155,8 @@ def ggn_gram(
     Raises
     ------
     InputError
-        The risk is distributed, has more rows than ``limit`` or no outputs, or its loss is not convex in the outputs or
-        mixes those of several examples.
+        The risk is distributed, has more rows than ``limit`` or none, or no outputs, or its loss is not convex in the
+        outputs or mixes those of several examples.
     """
     if risk.sample.processes:
         raise InputError("a Gram matrix is built in one process; pass the risk without a process group")
@@ -157,6 +173,8 @@ def ggn_gram(
         if not torch.equal(_marks(batch), f.marks):
             raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
         features.add(batch, f.own)
+    if not len(features):
+        raise InputError("no example's loss is curved in the outputs: the Gauss-Newton matrix is zero at this point")
     owner = torch.full((op.n,), len(partition))
     for number, group in enumerate(partition):
         owner[group.indices] = number

@@ -47,7 +47,7 @@ class Outputs:
         if (values < -least).any():
             raise InputError("the loss is not convex in the outputs, so that its Gauss-Newton matrix is no A^T A")
         roots = torch.where(values > least, values, 0.0).sqrt()
-        rank = int((roots > 0).sum(dim=1).max())
+        rank = max(1, int((roots > 0).sum(dim=1).max()))  # a row of zeros where no loss of the batch is curved
         return (vectors * roots[:, None, :]).mT.flip(1)[:, :rank].to(self._point.dtype)
 
     def _blocks(self) -> Tensor:

@@ -5,6 +5,8 @@ pyplot: save it with ``ax.figure.savefig``, or draw on the Axes of ``pyplot.subp
 """
 
 from pyhessian_spectra.plots.axis import EigenvalueAxis as EigenvalueAxis
+from pyhessian_spectra.plots.classes import plot_carriers as plot_carriers
+from pyhessian_spectra.plots.classes import plot_class_structure as plot_class_structure
 from pyhessian_spectra.plots.density import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.density import plot_density as plot_density
 from pyhessian_spectra.plots.density import plot_density_rows as plot_density_rows
