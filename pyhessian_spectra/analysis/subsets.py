@@ -1,0 +1,160 @@
+"""Eigenvalues of subsets of the examples from one Gram matrix, and the sampling errors that leaving some out tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.stats import t as student
+
+from pyhessian_spectra.curvature.gram import GGNGram
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.results import Floats
+
+# ARPACK's tolerance, relative to the eigenvalue: far below any sampling error. Up to so many rows LAPACK is as fast.
+_TOLERANCE, _DENSE = 1e-9, 150
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A Gram matrix (m, m), the example of each row (m,), and the examples' shares in the mean (N,)."""
+
+    matrix: Floats
+    examples: np.ndarray
+    shares: Floats
+
+    @classmethod
+    def of(cls, gram: GGNGram) -> Rows:
+        """Those of a Gram matrix; raises InputError where its loss is a sum."""
+        if gram.weights is None:
+            raise InputError('the loss is a sum, which grows with the examples; take a risk with reduction="mean"')
+        return cls(gram.matrix, gram.examples, gram.weights)
+
+    def belong_to(self, chosen: np.ndarray) -> np.ndarray:
+        """Indices of the rows of these examples."""
+        among = np.zeros(len(self.shares), dtype=bool)
+        among[chosen] = True
+        return np.flatnonzero(among[self.examples])
+
+    def per_example(self, values: Floats) -> Floats:
+        """For each example the sum of the values (m, ...) of its rows over its share, shape (N, ...): their mean is
+        the sum over all rows."""
+        sums = np.zeros((len(self.shares), *values.shape[1:]))
+        np.add.at(sums, self.examples, values)
+        return sums / self.shares.reshape(-1, *[1] * (values.ndim - 1))
+
+    def start(self, k: int, generator: torch.Generator) -> Floats:
+        """A vector (m,) from which the ``k`` largest eigenvalues of any subset are found soon, and none is missed."""
+        noise = torch.randn(len(self.matrix), generator=generator, dtype=torch.float64).numpy()
+        vectors = largest(self.matrix, k, noise)[1]
+        # noise: the vectors may be orthogonal to a subset's, if its examples have no part in them
+        return np.asarray(vectors.sum(axis=1) + 0.1 * noise / np.linalg.norm(noise), np.float64)
+
+    def subset(self, chosen: np.ndarray, k: int, start: Floats) -> tuple[Floats, float]:
+        """The ``k`` largest eigenvalues of the mean over the chosen examples, descending, and its trace."""
+        kept, share = self.belong_to(chosen), float(self.shares[chosen].sum())
+        matrix = self.matrix[np.ix_(kept, kept)]
+        return largest(matrix, k, start[kept])[0] / share, float(np.trace(matrix)) / share
+
+    def reweighted(self, counts: Floats, k: int, start: Floats) -> Floats:
+        """The ``k`` largest eigenvalues, descending, where each example occurs so many times (N,)."""
+        kept = self.belong_to(np.flatnonzero(counts))
+        scale = np.sqrt(counts[self.examples[kept]] / float(self.shares @ counts))
+        return largest(self.matrix[np.ix_(kept, kept)] * np.outer(scale, scale), k, start[kept])[0]
+
+
+def largest(matrix: Floats, k: int, start: Floats) -> tuple[Floats, Floats]:
+    """The ``k`` largest eigenvalues of a Gram matrix, descending, with zeros where it has fewer rows; their vectors."""
+    m = len(matrix)
+    if m > max(_DENSE, 5 * k):
+        try:
+            values, vectors = eigsh(matrix, k, v0=start, tol=_TOLERANCE)
+        except ArpackNoConvergence:  # a cluster at the k-th eigenvalue
+            values, vectors = eigh(matrix, subset_by_index=[m - k, m - 1])
+    elif m:
+        values, vectors = eigh(matrix, subset_by_index=[max(0, m - k), m - 1])
+    else:
+        values, vectors = np.empty(0), np.empty((0, 0))
+    order = np.argsort(-values)
+    none = max(0, k - m)
+    return np.pad(values[order].clip(0.0), (0, none)), np.pad(vectors[:, order], ((0, 0), (0, none)))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What remains without each group of examples, and what the group says of the directions found without it.
+
+    ``values`` (g, k) are the eigenvalues without the group, ``shares`` (g,) the groups' shares, and ``quotients``
+    (N, k) are ``v^T G_i v`` of each example, with ``v`` the eigenvectors found without the example's group.
+    """
+
+    values: Floats
+    shares: Floats
+    quotients: Floats
+
+    def sums(self) -> LeftOut:
+        """The same for the sums of the largest eigenvalues."""
+        return LeftOut(self.values.cumsum(axis=1), self.shares, self.quotients.cumsum(axis=1))
+
+
+def leave_out(rows: Rows, groups: Sequence[np.ndarray], k: int, start: Floats) -> LeftOut:
+    """Leave out one group of examples at a time."""
+    values, quotients = np.zeros((len(groups), k)), np.zeros((len(rows.shares), k))
+    for index, group in enumerate(groups):
+        kept = rows.belong_to(np.setdiff1d(np.arange(len(rows.shares)), group))
+        found, u = largest(rows.matrix[np.ix_(kept, kept)], k, start[kept])
+        values[index] = found / (1 - rows.shares[group].sum())
+        out = rows.belong_to(group)
+        # v = A^T u / sqrt(found), so that the rows left out have the products K u / sqrt(found) with it
+        products = rows.matrix[np.ix_(out, kept)] @ u / np.sqrt(np.where(found > 0, found, np.inf))
+        np.add.at(quotients, rows.examples[out], products**2)
+    return LeftOut(values, np.array([rows.shares[g].sum() for g in groups]), quotients / rows.shares[:, None])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """An estimate, its sampling error, and how many degrees of freedom that error has."""
+
+    estimate: float
+    stderr: float
+    freedom: float
+
+    def end(self, side: int, level: float) -> float:
+        """The upper (side 1) or lower (side -1) end of an interval, for what is positive and varies in ratios."""
+        if self.estimate <= 0 or self.stderr == 0:
+            return self.estimate
+        factor = float(student.ppf((1 + level) / 2, self.freedom))
+        return float(self.estimate * np.exp(side * factor * self.stderr / self.estimate))
+
+
+def mean_of_examples(values: Floats, shares: Floats) -> Sampled:
+    """The mean of what each example gives (N,), by its share."""
+    estimate, count = float(shares @ values), len(shares)
+    parts = shares * (values - estimate)
+    return Sampled(estimate, float(np.sqrt((parts**2).sum() * count / (count - 1))), _freedom(parts))
+
+
+def jackknife(whole: float, without: Floats, shares: Floats) -> tuple[Sampled, float]:
+    """A statistic with its error, and its bias, from its values without each group (g,) and the groups' shares."""
+    # the jackknife for groups of unequal size: Busing, Meijer and van der Leeden 1999, equations 5 and 6
+    sizes = 1 / shares
+    pseudo = sizes * whole - (sizes - 1) * without
+    centre = float(shares @ pseudo)
+    parts = (pseudo - centre) / np.sqrt(sizes - 1)
+    return Sampled(whole, float(np.sqrt((parts**2).mean())), _freedom(parts)), whole - centre
+
+
+def _freedom(parts: Floats) -> float:
+    """Degrees of freedom of the sum of squares of independent deviations, from their kurtosis (Satterthwaite 1946).
+
+    A variance made by few of many deviations is as uncertain as one of few. Of normal deviations all but one count.
+    """
+    squares, count = parts**2, len(parts)
+    if not squares.any():
+        return float(count - 1)
+    kurtosis = count * float((squares**2).sum()) / float(squares.sum()) ** 2
+    return float(min(count - 1, 2 * count / max(kurtosis - 1, 1e-9)))
