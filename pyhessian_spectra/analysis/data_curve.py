@@ -62,7 +62,7 @@ class DataCurve:
     stderr : ndarray, shape (k,), float64
         The jackknife's sampling error of the eigenvalues at ``N``: how much another ``N`` examples would change them.
     quotients, quotient_stderr : ndarray, shape (k,), float64
-        Mean over the examples of ``v^T G_i v`` for the eigenvectors ``v`` found without example ``i``, and its error.
+        Mean over the examples of ``v^T G_i v``, with directions ``v`` found without example ``i``, and its error.
     bounds, sum_bounds : ndarray, shape (k, 2), float64
         Confidence limits for the expected eigenvalue, and for the expected sum of the largest up to this rank, of any
         ``N' >= N`` examples from the same source: see :meth:`interval`.
