@@ -88,16 +88,28 @@ def truth(model: nn.Module, x: Tensor, y: Tensor, size: int, generator: torch.Ge
 
 
 def guesses(curve: DataCurve, size: int) -> dict[str, float]:
-    """What might be predicted from the curve at ``size`` examples, with no regard to the interval."""
+    """What is predicted from the curve at ``size`` examples, and what else might be."""
     count, top = curve.num_examples, float(curve.eigenvalues[0])
     slope = math.log(curve.means[-2, 0] / top) / math.log(count / curve.sizes[-2])
     return {
         "lambda_1 of the N images": top,
-        "fitted law": curve.expected(size),
+        "fitted law": law(curve, size),
         "middle of lambda_1 and the held-out quotient": math.sqrt(top * float(curve.quotients[0])),
-        "jackknife": max(float(curve.quotients[0]), top - float(curve.bias[0]) * (1 - count / size)),
+        "jackknife, as DataCurve.expected": curve.expected(size),
         "power law from the last two sizes": max(float(curve.quotients[0]), top * (size / count) ** -slope),
     }
+
+
+def law(curve: DataCurve, size: int) -> float:
+    """``a + b M^-c`` with ``b >= 0`` and ``c`` between 1/2 and 1, fitted to the curve, within the curve's interval."""
+    sizes, means, best, value = curve.sizes, curve.means[:, 0], np.inf, float(curve.eigenvalues[0])
+    for exponent in np.linspace(0.5, 1.0, 26):
+        terms = np.stack([np.ones(len(sizes)), sizes**-exponent], axis=1)
+        (a, b), *_ = np.linalg.lstsq(terms / means[:, None], np.ones(len(sizes)), rcond=None)
+        off = float(((terms @ [a, b] / means - 1) ** 2).sum())
+        if b >= 0 and off < best:
+            best, value = off, float(a + b * size**-exponent)
+    return float(np.clip(value, *curve.interval()))
 
 
 def condition(curves: list[DataCurve], size: int, true: dict[str, Any]) -> dict[str, Any]:
