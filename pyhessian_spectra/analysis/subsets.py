@@ -31,7 +31,7 @@ class Rows:
     def of(cls, gram: GGNGram) -> Rows:
         """Those of a Gram matrix; raises InputError where its loss is a sum."""
         if gram.weights is None:
-            raise InputError('the loss is a sum, which grows with the examples; take a risk with reduction="mean"')
+            raise InputError("the loss is a sum, which grows with the examples; take a loss with reduction='mean'")
         return cls(gram.matrix, gram.examples, gram.weights)
 
     def belong_to(self, chosen: np.ndarray) -> np.ndarray:
