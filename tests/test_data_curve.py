@@ -198,11 +198,17 @@ def test_a_subset_without_the_heavy_examples_is_found_from_a_start_that_knows_th
     assert values[0] == pytest.approx(np.linalg.norm(a[:300], 2) ** 2 * 311 / 310)
 
 
-def test_fewer_rows_than_eigenvalues_give_zeros():
-    values, vectors = largest(np.diag([1.0, 4.0]), 3, np.ones(2))
-    np.testing.assert_allclose(values, [4.0, 1.0, 0.0])
-    assert vectors.shape == (2, 3)
-    np.testing.assert_array_equal(largest(np.empty((0, 0)), 2, np.empty(0))[0], [0.0, 0.0])
+@pytest.mark.parametrize("rows", [1, 120, 200, 290, 300])
+def test_largest_eigenpairs_of_scaled_rows_are_the_dense_ones_however_they_are_found(rows):
+    rng = np.random.default_rng(0)
+    a, scale = rng.standard_normal((300, 20)), np.zeros(300)
+    scale[rng.permutation(300)[:rows]] = rng.random(rows) + 0.5
+    values, vectors = largest(a @ a.T, scale, 3, rng.standard_normal(300))
+    dense = np.outer(scale, scale) * (a @ a.T)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(dense)[:-4:-1], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(dense @ vectors, vectors * values, atol=1e-4)
+    assert not vectors[scale == 0].any()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=0), [1, rows > 1, rows > 1])
 
 
 def test_a_curve_survives_json_and_its_sentence_says_the_same():

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.linalg import eigh
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.stats import t as student
 
 from pyhessian_spectra.curvature.gram import GGNGram
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
 
-# ARPACK's tolerance, relative to the eigenvalue: far below any sampling error. Up to so many rows LAPACK is as fast.
-_TOLERANCE, _DENSE = 1e-9, 150
+# ARPACK's tolerance of a residual relative to the eigenvalue, which is off by about its square: far below any sampling
+# error. Up to so many rows LAPACK is as fast.
+_TOLERANCE, _DENSE = 1e-6, 150
+
+# Copying a submatrix takes as long as some products with it; of more of the rows than this, products with all are less.
+_MOST = 0.8
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,9 @@ class Rows:
             raise InputError("the loss is a sum, which grows with the examples; take a loss with reduction='mean'")
         return cls(gram.matrix, gram.examples, gram.weights)
 
-    def belong_to(self, chosen: np.ndarray) -> np.ndarray:
-        """Indices of the rows of these examples."""
-        among = np.zeros(len(self.shares), dtype=bool)
-        among[chosen] = True
-        return np.flatnonzero(among[self.examples])
+    def among(self, chosen: np.ndarray) -> np.ndarray:
+        """Which rows belong to these examples, shape (m,)."""
+        return np.isin(np.arange(len(self.shares)), chosen)[self.examples]
 
     def per_example(self, values: Floats) -> Floats:
         """For each example the sum of the values (m, ...) of its rows over its share, shape (N, ...): their mean is
@@ -50,38 +52,44 @@ class Rows:
     def start(self, k: int, generator: torch.Generator) -> Floats:
         """A vector (m,) from which the ``k`` largest eigenvalues of any subset are found soon, and none is missed."""
         noise = torch.randn(len(self.matrix), generator=generator, dtype=torch.float64).numpy()
-        vectors = largest(self.matrix, k, noise)[1]
+        vectors = largest(self.matrix, np.ones(len(noise)), k, noise)[1]
         # noise: the vectors may be orthogonal to a subset's, if its examples have no part in them
         return np.asarray(vectors.sum(axis=1) + 0.1 * noise / np.linalg.norm(noise), np.float64)
 
     def subset(self, chosen: np.ndarray, k: int, start: Floats) -> tuple[Floats, float]:
         """The ``k`` largest eigenvalues of the mean over the chosen examples, descending, and its trace."""
-        kept, share = self.belong_to(chosen), float(self.shares[chosen].sum())
-        matrix = self.matrix[np.ix_(kept, kept)]
-        return largest(matrix, k, start[kept])[0] / share, float(np.trace(matrix)) / share
+        among, share = self.among(chosen), float(self.shares[chosen].sum())
+        values, _ = largest(self.matrix, among.astype(np.float64), k, start)
+        return values / share, float(np.diag(self.matrix)[among].sum()) / share
 
     def reweighted(self, counts: Floats, k: int, start: Floats) -> Floats:
         """The ``k`` largest eigenvalues, descending, where each example occurs so many times (N,)."""
-        kept = self.belong_to(np.flatnonzero(counts))
-        scale = np.sqrt(counts[self.examples[kept]] / float(self.shares @ counts))
-        return largest(self.matrix[np.ix_(kept, kept)] * np.outer(scale, scale), k, start[kept])[0]
+        scale = np.sqrt(counts[self.examples] / float(self.shares @ counts))
+        return largest(self.matrix, scale, k, start)[0]
 
 
-def largest(matrix: Floats, k: int, start: Floats) -> tuple[Floats, Floats]:
-    """The ``k`` largest eigenvalues of a Gram matrix, descending, with zeros where it has fewer rows; their vectors."""
-    m = len(matrix)
-    if m > max(_DENSE, 5 * k):
-        try:
-            values, vectors = eigsh(matrix, k, v0=start, tol=_TOLERANCE)
-        except ArpackNoConvergence:  # a cluster at the k-th eigenvalue
-            values, vectors = eigh(matrix, subset_by_index=[m - k, m - 1])
-    elif m:
-        values, vectors = eigh(matrix, subset_by_index=[max(0, m - k), m - 1])
+def largest(matrix: Floats, scale: Floats, k: int, start: Floats) -> tuple[Floats, Floats]:
+    """The ``k`` largest eigenvalues of ``D K D`` for a Gram matrix ``K`` and ``D = diag(scale)``, and their vectors.
+
+    Values (k,) descend, with zeros where ``D`` leaves fewer rows; vectors (m, k) are zero where it leaves none.
+    """
+    kept = np.flatnonzero(scale)
+    m, vectors = len(kept), np.zeros((len(matrix), k))
+    if m > max(_DENSE, 5 * k) and m > _MOST * len(matrix):
+        scaled = LinearOperator(matrix.shape, matvec=lambda x: scale * (matrix @ (scale * x.ravel())), dtype=np.float64)
+        values, vectors = eigsh(scaled, k, v0=start * (scale > 0), tol=_TOLERANCE, ncv=2 * k + 10)
     else:
-        values, vectors = np.empty(0), np.empty((0, 0))
+        part = matrix[np.ix_(kept, kept)] * np.outer(scale[kept], scale[kept])
+        if m > max(_DENSE, 5 * k):
+            values, vectors[kept] = eigsh(part, k, v0=start[kept], tol=_TOLERANCE, ncv=2 * k + 10)
+        elif m:
+            few = min(k, m)
+            found, vectors[kept, :few] = eigh(part, subset_by_index=[m - few, m - 1])
+            values = np.pad(found, (0, k - few))
+        else:
+            values = np.zeros(k)
     order = np.argsort(-values)
-    none = max(0, k - m)
-    return np.pad(values[order].clip(0.0), (0, none)), np.pad(vectors[:, order], ((0, 0), (0, none)))
+    return values[order].clip(0.0), vectors[:, order]
 
 
 @dataclass(frozen=True)
@@ -111,14 +119,13 @@ def leave_out(rows: Rows, groups: Sequence[np.ndarray], k: int, start: Floats) -
     values, quotients = np.zeros((len(groups), k)), np.zeros((len(rows.shares), k))
     traces = rows.per_example(np.diag(rows.matrix))
     scale = np.where(traces > 0, traces, 1.0)[rows.examples] ** -0.25
-    tempered = Rows(rows.matrix * np.outer(scale, scale), rows.examples, rows.shares)
     for index, group in enumerate(groups):
-        kept, out = rows.belong_to(np.setdiff1d(np.arange(len(rows.shares)), group)), rows.belong_to(group)
-        values[index] = largest(rows.matrix[np.ix_(kept, kept)], k, start[kept])[0] / (1 - rows.shares[group].sum())
-        found, u = largest(tempered.matrix[np.ix_(kept, kept)], k, start[kept])
+        out = rows.among(group)
+        values[index] = largest(rows.matrix, 1.0 - out, k, start)[0] / (1 - rows.shares[group].sum())
+        found, u = largest(rows.matrix, (1.0 - out) * scale, k, start)
         # v = B^T u / sqrt(found) with the rows B = scale A that were kept, so that A v are products with the matrix
-        directions = scale[kept, None] * u / np.sqrt(np.where(found > 0, found, np.inf))
-        np.add.at(quotients, rows.examples[out], (rows.matrix[np.ix_(out, kept)] @ directions) ** 2)
+        directions = scale[:, None] * u / np.sqrt(np.where(found > 0, found, np.inf))
+        np.add.at(quotients, rows.examples[out], (rows.matrix[out] @ directions) ** 2)
     return LeftOut(values, np.array([rows.shares[g].sum() for g in groups]), quotients / rows.shares[:, None])
 
 
