@@ -1,6 +1,6 @@
 """How often the interval of a data curve holds lambda_1 of more images, and how wide it is.
 
-python benchmarks/data_curve.py --data DATA [--out FILE.json] [--only NAME ...]
+python benchmarks/data_curve.py --data DATA [--out FILE.json] [--only NAME ...] [--seed N]
 
 Criterion, written before the first run. From each of ten disjoint subsets of N = 100 and of N = 300 images of a pool
 (six of 300 where the pool has 2,000), an interval at 95 % is computed. The truth is the mean of lambda_1 over fresh
@@ -10,6 +10,9 @@ above. In one condition (network, pool, N, N') two misses of ten happen by chanc
 1 %: the claim is broken in a condition with three misses or more, and as a whole if fewer than 95 % of all intervals
 hold. Intervals are useful where the upper end is at most ten times the lower one. Point predictions are compared by the
 root mean square of ln(prediction / truth); one that does not beat lambda_1 of the N images has no merit.
+
+The first run, with seed 0, broke the claim in one condition of 22, with an upper end that started at lambda_1 of the N
+images. It has started at the mean over halves of them since then. Seed 1 draws other networks, subsets and truths.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ class Network(NamedTuple):
     layers: tuple[nn.Module, ...]
 
 
-def networks() -> dict[str, Network]:
+def networks(seed: int = 0) -> dict[str, Network]:
     """The networks by name, untrained."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     mlp = (nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     same = (nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     maps = (nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1))
     return {
@@ -59,9 +62,9 @@ def networks() -> dict[str, Network]:
     }
 
 
-def trained(network: Network, x: Tensor, y: Tensor) -> nn.Module:
+def trained(network: Network, x: Tensor, y: Tensor, seed: int) -> nn.Module:
     """The network after stochastic gradient descent."""
-    model, generator = nn.Sequential(*network.layers), torch.Generator().manual_seed(0)
+    model, generator = nn.Sequential(*network.layers), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=STEP, momentum=MOMENTUM)
     for _ in range(network.epochs):
         for chosen in torch.randperm(len(x), generator=generator).split(BATCH):
@@ -138,9 +141,9 @@ def condition(curves: list[DataCurve], size: int, true: dict[str, Any]) -> dict[
     }
 
 
-def study(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+def study(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[dict[str, Any]]:
     """All conditions of one network and one pool."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     truths = {size: truth(model, x, y, size, generator) for size in TRUTHS if size < len(x) / 2 + 1}
     order, found = torch.randperm(len(x), generator=generator), []
     for count in COUNTS:
@@ -185,16 +188,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with mnist/ and cifar-10-batches-bin/")
     parser.add_argument("--only", nargs="*", choices=networks(), default=list(networks()))
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     conditions, facts = [], {}
     for name in options.only:
-        network = networks()[name]
+        network = networks(options.seed)[name]
         train = load_data(str(options.data / network.folder), split="train", num_examples=TRAINING)
         test = load_data(str(options.data / network.folder), split="test")
-        model = trained(network, train.inputs, train.targets)
+        model = trained(network, train.inputs, train.targets, options.seed)
         pools = {"its training images": train, "fresh test images": test}
         facts[name] = {
             pool: [len(data.inputs), accuracy(model, data.inputs, data.targets)] for pool, data in pools.items()
@@ -202,7 +206,7 @@ def main() -> None:
         print(name, facts[name], flush=True)
         for pool, data in pools.items():
             print(name, pool, flush=True)
-            found = study(model, data.inputs, data.targets)
+            found = study(model, data.inputs, data.targets, options.seed)
             conditions += [{"network": name, "pool": pool, **each} for each in found]
             told = {"criterion": __doc__, "command": " ".join(sys.argv), "torch": torch.__version__}
             result = {**told, "images_and_accuracy": facts, "summary": summary(conditions), "conditions": conditions}

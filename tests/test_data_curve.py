@@ -139,7 +139,7 @@ def test_the_bracket_holds_the_known_largest_eigenvalue_of_gaussian_inputs():
     curves = []
     for _ in range(40):
         x = torch.randn(40, 10, dtype=torch.float64, generator=generator) * scales
-        curves.append(data_curve(regression_gram(x), generator=generator, sizes=[20], subsets=2))
+        curves.append(data_curve(regression_gram(x), generator=generator, sizes=[20], subsets=10))
     top, held_out = (np.array([getattr(c, name)[0] for c in curves]) for name in ("eigenvalues", "quotients"))
     assert limits[0] < limits[1] < top.mean() - 2 * top.std() / 40**0.5
     assert held_out.mean() + 2 * held_out.std() / 40**0.5 < limits[0]
@@ -155,7 +155,7 @@ def test_the_bracket_holds_the_known_largest_eigenvalue_of_gaussian_inputs():
 
 def test_sums_of_eigenvalues_have_bounds_of_their_own_and_the_trace_its_interval():
     x = torch.randn(60, 5, dtype=torch.float64, generator=seeded(3))
-    curve = data_curve(regression_gram(x), generator=seeded(), k=5, subsets=2, groups=60)
+    curve = data_curve(regression_gram(x), generator=seeded(), k=5, groups=60)
     assert curve.bounds.shape == curve.sum_bounds.shape == (5, 2)
     np.testing.assert_allclose(curve.sum_bounds[0], curve.bounds[0])
     for r in range(1, 6):  # 2 Cov = 2 I
@@ -163,9 +163,13 @@ def test_sums_of_eigenvalues_have_bounds_of_their_own_and_the_trace_its_interval
     assert (curve.bounds[1:] < curve.sum_bounds[1:]).all()
     # all five together are the trace, whatever the directions
     assert curve.means[-1].sum() == pytest.approx(curve.traces[-1])
-    np.testing.assert_allclose(curve.sum_bounds[4], curve.trace_bounds)
+    assert curve.sum_bounds[4, 0] == pytest.approx(curve.trace_bounds[0])
     squares = 2 * (x**2).sum(dim=1).numpy()
     error = squares.std(ddof=1) / 60**0.5
+    # halves have the same trace on average, and the error of drawing them beside that of the trace
+    drawn = curve.trace_spreads[-2] / curve.subsets[-2] ** 0.5
+    both = np.log(curve.sum_bounds[4, 1] / curve.traces[-2]) * curve.traces[-2]
+    assert both == pytest.approx(2 * np.hypot(error * curve.traces[-2] / squares.mean(), drawn), rel=0.03)
     # a ratio of two standard errors either way
     np.testing.assert_allclose(
         np.log(curve.trace_bounds / squares.mean()), np.array([-2.0, 2.0]) * error / squares.mean(), rtol=0.03

@@ -6,7 +6,7 @@ and the matrix of a set of examples is the mean of those of its subsets. With ``
 examples:
 
 - ``E S_r(M)`` never rises with ``M``: few examples give too much, and by more the fewer they are;
-- so what ``N`` examples give is, on average, at least what any ``N' > N`` of the same source give;
+- so what ``N`` examples give, or half of them, is on average at least what any ``N' > N`` of the same source give;
 - directions found on some examples and measured on others give, on average, at most the sum for all of the source, and
   so at most what any ``N'`` examples give.
 
@@ -99,10 +99,10 @@ class DataCurve:
     def interval(self, rank: int = 1) -> tuple[float, float]:
         """Confidence limits for the eigenvalue of this rank that any ``N' >= N`` examples give on average.
 
-        The upper end is what ``N`` examples give, the lower one what directions found on some of them give on others,
-        each with its sampling error beyond it. For rank 1, and for the sums of ``sum_bounds``, the two ends lie on
-        either side by convexity. An eigenvalue of another rank is no convex function: its interval is heuristic. More
-        data than ``N' = N`` narrow the truth within the interval, and not the interval.
+        The upper end is what random halves of the examples give, the lower one what directions found on some of them
+        give on others, each with its sampling error beyond it. For rank 1, and for the sums of ``sum_bounds``, the
+        truth is between the two by convexity. An eigenvalue of another rank is no convex function: its interval is
+        heuristic. More examples bring the truth nearer to that of endless data, and leave the interval as it is.
         """
         self._check(rank)
         return float(self.bounds[rank - 1, 0]), float(self.bounds[rank - 1, 1])
@@ -160,7 +160,7 @@ def data_curve(
     generator : torch.Generator
         Draws subsets and groups.
     sizes : sequence of int, optional
-        Numbers of examples below ``N``, at least one each; by default ``N/2``, ``N/4`` and so on.
+        Numbers of examples up to ``N``; by default ``N/4``, ``N/8`` and so on. ``N/2`` is always among them.
     subsets : int
         Random subsets of each size.
     groups : int, optional
@@ -173,8 +173,10 @@ def data_curve(
     An interval is as good as the sampling errors it is widened by, and these come from the same examples. Its ends are
     ``estimate * exp(+-t stderr / estimate)``: an eigenvalue is positive, and few examples that carry much of it make it
     vary in ratios. For the same reason ``t`` is a quantile of Student's distribution with the degrees of freedom that
-    the variation's kurtosis leaves, which are few where few examples decide. Examples so rare that none is among the
-    ``N`` leave no trace: whatever occurs less often than about ``3/N`` may be missed, and may carry an eigenvalue.
+    the variation's kurtosis leaves, which are few where few examples decide. And the upper end starts at what halves of
+    the examples give, which is too much on average: ``N`` examples themselves are more often below their average than
+    above it, where heavy ones are rare. Examples so rare that none is among the ``N`` still leave no trace: whatever
+    occurs less often than about ``3/N`` may be missed, and may carry an eigenvalue.
     """
     rows = Rows.of(gram)
     sizes, groups = _checked(rows, k, sizes, subsets, groups, level)
@@ -184,11 +186,14 @@ def data_curve(
         drawn = [torch.randperm(count, generator=generator)[:size].numpy() for _ in range(subsets)]
         found = np.array([[*values, trace] for values, trace in (rows.subset(each, k, start) for each in drawn)])
         means[row], spreads[row] = found.mean(axis=0), found.std(axis=0, ddof=1)
+        if size == count // 2:
+            halves = found[:, :k]
     values, trace = rows.subset(np.arange(count), k, start)
     means[-1] = [*values, trace]
     drawn = np.array_split(torch.randperm(count, generator=generator).numpy(), groups)
     left = leave_out(rows, drawn, k, start)
-    single, sums = _Bracket.of(values, left, rows, level), _Bracket.of(values.cumsum(), left.sums(), rows, level)
+    single = _Bracket.of(values, left, halves, rows, level)
+    sums = _Bracket.of(values.cumsum(), left.sums(), halves.cumsum(axis=1), rows, level)
     traces = mean_of_examples(rows.per_example(np.diag(rows.matrix)), rows.shares)
     return DataCurve(
         sizes=np.array([*sizes, count]),
@@ -247,7 +252,7 @@ def describe(curve: DataCurve, *, size: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Bracket:
-    """Estimates at either end, with errors, the jackknife's bias (k,), and the confidence limits (k, 2)."""
+    """The eigenvalues and the held-out quotients with errors, the jackknife's bias (k,), confidence limits (k, 2)."""
 
     whole: tuple[Sampled, ...]
     held_out: tuple[Sampled, ...]
@@ -255,18 +260,25 @@ class _Bracket:
     bounds: Floats
 
     @classmethod
-    def of(cls, values: Floats, left: LeftOut, rows: Rows, level: float) -> _Bracket:
+    def of(cls, values: Floats, left: LeftOut, halves: Floats, rows: Rows, level: float) -> _Bracket:
         found = [jackknife(float(values[j]), left.values[:, j], left.shares) for j in range(len(values))]
         held_out = tuple(mean_of_examples(each, rows.shares) for each in left.quotients.T)
-        whole = tuple(each for each, _ in found)
-        bounds = [(low.end(-1, level), high.end(1, level)) for low, high in zip(held_out, whole, strict=True)]
-        return cls(whole, held_out, np.array([bias for _, bias in found]), np.array(bounds))
+        highs = [_of_halves(whole, half).end(1, level) for (whole, _), half in zip(found, halves.T, strict=True)]
+        bounds = np.stack([[low.end(-1, level) for low in held_out], highs], axis=1)
+        return cls(tuple(each for each, _ in found), held_out, np.array([bias for _, bias in found]), bounds)
+
+
+def _of_halves(whole: Sampled, halves: Floats) -> Sampled:
+    """The mean over random halves of the examples: its relative error is that of the whole, and that of the drawing."""
+    mean = float(halves.mean())
+    error = mean * whole.stderr / whole.estimate if whole.estimate > 0 else 0.0
+    return Sampled(mean, float(np.hypot(error, halves.std(ddof=1) / len(halves) ** 0.5)), whole.freedom)
 
 
 def _checked(
     rows: Rows, k: int, sizes: Sequence[int] | None, draws: int, groups: int | None, level: float
 ) -> tuple[list[int], int]:
-    """Sizes below ``N``, ascending, and the number of groups."""
+    """Sizes below ``N``, ascending, half of it among them, and the number of groups."""
     count = len(rows.shares)
     if count < 4:
         raise InputError(f"a curve over the data needs at least four examples, got {count}")
@@ -283,7 +295,7 @@ def _checked(
     groups = min(count, _GROUPS) if groups is None else groups
     if not 2 <= groups <= count:
         raise InputError(f"groups must be between 2 and N = {count}, got {groups}")
-    return sorted({int(size) for size in sizes} - {count}), groups
+    return sorted({count // 2, *(int(size) for size in sizes)} - {count}), groups
 
 
 def _short(value: float) -> str:
