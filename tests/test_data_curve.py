@@ -13,7 +13,7 @@ from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, GGNOperator, ggn_gram
 from pyhessian_spectra.analysis.data_curve import DataCurve, bootstrap, data_curve, describe
-from pyhessian_spectra.analysis.subsets import Rows, jackknife, largest, leave_out, mean_of_examples
+from pyhessian_spectra.analysis.subsets import Bracket, LeftOut, Rows, jackknife, largest, leave_out, mean_of_examples
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.data_curve import plot_data_curve
 
@@ -119,6 +119,18 @@ def test_the_jackknife_takes_the_bias_off_a_variance_and_knows_the_error_of_a_me
     pairs = x.reshape(-1, 2)
     grouped, _ = jackknife(x.mean(), np.array([np.delete(pairs, i, 0).mean() for i in range(15)]), np.full(15, 1 / 15))
     assert grouped.stderr == pytest.approx(pairs.mean(axis=1).std(ddof=1) / 15**0.5)
+
+
+def test_the_upper_end_starts_at_halves_with_the_relative_error_of_the_whole_and_that_of_drawing_them():
+    rows = Rows(np.eye(4), np.arange(4), np.full(4, 0.25))
+    left = LeftOut(np.array([[1.7], [1.9], [2.1], [2.3]]), np.full(4, 0.25), np.full((4, 1), 0.5))
+    bracket = Bracket.of(np.array([2.0]), left, np.array([[3.0], [5.0]]), rows, 0.95)
+    # pseudo-values 2.9, 2.3, 1.7 and 1.1, whose mean has the error sqrt(0.6 / 4); halves 4 +- sqrt(2 / 2)
+    error = (0.6 / 4) ** 0.5
+    assert bracket.whole[0].stderr == pytest.approx(error)
+    assert bracket.whole[0].freedom == 3  # as their kurtosis is 1.64
+    assert np.log(bracket.bounds[0, 1] / 4) == pytest.approx(3.182 * np.hypot(error / 2, 1 / 4), rel=1e-3)
+    assert bracket.bounds[0, 0] == 0.5
 
 
 def test_one_example_that_decides_leaves_few_degrees_of_freedom():

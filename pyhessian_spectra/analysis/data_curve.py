@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyhessian_spectra.analysis.subsets import LeftOut, Rows, Sampled, jackknife, leave_out, mean_of_examples
+from pyhessian_spectra.analysis.subsets import Bracket, Rows, leave_out, mean_of_examples
 from pyhessian_spectra.curvature.gram import GGNGram
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
@@ -192,8 +192,8 @@ def data_curve(
     means[-1] = [*values, trace]
     drawn = np.array_split(torch.randperm(count, generator=generator).numpy(), groups)
     left = leave_out(rows, drawn, k, start)
-    single = _Bracket.of(values, left, halves, rows, level)
-    sums = _Bracket.of(values.cumsum(), left.sums(), halves.cumsum(axis=1), rows, level)
+    single = Bracket.of(values, left, halves, rows, level)
+    sums = Bracket.of(values.cumsum(), left.sums(), halves.cumsum(axis=1), rows, level)
     traces = mean_of_examples(rows.per_example(np.diag(rows.matrix)), rows.shares)
     return DataCurve(
         sizes=np.array([*sizes, count]),
@@ -248,31 +248,6 @@ def describe(curve: DataCurve, *, size: int | None = None) -> str:
         f", and {size:,} should give between {_short(low)} and {_short(high)} (about {_short(curve.expected(size))})"
     )
     return f"{text} at {100 * curve.level:g} % confidence, unless examples too rare to be among these matter."
-
-
-@dataclass(frozen=True)
-class _Bracket:
-    """The eigenvalues and the held-out quotients with errors, the jackknife's bias (k,), confidence limits (k, 2)."""
-
-    whole: tuple[Sampled, ...]
-    held_out: tuple[Sampled, ...]
-    bias: Floats
-    bounds: Floats
-
-    @classmethod
-    def of(cls, values: Floats, left: LeftOut, halves: Floats, rows: Rows, level: float) -> _Bracket:
-        found = [jackknife(float(values[j]), left.values[:, j], left.shares) for j in range(len(values))]
-        held_out = tuple(mean_of_examples(each, rows.shares) for each in left.quotients.T)
-        highs = [_of_halves(whole, half).end(1, level) for (whole, _), half in zip(found, halves.T, strict=True)]
-        bounds = np.stack([[low.end(-1, level) for low in held_out], highs], axis=1)
-        return cls(tuple(each for each, _ in found), held_out, np.array([bias for _, bias in found]), bounds)
-
-
-def _of_halves(whole: Sampled, halves: Floats) -> Sampled:
-    """The mean over random halves of the examples: its relative error is that of the whole, and that of the drawing."""
-    mean = float(halves.mean())
-    error = mean * whole.stderr / whole.estimate if whole.estimate > 0 else 0.0
-    return Sampled(mean, float(np.hypot(error, halves.std(ddof=1) / len(halves) ** 0.5)), whole.freedom)
 
 
 def _checked(

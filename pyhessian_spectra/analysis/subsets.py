@@ -162,6 +162,32 @@ def jackknife(whole: float, without: Floats, shares: Floats) -> tuple[Sampled, f
     return Sampled(whole, float(np.sqrt((parts**2).mean())), _freedom(parts)), whole - centre
 
 
+@dataclass(frozen=True)
+class Bracket:
+    """The eigenvalues and the held-out quotients with errors, the jackknife's bias (k,), confidence limits (k, 2)."""
+
+    whole: tuple[Sampled, ...]
+    held_out: tuple[Sampled, ...]
+    bias: Floats
+    bounds: Floats
+
+    @classmethod
+    def of(cls, values: Floats, left: LeftOut, halves: Floats, rows: Rows, level: float) -> Bracket:
+        """Those of eigenvalues or their sums (k,), with what groups left out and random halves (h, k) say of them."""
+        found = [jackknife(float(values[j]), left.values[:, j], left.shares) for j in range(len(values))]
+        held_out = tuple(mean_of_examples(each, rows.shares) for each in left.quotients.T)
+        highs = [_of_halves(whole, half).end(1, level) for (whole, _), half in zip(found, halves.T, strict=True)]
+        bounds = np.stack([[low.end(-1, level) for low in held_out], highs], axis=1)
+        return cls(tuple(each for each, _ in found), held_out, np.array([bias for _, bias in found]), bounds)
+
+
+def _of_halves(whole: Sampled, halves: Floats) -> Sampled:
+    """The mean over random halves of the examples: its relative error is that of the whole, and that of the drawing."""
+    mean = float(halves.mean())
+    error = mean * whole.stderr / whole.estimate if whole.estimate > 0 else 0.0
+    return Sampled(mean, float(np.hypot(error, halves.std(ddof=1) / len(halves) ** 0.5)), whole.freedom)
+
+
 def _freedom(parts: Floats) -> float:
     """Degrees of freedom of the sum of squares of independent deviations, from their kurtosis (Satterthwaite 1946).
 
