@@ -8,7 +8,8 @@ from pyhessian_spectra.analysis.carriers import Carriers, carriers
 from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.operators import analyze_operator
-from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis, load_analyses, save_analyses
+from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
+from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.curvature import *  # noqa: F403 - both rooms list what is public
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra import *  # noqa: F403
@@ -19,6 +20,7 @@ __all__ = [
     "BulkFit",
     "Carriers",
     "ClassStructure",
+    "GaussNewton",
     "Note",
     "SpectralAnalysis",
     "__version__",

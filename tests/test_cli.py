@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, write_problem
 
-from pyhessian_spectra.analysis.result import load_analyses
+from pyhessian_spectra.analysis.saved import load_analyses
 from pyhessian_spectra.cli import run
 from pyhessian_spectra.cli.main import commands, size
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline

@@ -13,6 +13,7 @@ from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, GGNOperator, ggn_gram
 from pyhessian_spectra.analysis.data_curve import DataCurve, bootstrap, data_curve, describe
+from pyhessian_spectra.analysis.stored import from_json, to_json
 from pyhessian_spectra.analysis.subsets import Bracket, LeftOut, Rows, jackknife, largest, leave_out, mean_of_examples
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.data_curve import plot_data_curve
@@ -230,8 +231,8 @@ def test_largest_eigenpairs_of_scaled_rows_are_the_dense_ones_however_they_are_f
 def test_a_curve_survives_json_and_its_sentence_says_the_same():
     risk, *_ = softmax_risk(24)
     curve = data_curve(ggn_gram(risk), generator=seeded(), k=2)
-    again = DataCurve.from_json(json.loads(json.dumps(curve.to_json())))
-    assert describe(again) == describe(curve) and again.to_json() == curve.to_json()
+    again = from_json(DataCurve, json.loads(json.dumps(to_json(curve))))
+    assert describe(again) == describe(curve) and to_json(again) == to_json(curve)
     np.testing.assert_array_equal(again.sizes, [6, 12, 24])
     text = describe(curve, size=1000)
     few, (low, high) = curve.means[0, 0], curve.interval()

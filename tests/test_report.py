@@ -19,7 +19,7 @@ from pyhessian_spectra import EmpiricalRisk
 from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.fits import fit_semicircle
-from pyhessian_spectra.analysis.result import load_analyses, save_analyses
+from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, trace_error

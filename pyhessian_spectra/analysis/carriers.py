@@ -110,10 +110,11 @@ def carriers(
     if not 1 <= k <= gram.rank():
         raise InputError(f"k must be between 1 and the rank {gram.rank()} of the matrix, got {k}")
     examples = gram.answers(risk)
-    values, vectors = np.linalg.eigh(gram.matrix)
+    values = gram.eigenvalues()
     low, high, gap = _cluster(values, len(values) - k, gram.rounding)
     # v^T G_i v is lambda times the sum of u^2 over the example's rows
-    carried = (vectors[:, low:high] ** 2) @ values[low:high]
+    vectors = gram.top(len(values) - low)[1][:, : high - low]
+    carried = (vectors**2) @ values[low:high]
     total = float(values[low:high].sum())
     shares = np.bincount(gram.examples, weights=carried, minlength=len(examples)) / total
     share_error, class_error = _errors(gram, values, (low, high), gap)

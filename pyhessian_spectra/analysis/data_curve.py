@@ -17,8 +17,7 @@ convexity their eigenvalues lie above those of ``G``, which are themselves too l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -120,18 +119,6 @@ class DataCurve:
         top, bias = float(self.eigenvalues[rank - 1]), float(self.bias[rank - 1])
         guess = min(top, max(float(self.quotients[rank - 1]), top - bias * (1 - self.num_examples / size)))
         return float(np.clip(guess, *self.interval(rank)))
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as plain lists and numbers, which :meth:`from_json` reads."""
-        return {name: np.asarray(value).tolist() for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> DataCurve:
-        """The curve that :meth:`to_json` wrote."""
-        arrays: dict[str, Any] = {
-            name: np.array(each) if isinstance(each, list) else each for name, each in fields.items()
-        }
-        return cls(**arrays)
 
     def _check(self, rank: int) -> None:
         if not 1 <= rank <= len(self.eigenvalues):

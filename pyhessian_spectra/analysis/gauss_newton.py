@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton
+from pyhessian_spectra.analysis.carriers import carriers
+from pyhessian_spectra.analysis.classes import class_structure
+from pyhessian_spectra.analysis.data_curve import data_curve
+from pyhessian_spectra.analysis.result import NUM_THUMBNAILS, BlockAnalysis, GaussNewton
 from pyhessian_spectra.curvature import (
     EmpiricalRisk,
+    GGNGram,
     GGNOperator,
     HessianOperator,
     Partition,
@@ -36,8 +43,14 @@ _RESIDUAL, _ROUGH = 40, 0.05
 # The Gram matrix is taken if it is expected to cost at most this share of all other products.
 _SHARE = 0.2
 
+# Pixels along an image's side at least.
+_SMALLEST = 4
+
 # Most rows of a Gram matrix.
 _LIMIT = 10_000
+
+# Ranks of the curve over the number of examples, and rows up to which class structure is computed.
+_RANKS, _CLASSES = 5, 3_000
 
 # A block of H - G is zero if, relative to the norm of G's, it is below so many units of rounding.
 _ZERO = 100
@@ -88,7 +101,7 @@ def gauss_newton_part(
     gram = ggn_gram(risk, partition=chosen, point=op.point, memory_budget=settings.memory_budget)
     block = functools.partial(block_of, settings=settings, examples=gram.examples, weights=gram.weights)
     whole = block(gram, traces={label: block(part).trace for label, part in gram.groups.items()})
-    found = GaussNewton(whole, len(gram.matrix))
+    found = _with_examples(GaussNewton(whole, len(gram.matrix)), risk, gram, seed)
     if isinstance(op, GGNOperator):
         blocks = {g.label: block(gram.groups[g.label]) for g in groups}
         k = len(whole.largest)
@@ -119,6 +132,37 @@ def gauss_newton_part(
         off = sum(len(modules[label]) ** 0.5 * size for label, size in by_module.items())
         trace = replace(whole.trace, rounding=whole.trace.rounding + off)
     return Part(replace(found, apart=by_group, own=tuple(own), residual=_range(residual, generator)), own, trace)
+
+
+def _with_examples(found: GaussNewton, risk: EmpiricalRisk, gram: GGNGram, seed: int) -> GaussNewton:
+    """Add what the Gram matrix says of examples and classes."""
+    who = carriers(risk, gram) if gram.rank() else None
+    curve = structure = None
+    with contextlib.suppress(InputError):  # of a sum, or fewer than four examples
+        generator = torch.Generator().manual_seed(seed)
+        curve = data_curve(gram, generator=generator, k=min(_RANKS, max(1, gram.rank())))
+    if found.rows <= _CLASSES:
+        with contextlib.suppress(InputError):  # of a loss that is not softmax cross-entropy
+            structure = class_structure(risk, gram)
+    pictures = None if who is None else _thumbnails(risk, who.examples[:NUM_THUMBNAILS])
+    return replace(found, curve=curve, carriers=who, classes=structure, thumbnails=pictures)
+
+
+def _thumbnails(risk: EmpiricalRisk, examples: Sequence[int]) -> NDArray[np.uint8] | None:
+    """The inputs (p, C, H, W) of some examples, if they are images; each from 0 to 255."""
+    found: dict[int, Tensor] = {}
+    first = 0
+    for _, batch in risk.sample.read():
+        x = batch.inputs
+        if not (isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= _SMALLEST):
+            return None
+        found |= {i: x[i - first] for i in examples if first <= i < first + len(x)}
+        first += batch.num_examples
+    if len({x.shape for x in found.values()}) != 1:
+        return None
+    pictures = torch.stack([found[i] for i in examples]).detach().double().cpu().numpy()
+    pictures -= pictures.min(axis=(1, 2, 3), keepdims=True)
+    return np.round(255 * pictures / np.maximum(pictures.max(axis=(1, 2, 3), keepdims=True), 1e-300)).astype(np.uint8)
 
 
 def _range(residual: Meter, generator: torch.Generator) -> tuple[float, float] | None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
+import scipy.special
 import torch
-from scipy.linalg import eigh
-from scipy.sparse.linalg import LinearOperator, eigsh
-from scipy.stats import t as student
 
 from pyhessian_spectra.curvature.gram import GGNGram
 from pyhessian_spectra.errors import InputError
@@ -73,6 +72,8 @@ def largest(matrix: Floats, scale: Floats, k: int, start: Floats) -> tuple[Float
 
     Values (k,) descend, with zeros where ``D`` leaves fewer rows; vectors (m, k) are zero where it leaves none.
     """
+    from scipy.sparse.linalg import LinearOperator, eigsh  # takes a quarter of a second
+
     kept = np.flatnonzero(scale)
     m, vectors = len(kept), np.zeros((len(matrix), k))
     if m > max(_DENSE, 5 * k) and m > _MOST * len(matrix):
@@ -84,7 +85,7 @@ def largest(matrix: Floats, scale: Floats, k: int, start: Floats) -> tuple[Float
             values, vectors[kept] = eigsh(part, k, v0=start[kept], tol=_TOLERANCE, ncv=2 * k + 10)
         elif m:
             few = min(k, m)
-            found, vectors[kept, :few] = eigh(part, subset_by_index=[m - few, m - 1])
+            found, vectors[kept, :few] = scipy.linalg.eigh(part, subset_by_index=[m - few, m - 1])
             values = np.pad(found, (0, k - few))
         else:
             values = np.zeros(k)
@@ -141,7 +142,7 @@ class Sampled:
         """The upper (side 1) or lower (side -1) end of an interval, for what is positive and varies in ratios."""
         if self.estimate <= 0 or self.stderr == 0:
             return self.estimate
-        factor = float(student.ppf((1 + level) / 2, self.freedom))
+        factor = float(scipy.special.stdtrit(self.freedom, (1 + level) / 2))
         return float(self.estimate * np.exp(side * factor * self.stderr / self.estimate))
 
 

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from pyhessian_spectra.analysis.analyze import analyze
-from pyhessian_spectra.analysis.result import SpectralAnalysis, save_analyses
+from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.saved import save_analyses
 from pyhessian_spectra.cli.main import unforeseen
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.cli.threads import choose_threads

@@ -7,6 +7,7 @@ pyplot: save it with ``ax.figure.savefig``, or draw on the Axes of ``pyplot.subp
 from pyhessian_spectra.plots.axis import EigenvalueAxis as EigenvalueAxis
 from pyhessian_spectra.plots.classes import plot_carriers as plot_carriers
 from pyhessian_spectra.plots.classes import plot_class_structure as plot_class_structure
+from pyhessian_spectra.plots.data_curve import plot_data_curve as plot_data_curve
 from pyhessian_spectra.plots.density import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.density import plot_density as plot_density
 from pyhessian_spectra.plots.density import plot_density_rows as plot_density_rows
@@ -17,3 +18,4 @@ from pyhessian_spectra.plots.eigenvalues import plot_trajectory as plot_trajecto
 from pyhessian_spectra.plots.matrix import plot_matrix as plot_matrix
 from pyhessian_spectra.plots.matrix import plot_profiles as plot_profiles
 from pyhessian_spectra.plots.style import theme as theme
+from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl

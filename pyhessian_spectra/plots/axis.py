@@ -140,6 +140,16 @@ class EigenvalueAxis:
         return major, both_signs(between.ravel())
 
 
+def scale_values(ax: Axes, values: Floats) -> None:
+    """Give ``ax`` a vertical axis for a few values: linear only below the smallest of them that matters."""
+    magnitudes = np.abs(values[values != 0])
+    scale = magnitudes.max(initial=0.0) or 1.0
+    threshold = float(np.clip(magnitudes.min(initial=scale), 1e-4 * scale, scale))
+    ends = to_decades(np.append(values, 0.0), threshold)
+    margin = 0.08 * float(np.ptp(ends)) + 1e-3
+    EigenvalueAxis(threshold, float(ends.min()) - margin, float(ends.max()) + margin, margin).set_scale(ax, which="y")
+
+
 def to_decades(eigenvalues: ArrayLike, threshold: float) -> Floats:
     """Return positions on an axis of this threshold, in decades from zero."""
     return np.arcsinh(np.asarray(eigenvalues, dtype=np.float64) / threshold) / _LN10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from pyhessian_spectra.analysis.carriers import Carriers
 from pyhessian_spectra.analysis.classes import ClassStructure
+from pyhessian_spectra.analysis.result import NUM_THUMBNAILS
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.numbers import format_with_error
@@ -20,7 +22,7 @@ from pyhessian_spectra.spectra.results import Floats
 # Eigenvalues below this part of the largest are not drawn: a class mean may have none.
 _SMALLEST = 1e-4
 # So many examples are drawn, each with an image of this size in inches.
-_MOST, _THUMBNAIL = 12, 0.27
+_MOST, _THUMBNAIL = NUM_THUMBNAILS, 0.27
 
 
 def plot_class_structure(structure: ClassStructure, *, ax: Axes | None = None) -> Axes:
@@ -59,14 +61,17 @@ def plot_class_structure(structure: ClassStructure, *, ax: Axes | None = None) -
     return ax
 
 
-def plot_carriers(carriers: Carriers, images: ArrayLike | None = None, *, ax: Axes | None = None) -> Axes:
+def plot_carriers(
+    carriers: Carriers, images: ArrayLike | Mapping[int, ArrayLike] | None = None, *, ax: Axes | None = None
+) -> Axes:
     """Draw the largest shares in an eigenvalue, an example a bar, coloured by whether the model is right about it.
 
     Below each bar are the example's label, and what the model says instead if it is wrong. ``images`` (N, H, W),
-    (N, 1, H, W) or (N, 3, H, W) are the inputs of all examples, of any range; those of the examples drawn are shown.
+    (N, 1, H, W) or (N, 3, H, W) are the inputs of all examples, of any range, or a mapping has those of the examples
+    drawn by their number.
     """
     count = min(_MOST, len(carriers.examples))
-    pictures = None if images is None else _pictures(np.asarray(images), carriers, count)
+    pictures = None if images is None else _pictures(images, carriers, count)
     wrong = np.array(_wrong(carriers, count))
     groups = ((~wrong, style.BLUE, "classified correctly"), (wrong, style.VERMILION, "misclassified"))
     shares, places = np.array(carriers.shares[:count]), np.arange(count)
@@ -152,16 +157,18 @@ def _remark(carriers: Carriers, count: int) -> str:
     return "\n".join(lines)
 
 
-def _pictures(images: Floats, carriers: Carriers, count: int) -> list[Floats]:
+def _pictures(images: ArrayLike | Mapping[int, ArrayLike], carriers: Carriers, count: int) -> list[Floats]:
     """The images (H, W) or (H, W, 3) of the examples drawn, each with values from 0 to 1."""
-    if images.ndim == 4 and images.shape[1] == 1:
-        images = images[:, 0]
-    if len(images) != len(carriers.examples) or not (images.ndim == 3 or (images.ndim == 4 and images.shape[1] == 3)):
-        raise InputError(
-            f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) for all {len(carriers.examples)} examples, got "
-            f"shape {images.shape}"
-        )
+    if not isinstance(images, Mapping):
+        images = np.asarray(images)
+        channels = 1 if images.ndim == 3 else images.shape[1] if images.ndim == 4 else 0
+        if len(images) != len(carriers.examples) or channels not in (1, 3):
+            raise InputError(
+                f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) for all {len(carriers.examples)} examples, "
+                f"got shape {images.shape}"
+            )
     chosen = [np.asarray(images[i], np.float64) for i in carriers.examples[:count]]
+    chosen = [picture[0] if picture.ndim == 3 and len(picture) == 1 else picture for picture in chosen]
     chosen = [picture.transpose(1, 2, 0) if picture.ndim == 3 else picture for picture in chosen]
     return [(picture - picture.min()) / (np.ptp(picture) or 1.0) for picture in chosen]
 

@@ -15,7 +15,7 @@ from matplotlib.typing import RGBAColorType
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.axis import EigenvalueAxis, to_decades
+from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values, to_decades
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
@@ -32,7 +32,7 @@ def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
     largest, look = block.largest.take(_REVERSED), {"markersize": 4.5, "elinewidth": 0.9, "capsize": 2}
     sides = (largest, "^", style.BLUE, "largest"), (block.smallest, "v", style.ORANGE, "smallest")
     with style.drawing(ax) as ax:
-        _scale_values(ax, values)
+        scale_values(ax, values)
         for pairs, marker, color, label in sides:
             ranks = np.arange(1, len(pairs) + 1)
             style.mark_pairs(ax, pairs, ranks, along="y", look=look | {"fmt": marker, "color": color}, label=label)
@@ -76,7 +76,7 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     errors = [trace_error(analysis.full.trace) for analysis in analyses]
     look: dict[str, Any] = {"fmt": "s-", "color": style.GREEN, "markersize": 4, "linewidth": 1.1, "capsize": 2.5}
     with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
-        _scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
+        scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
         x = _place_checkpoints(ax, analyses)
         ax.errorbar(x, traces, errors, label="trace", **look)
         _edge_line(ax, x, largest, 0, to_rgba(style.BLUE), r"$\lambda_1$ (largest)")
@@ -87,16 +87,6 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
         ax.set_ylabel(f"$\\lambda$, trace {style.UNITS}")
         style.legend_above(ax, columns=4)
     return ax
-
-
-def _scale_values(ax: Axes, values: Floats) -> None:
-    """Give ``ax`` a vertical axis for a few values: linear only below the smallest of them that matters."""
-    magnitudes = np.abs(values[values != 0])
-    scale = magnitudes.max(initial=0.0) or 1.0
-    threshold = float(np.clip(magnitudes.min(initial=scale), 1e-4 * scale, scale))
-    ends = to_decades(np.append(values, 0.0), threshold)
-    margin = 0.08 * float(np.ptp(ends)) + 1e-3
-    EigenvalueAxis(threshold, float(ends.min()) - margin, float(ends.max()) + margin, margin).set_scale(ax, which="y")
 
 
 def _edge_line(ax: Axes, x: Floats, edges: Sequence[Eigenpairs], rank: int, shade: RGBAColorType, label: str) -> None:

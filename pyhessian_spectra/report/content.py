@@ -11,6 +11,7 @@ from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_duration, format_number
 from pyhessian_spectra.report import tables
+from pyhessian_spectra.report.gauss_newton import describe_part, outlook
 
 # The report shows these keys of ``problem`` in this order and these words; others follow in one line.
 _FACTS = {
@@ -119,18 +120,21 @@ def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str,
         "facts": [(words, texts[key]) for key, words in _FACTS.items() if key in texts]
         + ([("Also recorded", others)] if others else []),
         "key_numbers": numbers,
-        "summary": _summary(analysis, label, numbers, bulk) + _caveats(edges, analysis),
+        "summary": _summary(analysis, label, numbers, bulk)
+        + outlook(analysis.gauss_newton)
+        + _caveats(edges, analysis),
         "exact": full.spectrum.exact,
         "tables": edges,
         "missed": tables.missed(full),
         "proposal": tables.proposal(full, bulk, analysis.timing.get("seconds_per_product")),
         "sums": tables.sums(full),
         "bulk": tables.bulk_facts(bulk, numbers) + tables.fit_facts(full),
-        "has_data_errors": full.trace.data_stderr is not None,
+        "has_data_errors": full.largest.data_stderr is not None,
         "layers": (layers := [tables.layer_row(*layer) for layer in analysis.layers.items()]),
         "layer_shares": _share_columns(layers, {"zero": "Zero", "negative": "Negative"}),
         "layer_traces": [] if analysis.layers else tables.layer_trace_rows(full),
         "unconverged": [tables.unconverged_row(words, block) | name for words, block in blocks if block.unconverged],
+        "gauss_newton": describe_part(analysis),
         "notes": [note.text for note in analysis.notes],
         "timing": _timing_rows(analysis.timing),
     }

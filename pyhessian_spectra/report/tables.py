@@ -54,10 +54,11 @@ def _first_headline(pairs: Eigenpairs) -> str:
 def sums(block: BlockAnalysis) -> list[tuple[str, str]]:
     """Return trace and norm with half their 95 % confidence intervals, and the error of the data if it is known."""
     named = ("Trace ± 95 %", block.trace), ("Frobenius norm ± 95 %", block.frobenius)
-    return [*((name, _estimate_text(estimate)) for name, estimate in named), ("Trace found by", block.trace.method)]
+    return [*((name, estimate_text(estimate)) for name, estimate in named), ("Trace found by", block.trace.method)]
 
 
-def _estimate_text(estimate: TraceEstimate) -> str:
+def estimate_text(estimate: TraceEstimate) -> str:
+    """Write an estimate with half its 95 % interval, and the error of the data if it is known."""
     shown, data = format_with_error(estimate.value, trace_error(estimate)), _data_text(estimate.data_stderr)
     return f"{shown} (data: {data})" if data else shown
 
@@ -184,7 +185,7 @@ def layer_trace_rows(full: BlockAnalysis) -> list[dict[str, str]]:
     rows = []
     for name, trace in full.group_traces.items():
         share = f"{_percent(trace.value / full.trace.value)} %" if full.trace.value > 0 else ""
-        rows.append({"name": name, "trace": _estimate_text(trace), "share": share})
+        rows.append({"name": name, "trace": estimate_text(trace), "share": share})
     return rows
 
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pyhessian_spectra import plots
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
-from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
@@ -38,9 +38,15 @@ _ALTS = {
     "eigenvalues": "Largest and smallest eigenvalues with errors",
     "layer_densities": "Density of eigenvalues of each layer's block",
     "layer_traces": "Trace of each layer's block",
+    "weyl": "Eigenvalues of the Gauss-Newton part by rank, and the band that holds those of the Hessian",
+    "data_curve": "Largest eigenvalues of the Gauss-Newton part against the number of examples",
+    "carriers": "Shares of single examples in the largest eigenvalue of the Gauss-Newton part",
+    "classes": "Largest eigenvalues of the Gauss-Newton part, predicted by class means and measured",
 }
 # A report may have written files of these names into ``figures/``.
-_NAMES = re.compile(r"(trajectory|densities|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)))\.svg")
+_NAMES = re.compile(
+    r"(trajectory|densities|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)|weyl|data-curve|carriers|classes))\.svg"
+)
 
 
 def write_report(
@@ -118,6 +124,21 @@ def _draw(analysis: SpectralAnalysis, bulk: BulkEdge) -> dict[str, Axes]:
         axes["layer_densities"] = plots.plot_layer_densities(analysis)
     if analysis.layers or full.group_traces:
         axes["layer_traces"] = plots.plot_layer_traces(analysis)
+    return axes | ({} if analysis.gauss_newton is None else _draw_part(analysis.gauss_newton, analysis))
+
+
+def _draw_part(part: GaussNewton, analysis: SpectralAnalysis) -> dict[str, Axes]:
+    """Draw the figures of the Gauss-Newton part, by role."""
+    axes = {}
+    if part.residual is not None:
+        axes["weyl"] = plots.plot_weyl(part, analysis.full)
+    if part.curve is not None:
+        axes["data_curve"] = plots.plot_data_curve(part.curve)
+    if part.carriers is not None:
+        pictures = None if part.thumbnails is None else dict(zip(part.carriers.examples, part.thumbnails, strict=False))
+        axes["carriers"] = plots.plot_carriers(part.carriers, pictures)
+    if part.classes is not None:
+        axes["classes"] = plots.plot_class_structure(part.classes)
     return axes
 
 

@@ -1,0 +1,195 @@
+"""Analyses on disk: numbers as JSON, quadratures and eigenvectors as NPZ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pyhessian_spectra.analysis import stored
+from pyhessian_spectra.analysis.carriers import Carriers
+from pyhessian_spectra.analysis.classes import ClassStructure
+from pyhessian_spectra.analysis.data_curve import DataCurve
+from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.notes import Note
+from pyhessian_spectra.spectra import Eigenpairs, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra.bounds import FAILURE
+
+SCHEMA_VERSION = 2
+
+_T = TypeVar("_T")
+
+# Fields of the Gauss-Newton part that are plain values.
+_PART = ("rows", "apart", "own", "residual", "curve", "carriers", "classes")
+
+# Keys in a row of ``largest`` or ``smallest``, and the arrays of Eigenpairs they are from; an array may be None.
+_COLUMNS = {"eigenvalue": "eigenvalues", "residual": "residuals"}
+_COLUMNS |= {name: name for name in ("converged", "lower", "upper", "data_stderr")}
+
+
+def entry_of(analysis: SpectralAnalysis) -> dict[str, Any]:
+    """See :meth:`SpectralAnalysis.to_json`."""
+    return {
+        "problem": dict(analysis.problem),
+        "full": _block_to_json(analysis.full),
+        "layers": {name: _block_to_json(block) for name, block in analysis.layers.items()},
+        "timing": dict(analysis.timing),
+        "notes": [dataclasses.asdict(note) for note in analysis.notes],
+        "gauss_newton": None if analysis.gauss_newton is None else _part_to_json(analysis.gauss_newton),
+    }
+
+
+def save_analyses(
+    analyses: Sequence[SpectralAnalysis], *, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]
+) -> None:
+    """Write analyses as one JSON and one NPZ file, each whole or not at all.
+
+    One analysis is the JSON document itself; several are its list ``checkpoints``.
+    """
+    entries = [entry_of(analysis) for analysis in analyses]
+    document = {"schema_version": SCHEMA_VERSION, **(entries[0] if len(entries) == 1 else {"checkpoints": entries})}
+    arrays: dict[str, np.ndarray] = {}
+    for index, analysis in enumerate(analyses):
+        blocks = {"full": analysis.full, **{f"layers/{name}": block for name, block in analysis.layers.items()}}
+        if analysis.gauss_newton is not None:
+            blocks["gauss_newton"] = analysis.gauss_newton.block
+            if analysis.gauss_newton.thumbnails is not None:
+                arrays[f"{index}/gauss_newton/thumbnails"] = analysis.gauss_newton.thumbnails
+        for name, block in blocks.items():
+            kept = {key: getattr(block.spectrum, key) for key in ("nodes", "weights", "whole")}
+            arrays |= {f"{index}/{name}/{key}": array for key, array in kept.items() if array is not None}
+            for edge in ("largest", "smallest"):
+                if (vectors := getattr(block, edge).eigenvectors) is not None:
+                    arrays[f"{index}/{name}/{edge}_eigenvectors"] = vectors
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    try:
+        write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
+        write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+    except OSError as error:
+        told = f"the analysis cannot be written to {json_path} and {npz_path}: {error.strerror or error}"
+        raise InputError(f"{told}; make room, or name another place") from None
+
+
+def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> list[SpectralAnalysis]:
+    """Read the analyses that :func:`save_analyses` wrote."""
+    try:
+        document = json.loads(Path(json_path).read_text())
+        arrays = dict(np.load(npz_path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no analysis can be read from {json_path} and {npz_path}: {error}") from None
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{json_path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")
+    entries = document.get("checkpoints", [document])
+    if not all(f"{index}/full/nodes" in arrays for index in range(len(entries))):
+        raise InputError(f"{npz_path} does not belong to {json_path}: it lacks the spectra of some checkpoint")
+    return [
+        SpectralAnalysis(
+            problem=entry["problem"],
+            full=_block_from(entry["full"], arrays, f"{index}/full"),
+            layers={k: _block_from(block, arrays, f"{index}/layers/{k}") for k, block in entry["layers"].items()},
+            timing=entry["timing"],
+            notes=tuple(Note(**note) for note in entry["notes"]),
+            gauss_newton=_part_from(entry.get("gauss_newton"), arrays, f"{index}/gauss_newton"),
+        )
+        for index, entry in enumerate(entries)
+    ]
+
+
+def _part_to_json(part: GaussNewton) -> dict[str, Any]:
+    """The part without its thumbnails, which are among the arrays."""
+    kept = {"block": _block_to_json(part.block), "thumbnails": None}
+    return {**{name: stored.plain(getattr(part, name)) for name in _PART}, **kept}
+
+
+def _part_from(entry: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray], prefix: str) -> GaussNewton | None:
+    if entry is None:
+        return None
+    residual, block = entry["residual"], _block_from(entry["block"], arrays, prefix)
+
+    def inner(kind: type[_T], key: str) -> _T | None:
+        return stored.from_json(kind, entry[key]) if entry.get(key) else None
+
+    return GaussNewton(
+        block,
+        entry["rows"],
+        entry["apart"],
+        tuple(entry["own"]),
+        None if residual is None else (residual[0], residual[1]),
+        inner(DataCurve, "curve"),
+        inner(Carriers, "carriers"),
+        inner(ClassStructure, "classes"),
+        arrays.get(f"{prefix}/thumbnails"),
+    )
+
+
+def _pairs_to_json(pairs: Eigenpairs) -> list[dict[str, Any]]:
+    columns = {key: getattr(pairs, name) for key, name in _COLUMNS.items()}
+    known = {key: column.tolist() for key, column in columns.items() if column is not None}
+    return [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+
+
+def _pairs_from(rows: Sequence[Mapping[str, Any]], **others: Any) -> Eigenpairs:
+    known = {name: [row[key] for row in rows] for key, name in _COLUMNS.items() if all(key in row for row in rows)}
+    others |= {name: np.array(column, dtype=bool if name == "converged" else float) for name, column in known.items()}
+    return Eigenpairs(**others)
+
+
+def _trace_to_json(trace: TraceEstimate) -> dict[str, Any]:
+    """The fields, and the 95 % confidence interval for readers without Student's t at hand."""
+    return {**dataclasses.asdict(trace), "interval95": list(trace.interval(0.95))}
+
+
+def _trace_from(entry: Mapping[str, Any]) -> TraceEstimate:
+    return TraceEstimate(**{key: value for key, value in entry.items() if key != "interval95"})
+
+
+def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
+    """One block; ``largest`` and ``smallest`` list the most extreme eigenvalue first."""
+    spectrum, level = block.spectrum, 1 - FAILURE
+    return {
+        "n": block.n,
+        "exact": spectrum.exact,
+        "trace": _trace_to_json(block.trace),
+        "frobenius": _trace_to_json(block.frobenius),
+        "largest": _pairs_to_json(block.largest)[::-1],
+        "smallest": _pairs_to_json(block.smallest),
+        "rounding": block.largest.rounding,
+        "others": None if block.largest.others is None else list(block.largest.others),
+        "spectrum": {
+            "num_probes": spectrum.num_probes,
+            "num_atoms": spectrum.num_atoms,
+            "dtype": spectrum.dtype,
+            "rounding": spectrum.rounding,
+            "residual": spectrum.residual,
+            "band": None if spectrum.exact else {"level": level, "halfwidth": spectrum.cdf_error(level=level)},
+            "facts": dict(spectrum.facts),
+        },
+        "num_products": block.num_products,
+        "group_traces": {name: _trace_to_json(trace) for name, trace in block.group_traces.items()},
+    }
+
+
+def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
+    largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
+    others = tuple(entry["others"]) if entry.get("others") else None
+    names = ("num_atoms", "dtype", "rounding", "residual", "facts")
+    known = {key: entry["spectrum"][key] for key in names if key in entry["spectrum"]}
+    known |= {"exact": entry["exact"], "whole": arrays.get(f"{prefix}/whole")}
+    return BlockAnalysis(
+        n=entry["n"],
+        spectrum=Spectrum(arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["n"], **known),
+        largest=_pairs_from(entry["largest"][::-1], eigenvectors=largest, others=others, rounding=entry["rounding"]),
+        smallest=_pairs_from(entry["smallest"], eigenvectors=smallest, others=others, rounding=entry["rounding"]),
+        trace=_trace_from(entry["trace"]),
+        frobenius=_trace_from(entry["frobenius"]),
+        num_products=entry["num_products"],
+        group_traces={name: _trace_from(trace) for name, trace in entry["group_traces"].items()},
+    )
