@@ -10,6 +10,9 @@ examples:
 - directions found on some examples and measured on others give, on average, at most the sum for all of the source, and
   so at most what any ``N'`` examples give.
 
+All this is for examples of equal shares in the mean. Where shares differ (weights of classes, ignored targets), the
+mean over a subset is a ratio, and the inequalities hold up to the sampling error of its denominator.
+
 The bootstrap has no part in this. It draws with replacement, so that its matrices have the mean ``G``, and by the same
 convexity their eigenvalues lie above those of ``G``, which are themselves too large already.
 """
