@@ -10,6 +10,9 @@ examples:
 - directions found on some examples and measured on others give, on average, at most the sum for all of the source, and
   so at most what any ``N'`` examples give.
 
+All this is for examples of equal shares in the mean. Where shares differ (weights of classes, ignored targets), the
+mean over a subset is a ratio, and the inequalities hold up to the sampling error of its denominator.
+
 The bootstrap has no part in this. It draws with replacement, so that its matrices have the mean ``G``, and by the same
 convexity their eigenvalues lie above those of ``G``, which are themselves too large already.
 """
@@ -111,7 +114,8 @@ class DataCurve:
 
         It takes off the part of the jackknife's bias that goes if the excess over endless data falls as ``1/M``, as it
         does by perturbation theory where the eigenvalue is simple and no example is heavy; but no more than to what
-        directions found on some examples give on others. A power law fitted to the curve did worse.
+        directions found on some examples give on others. Measured, it was wrong by a factor of about 1.3 where
+        ``lambda_1`` hardly depended on ``N``, 1.5 for an MLP trained briefly, and 3 for one that fits its data.
         """
         self._check(rank)
         if size < self.num_examples:
@@ -164,6 +168,11 @@ def data_curve(
     the examples give, which is too much on average: ``N`` examples themselves are more often below their average than
     above it, where heavy ones are rare. Examples so rare that none is among the ``N`` still leave no trace: whatever
     occurs less often than about ``3/N`` may be missed, and may carry an eigenvalue.
+
+    At 95 %, 214 of 216 intervals from 100 or 300 images held the mean for 1,000 or 3,000 images, of an MLP and of
+    convolutions, on training and on test images (``docs/results/data_curve``); but only a third of them had ends within
+    a factor of ten. On synthetic data with heavy tails up to 19 % missed for ``N'`` near ``N``, and a third where one
+    example in a hundred carries the eigenvalue. Single sets of examples, rather than their mean, vary beyond this.
     """
     rows = Rows.of(gram)
     sizes, groups = _checked(rows, k, sizes, subsets, groups, level)
