@@ -9,7 +9,15 @@ from oracle import Oracle
 from problems import CASES
 from torch import nn
 
-from pyhessian_spectra import EmpiricalRisk, GGNOperator, Partition, eigsh, ggn_gram
+from pyhessian_spectra import (
+    EmpiricalFisherOperator,
+    EmpiricalRisk,
+    GGNOperator,
+    Partition,
+    eigsh,
+    fisher_gram,
+    ggn_gram,
+)
 from pyhessian_spectra.errors import InputError
 
 # Sums of some 1e3 products round to about 1e-13; the issue asks for 1e-10.
@@ -39,6 +47,16 @@ def test_spectra_of_the_whole_and_of_all_layers_equal_the_oracle(case):
         block = dense[group.indices][:, group.indices]
         found = gram.groups[group.label].spectrum().nodes[0]
         np.testing.assert_allclose(found, eigenvalues(block), rtol=0, atol=TOLERANCE * scale)
+
+
+@pytest.mark.parametrize("case", ["relu_mlp", "uneven_last_batch", "class_weights", "batchnorm_eval", "attention"])
+def test_the_empirical_fisher_matrix_has_a_row_for_each_example(case):
+    risk = CASES[case]()
+    gram, dense = fisher_gram(risk), EmpiricalFisherOperator(risk).to_dense()
+    assert len(gram.matrix) == risk.num_examples
+    values = gram.spectrum().nodes[0]
+    np.testing.assert_allclose(values, eigenvalues(dense), rtol=0, atol=TOLERANCE * float(dense.abs().max()))
+    assert gram.eigenpairs(2).converged.all()
 
 
 def test_rank_and_number_of_zeros_are_those_of_the_dense_matrix():

@@ -1,7 +1,7 @@
 """Empirical risks, their parameters and their curvature operators. Only this package calls autograd."""
 
 from pyhessian_spectra.curvature.decomposition import Decomposition
-from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
+from pyhessian_spectra.curvature.gram import GGNGram, fisher_gram, ggn_gram
 from pyhessian_spectra.curvature.operators import (
     EmpiricalFisherOperator,
     GGNOperator,
@@ -27,5 +27,6 @@ __all__ = [
     "Point",
     "ResidualOperator",
     "RiskOperator",
+    "fisher_gram",
     "ggn_gram",
 ]

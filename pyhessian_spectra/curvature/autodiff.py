@@ -106,19 +106,26 @@ def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable
 
     The Gauss-Newton matrix of ``sum_i c_i l_i^2 / 2 sum_i c_i``, with the examples' losses for outputs.
     """
-    terms = torch.tensor([num_terms(target[None]) for target in batch.targets], dtype=torch.float64)
-    counted = terms > 0
 
     def call() -> SplitGraph:
         outputs, _ = objective.evaluate(batch)
         objective.selected(outputs)
-        tensors, rebuild = _taken_apart(outputs)
-        one = torch.func.vmap(lambda y, *z: objective.loss_fn(rebuild([t[None] for t in z]), y[None]))
-        losses = one(batch.targets[counted], *(t[counted] for t in tensors))
-        shares = (terms[counted] / terms.sum()).to(losses)
+        losses, shares, _ = example_losses(objective, outputs, batch, num_terms)
         return SplitGraph(point.layout, (losses,), (shares * losses**2).sum() / 2, point.coordinates)
 
     return Linearisation(objective, point, batch, objective.run(point, batch, call).ggn)
+
+
+def example_losses(
+    objective: Objective, outputs: Any, batch: Batch, num_terms: Callable[[Any], float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (p,) of the examples that have terms, their shares in all terms, and which examples these are (N,)."""
+    terms = torch.tensor([num_terms(target[None]) for target in batch.targets], dtype=torch.float64)
+    counted = terms > 0
+    tensors, rebuild = _taken_apart(outputs)
+    one = torch.func.vmap(lambda y, *z: objective.loss_fn(rebuild([t[None] for t in z]), y[None]))
+    losses = one(batch.targets[counted], *(t[counted] for t in tensors))
+    return losses, (terms[counted] / terms.sum()).to(losses), counted
 
 
 class GradientGraph:

@@ -8,6 +8,7 @@ groups of parameters (Dangel, Tatzel and Hennig 2022, ViViT).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,12 @@ from pyhessian_spectra.curvature.examples import Examples, read_examples
 from pyhessian_spectra.curvature.features import Plan, RowFeatures
 from pyhessian_spectra.curvature.inner_products import InnerProducts
 from pyhessian_spectra.curvature.objective import tensors_in
-from pyhessian_spectra.curvature.operators import GGNOperator
+from pyhessian_spectra.curvature.operators import EmpiricalFisherOperator, GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
-from pyhessian_spectra.curvature.rows import Outputs, aligned, output_factors, pull_back
+from pyhessian_spectra.curvature.risk_operator import RiskOperator
+from pyhessian_spectra.curvature.rows import Outputs, aligned, pull_back
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra.bounds import residuals_of
@@ -60,7 +62,7 @@ class GGNGram(GramMatrix):
     weights: Floats | None
     factors: tuple[Floats, ...]
     notes: tuple[Note, ...]
-    _op: GGNOperator
+    _op: RiskOperator
 
     @property
     def point(self) -> Point:
@@ -158,15 +160,38 @@ def ggn_gram(
         The risk is distributed, has more rows than ``limit`` or none, or no outputs, or its loss is not convex in the
         outputs or mixes those of several examples.
     """
+    return _gram_of(GGNOperator(risk, point=point), partition, memory_budget, limit)
+
+
+def fisher_gram(
+    risk: EmpiricalRisk,
+    *,
+    partition: Partition | None = None,
+    point: Point | None = None,
+    memory_budget: int | None = None,
+    limit: int = 10_000,
+) -> GGNGram:
+    """As :func:`ggn_gram`, of the empirical Fisher matrix: it has one row for each example, its loss' gradient.
+
+    The loss must be a mean; raises InputError otherwise.
+    """
+    if risk.reduction == "sum":
+        raise InputError("the empirical Fisher matrix is that of a mean loss, and this one is a sum")
+    return _gram_of(EmpiricalFisherOperator(risk, point=point), partition, memory_budget, limit)
+
+
+def _gram_of(
+    op: GGNOperator | EmpiricalFisherOperator, partition: Partition | None, memory_budget: int | None, limit: int
+) -> GGNGram:
+    risk = op.risk
     if risk.sample.processes:
         raise InputError("a Gram matrix is built in one process; pass the risk without a process group")
-    op = GGNOperator(risk, point=point)
     partition = partition or Partition.by_layer(risk.layout)
     plan, every = Plan(set(range(len(op.point.coordinates)))), list[_Factors]()
     for batch, factors in _factors(op):
         every.append(factors)
         if sum(int(f.used.sum()) for f in every) > limit:
-            raise InputError(f"G has more than limit = {limit:,} rows; take fewer examples, or raise limit")
+            raise InputError(f"the matrix has more than limit = {limit:,} rows; take fewer examples, or raise limit")
         plan.try_out(risk.objective, op.point, batch, factors.own)
     features = RowFeatures(risk.objective, op.point, plan, memory_budget)
     for (_, batch), f in zip(risk.sample.read(), every, strict=True):
@@ -174,7 +199,7 @@ def ggn_gram(
             raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
         features.add(batch, f.own)
     if not len(features):
-        raise InputError("no example's loss is curved in the outputs: the Gauss-Newton matrix is zero at this point")
+        raise InputError("no example's loss is curved in the outputs: the matrix is zero at this point")
     owner = torch.full((op.n,), len(partition))
     for number, group in enumerate(partition):
         owner[group.indices] = number
@@ -236,23 +261,28 @@ class _Factors:
     marks: Tensor
 
 
-def _factors(op: GGNOperator) -> Iterator[tuple[Batch, _Factors]]:
+def _factors(op: GGNOperator | EmpiricalFisherOperator) -> Iterator[tuple[Batch, _Factors]]:
     """The factors of each batch.
 
     They are of outputs in float64 where the model computes in it: those of confident predictions are small differences.
     """
     risk, other = op.risk, op.reference() or op
+
+    def factors(outputs: Outputs) -> Tensor:
+        return outputs.factors() if isinstance(op, GGNOperator) else outputs.slopes(risk.num_terms)
+
     total, generator = sum(risk.sample.survey.weights), torch.Generator().manual_seed(0)
     for (weight, batch), (_, again) in zip(risk.sample.read(), other.risk.sample.read(), strict=True):
         scale = 1.0 if risk.reduction == "sum" else (weight / total) ** 0.5
 
         def call(weight: float = weight, batch: Batch = batch, again: Batch = again, scale: float = scale) -> _Factors:
             outputs = Outputs(other.risk.objective, other.point, again)
-            exact = scale * outputs.factors()
+            exact = scale * factors(outputs)
             if other.dtype != op.dtype:
                 own = exact.to(op.dtype)
             else:
-                own = scale * output_factors(risk.objective, op.point, batch)
+                here = functools.partial(Outputs, risk.objective, op.point, batch)
+                own = scale * risk.objective.run(op.point, batch, lambda: factors(here()))
                 exact = aligned(exact, own)
             used = own.abs().amax(dim=2) > 0
             signs = torch.randint(0, 2, exact.shape[:2], generator=generator).to(exact) * 2 - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyhessian_spectra.curvature.autodiff import gradients, joined
+from pyhessian_spectra.curvature.autodiff import example_losses, gradients, joined
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
@@ -28,9 +28,9 @@ class Outputs:
     """The outputs of a batch with their graph, and the loss' derivatives in them; to be used within a run."""
 
     def __init__(self, objective: Objective, point: Point, batch: Batch) -> None:
-        self._point, self._count = point, batch.num_examples
-        outputs, self._value = objective.evaluate(batch)
-        self._tensors = objective.selected(outputs)
+        self._point, self._count, self._batch, self._objective = point, batch.num_examples, batch, objective
+        self._outputs, self._value = objective.evaluate(batch)
+        self._tensors = objective.selected(self._outputs)
         if any(t.numel() % self._count for t in self._tensors):
             shapes = [tuple(t.shape) for t in self._tensors]
             raise InputError(f"outputs of {shapes} do not belong to {self._count} examples each")
@@ -49,6 +49,15 @@ class Outputs:
         roots = torch.where(values > least, values, 0.0).sqrt()
         rank = max(1, int((roots > 0).sum(dim=1).max()))  # a row of zeros where no loss of the batch is curved
         return (vectors * roots[:, None, :]).mT.flip(1)[:, :rank].to(self._point.dtype)
+
+    def slopes(self, num_terms: Callable[[Any], float]) -> Tensor:
+        """Each example's loss' gradient in its outputs (N, 1, d), times the root of its share in the batch's terms."""
+        losses, shares, counted = example_losses(self._objective, self._outputs, self._batch, num_terms)
+        found = gradients(losses.sum(), self._tensors, retain_graph=True)
+        each = torch.cat([part.reshape(self._count, -1) for part in found], dim=1)
+        roots = torch.zeros(self._count, 1).to(each)
+        roots[counted, 0] = shares.sqrt()
+        return (roots * each)[:, None]
 
     def _blocks(self) -> Tensor:
         """The loss' second derivatives (N, d, d), float64."""
