@@ -175,7 +175,7 @@ def test_an_analysis_with_its_part_is_saved_read_and_reported(tmp_path):
         "The Gauss-Newton part",
         "What more examples would make of it",
         "Which examples carry it",
-        "all layers are exact",
+        "that of its Gauss-Newton part to rounding",
     ):
         assert words in page
     assert {path.name for path in (tmp_path / "report/figures").iterdir()} >= {

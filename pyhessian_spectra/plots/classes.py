@@ -151,7 +151,7 @@ def _remark(carriers: Carriers, count: int) -> str:
         f"{_symbol(carriers)} = {value}",
         f"{count} of {len(carriers.examples)} examples carry {sum(carriers.shares[:count]):.0%}",
     ]
-    if carriers.misclassified_share is not None and carriers.misclassified_fraction is not None:
+    if carriers.misclassified_share is not None and carriers.misclassified_fraction:
         share, fraction = carriers.misclassified_share, carriers.misclassified_fraction
         lines.append(f"the {fraction:.1%} misclassified carry {share:.1%}")
     return "\n".join(lines)

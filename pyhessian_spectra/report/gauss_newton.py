@@ -13,8 +13,8 @@ from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, format_number
 from pyhessian_spectra.report.tables import estimate_text, unbroken
 
-# Thresholds above which eigenvalues are counted, as parts of the largest of G.
-_PARTS = (0.1, 0.01)
+# The threshold above which eigenvalues are counted, as a part of the largest of G.
+_PART = 0.1
 
 
 def describe_part(analysis: SpectralAnalysis) -> dict[str, Any] | None:
@@ -63,12 +63,11 @@ def _facts(part: GaussNewton) -> list[tuple[str, str]]:
         return rows
     low, high = (format_number(end, digits=3) for end in part.residual)
     rows.append(("Eigenvalues of H − G (99 %)", f"between {low} and {high}" if part.residual[1] > 0 else "all zero"))
-    for share in _PARTS:
-        threshold = share * float(values.max())
-        least, most = part.counts_above(threshold)
-        count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        rows.append((f"Eigenvalues of H above {format_number(threshold, digits=3)}", count))
-    return rows
+    threshold = _PART * float(values.max())
+    least, most = part.counts_above(threshold)
+    count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    rows.append((f"Eigenvalues of H above {format_number(threshold, digits=3)}", count))
+    return [*rows, ("Positive eigenvalues of H", f"{part.counts_above(0.0)[0]:,} at least")]
 
 
 def _layers(part: GaussNewton, analysis: SpectralAnalysis) -> list[dict[str, str]]:
@@ -84,15 +83,14 @@ def _layers_told(part: GaussNewton, analysis: SpectralAnalysis) -> str:
     own, count = len(part.own), len(analysis.layers)
     if not count:
         return ""
-    if own == count:
-        told = "Each layer’s block of the Hessian is that of its Gauss-Newton part to rounding"
-        return f"{told}, so the numbers of all layers are exact and took no product of their own."
     if not own:
-        return "No layer’s block of the Hessian is that of its Gauss-Newton part; all took products of their own."
-    return (
-        f"Of {count} layers {own} have the block of the Gauss-Newton part to rounding: their numbers are exact and "
-        "took no product of their own."
+        return "No layer’s block of the Hessian is that of its Gauss-Newton part."
+    spared = (
+        "" if analysis.full.spectrum.exact else ", so that their numbers are exact and took no product of their own"
     )
+    if own == count:
+        return f"Each layer’s block of the Hessian is that of its Gauss-Newton part to rounding{spared}."
+    return f"Of {count} layers {own} have the block of the Gauss-Newton part to rounding{spared}."
 
 
 def _who(part: GaussNewton) -> str:
@@ -103,11 +101,9 @@ def _who(part: GaussNewton) -> str:
     count = int(np.searchsorted(shares.cumsum(), half) + 1)
     examples = "one example carries" if count == 1 else f"{count:,} examples carry"
     text = f"Of {len(shares):,} examples, {examples} half of the largest eigenvalue of G or more"
-    if who.misclassified_share is not None and who.misclassified_fraction is not None:
-        wrong = (
-            f"{_percent(who.misclassified_fraction)} that are misclassified carry {_percent(who.misclassified_share)}"
-        )
-        text += f"; the {wrong}"
+    if who.misclassified_share is not None and who.misclassified_fraction:
+        wrong, share = _percent(who.misclassified_fraction), _percent(who.misclassified_share)
+        text += f"; the {wrong} that are misclassified carry {share}"
     if who.classes:
         name, share = max(who.classes.items(), key=lambda item: item[1])
         text += f"; the class with the largest share, {name}, has {_percent(share)}"
