@@ -6,6 +6,7 @@ from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.carriers import Carriers, carriers
 from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
+from pyhessian_spectra.analysis.data_curve import DataCurve, data_curve
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.operators import analyze_operator
 from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
@@ -20,6 +21,7 @@ __all__ = [
     "BulkFit",
     "Carriers",
     "ClassStructure",
+    "DataCurve",
     "GaussNewton",
     "Note",
     "SpectralAnalysis",
@@ -28,6 +30,7 @@ __all__ = [
     "analyze_operator",
     "carriers",
     "class_structure",
+    "data_curve",
     "fit_marchenko_pastur",
     "fit_semicircle",
     "load_analyses",
