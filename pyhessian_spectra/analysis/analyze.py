@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part, is_worth_taking
+from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import data_notes
@@ -25,6 +25,7 @@ from pyhessian_spectra.curvature import (
     RiskOperator,
 )
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.gram_cost import worth_taking
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
@@ -34,6 +35,7 @@ from pyhessian_spectra.runs.watch import Progress, Watch
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings
 from pyhessian_spectra.spectra.basis import readable
 from pyhessian_spectra.spectra.cost import forecast_products, is_dense
+from pyhessian_spectra.spectra.krylov import FIRST_STAGE
 from pyhessian_spectra.spectra.space import fresh_generator
 
 # A layer's lower edge is a cluster at zero, where more digits would take most of the products: residuals of this size,
@@ -113,7 +115,7 @@ def analyze(
         resumed = Note("resumed", "Resumed: the analysis was finished by an earlier run.")
         notes = [note for note in earlier.notes if note.kind != "resumed"]
         return replace(earlier, problem={**earlier.problem, **(problem or {})}, notes=(*notes, resumed))
-    with_gram = is_worth_taking(op, risk, settings, groups, forecasts)
+    with_gram = worth_taking(op, risk, settings, groups, forecasts) is not None
     split = with_gram and isinstance(op, HessianOperator)
     verified, doubts = _verified(op + GGNOperator(risk) + ResidualOperator(risk) if split else op, settings)
     watch = Watch(kept, progress, forecasts)
@@ -222,6 +224,8 @@ class _Run:
     def _own(self, op: LinearOperator, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
         """Analyse one operator by products of its own, and note what a reader must know of them."""
         settings = self.settings.replace(resolve=0) if index else self.settings
+        if index == 0 and self.part is not None and self.part.trace is not None:  # more samples of it tell nothing new
+            settings = settings.replace(trace_probes=min(settings.trace_probes, FIRST_STAGE))
         meter = self.watch.meter(op, what)
         if is_dense(settings, op.n):
             block = built(meter, settings, partition, seed)[1]

@@ -20,13 +20,11 @@ from pyhessian_spectra.curvature import (
     EmpiricalRisk,
     GGNGram,
     GGNOperator,
-    HessianOperator,
     Partition,
     ResidualOperator,
     RiskOperator,
     ggn_gram,
 )
-from pyhessian_spectra.curvature.gram_cost import gram_cost
 from pyhessian_spectra.curvature.partition import Group
 from pyhessian_spectra.errors import ConvergenceError, InputError
 from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Meter, Settings, Spectrum, TraceEstimate, eigsh
@@ -34,20 +32,11 @@ from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.rounding import SAFETY
 
-# Products with the whole matrix and with a layer, in gradients.
-_WHOLE, _LAYER = 3.0, 0.5
-
-# Products with H - G for its extreme eigenvalues, which others see as shifts and which are found to this residual.
-_RESIDUAL, _ROUGH = 40, 0.05
-
-# The Gram matrix is taken if it is expected to cost at most this share of all other products.
-_SHARE = 0.2
+# Residual, relative, to which the extreme eigenvalues of H - G are found: what others see of them are shifts.
+_ROUGH = 0.05
 
 # Pixels along an image's side at least.
 _SMALLEST = 4
-
-# Most rows of a Gram matrix.
-_LIMIT = 10_000
 
 # Ranks of the curve over the number of examples, and rows up to which class structure is computed.
 _RANKS, _CLASSES = 5, 3_000
@@ -63,29 +52,6 @@ class Part:
     found: GaussNewton
     layers: Mapping[str, BlockAnalysis]
     trace: TraceEstimate | None
-
-
-def is_worth_taking(
-    op: LinearOperator, risk: EmpiricalRisk, settings: Settings, groups: Sequence[Group], forecasts: Sequence[int]
-) -> bool:
-    """Whether the Gram matrix is to be taken; ``forecasts`` are the products of the whole and of layers otherwise.
-
-    Raises InputError where it is wanted always and cannot be had.
-    """
-    always = settings.gauss_newton == "always"
-    if settings.gauss_newton == "never" or type(op) not in (HessianOperator, GGNOperator):
-        if always:
-            raise InputError(f"gauss_newton='always' is for the Hessian and for G, and the matrix is {op.kind}")
-        return False
-    try:
-        cost = gram_cost(risk, len(groups))
-    except InputError:
-        if always:
-            raise
-        return False
-    expected = cost.gradients + _WHOLE * (_RESIDUAL + len(Partition.by_module(risk.layout)))
-    others = _WHOLE * forecasts[0] + _LAYER * sum(forecasts[1:])
-    return always or (cost.rows <= _LIMIT and expected <= _SHARE * others)
 
 
 def gauss_newton_part(

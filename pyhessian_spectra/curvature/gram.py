@@ -36,6 +36,9 @@ from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 from pyhessian_spectra.spectra.rounding import SAFETY
 
+#: Most rows of a Gram matrix unless another limit is given.
+LIMIT = 10_000
+
 
 @dataclass(frozen=True)
 class GGNGram(GramMatrix):
@@ -132,7 +135,7 @@ def ggn_gram(
     partition: Partition | None = None,
     point: Point | None = None,
     memory_budget: int | None = None,
-    limit: int = 10_000,
+    limit: int = LIMIT,
 ) -> GGNGram:
     """Gram matrices of the Gauss-Newton matrix of a risk, whole and by group.
 
@@ -169,7 +172,7 @@ def fisher_gram(
     partition: Partition | None = None,
     point: Point | None = None,
     memory_budget: int | None = None,
-    limit: int = 10_000,
+    limit: int = LIMIT,
 ) -> GGNGram:
     """As :func:`ggn_gram`, of the empirical Fisher matrix: it has one row for each example, its loss' gradient.
 

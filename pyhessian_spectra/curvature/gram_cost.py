@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.features import Plan
+from pyhessian_spectra.curvature.gram import LIMIT
+from pyhessian_spectra.curvature.operators import GGNOperator, HessianOperator
+from pyhessian_spectra.curvature.partition import Group, Partition
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.rows import output_factors
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra.operator import LinearOperator
+from pyhessian_spectra.spectra.settings import Settings
+
+# Products with the whole matrix and with a layer, in gradients, and those for the extreme eigenvalues of H - G.
+_WHOLE, _LAYER, _RESIDUAL = 3.0, 0.5, 40
+
+# The Gram matrix is taken if it is expected to cost at most this share of all other products.
+_SHARE = 0.2
 
 # Examples that are tried.
 _FEW = 4
@@ -66,3 +78,27 @@ def gram_cost(risk: EmpiricalRisk, num_groups: int) -> GramCost:
         passes + (inner / _DENSE + solved / _EIGENVALUES) / gradient,
         int(kept * itemsize + 8 * (num_groups + 3) * rows**2),
     )
+
+
+def worth_taking(
+    op: LinearOperator, risk: EmpiricalRisk, settings: Settings, groups: Sequence[Group], forecasts: Sequence[int]
+) -> GramCost | None:
+    """What the Gram matrix and all that an analysis takes with it will cost, or None if it is not to be taken.
+
+    ``forecasts`` are the products of the whole and of the layers without it. Raises InputError where it is wanted
+    always and cannot be had.
+    """
+    always = settings.gauss_newton == "always"
+    if settings.gauss_newton == "never" or type(op) not in (HessianOperator, GGNOperator):
+        if always:
+            raise InputError(f"gauss_newton='always' is for the Hessian and for G, and the matrix is {op.kind}")
+        return None
+    try:
+        cost = gram_cost(risk, len(groups))
+    except InputError:
+        if always:
+            raise
+        return None
+    cost = replace(cost, gradients=cost.gradients + _WHOLE * (_RESIDUAL + len(Partition.by_module(risk.layout))))
+    others = _WHOLE * forecasts[0] + _LAYER * sum(forecasts[1:])
+    return cost if always or (cost.rows <= LIMIT and cost.gradients <= _SHARE * others) else None

@@ -105,8 +105,8 @@ def _who(part: GaussNewton) -> str:
         wrong, share = _percent(who.misclassified_fraction), _percent(who.misclassified_share)
         text += f"; the {wrong} that are misclassified carry {share}"
     if who.classes:
-        name, share = max(who.classes.items(), key=lambda item: item[1])
-        text += f"; the class with the largest share, {name}, has {_percent(share)}"
+        name, most = max(who.classes.items(), key=lambda item: item[1])
+        text += f"; the class with the largest share, {name}, has {_percent(most)}"
     error = max(who.share_error, who.class_error)
     return unbroken(f"{text}. Rounding moves a share by {format_number(100 * error, digits=1)} % at most.")
 

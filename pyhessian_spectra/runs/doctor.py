@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, RiskOperator
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.gram_cost import GramCost, worth_taking
 from pyhessian_spectra.curvature.inspection import CalledFunctions, dropout_modules
 from pyhessian_spectra.curvature.objective import tensors_in
 from pyhessian_spectra.curvature.partition import GroupSpec
@@ -42,14 +43,16 @@ def examine(
     counts = f"n = {risk.n:,} parameters, N = {risk.num_examples:,} examples in {risk.num_batches} batches"
     groups = chosen_layers(risk.layout, layers)
     op, parts = matrix(risk), (block_operator(matrix, risk, group) for group in groups)
+    forecasts, seconds = forecast_products(settings, [risk.n, *map(len, groups)]), repeatable_gradient(risk)
     return [
         Finding("ok", counts),
         *_modules(risk),
         _order(risk),
-        Finding("ok", f"two gradients agree; one takes {repeatable_gradient(risk):.3g} s"),
+        Finding("ok", f"two gradients agree; one takes {seconds:.3g} s"),
         *_graph(risk),
         _verification(op, settings),
-        *_products(op, parts, forecast_products(settings, [risk.n, *map(len, groups)])),
+        *_products(op, parts, forecasts),
+        *_gram(worth_taking(op, risk, settings, groups, forecasts), seconds, len(groups)),
         *_memory(risk, settings),
     ]
 
@@ -126,6 +129,15 @@ def _products(op: LinearOperator, parts: Iterator[LinearOperator], forecasts: li
         yield _time(f"{len(of_layers)} layers", sum(of_layers), spent)
 
 
+def _gram(cost: GramCost | None, seconds: float, layers: int) -> Iterator[Finding]:
+    """Say what the Gauss-Newton part will cost, for ``seconds`` a gradient, and what it may spare."""
+    if cost is None:
+        return
+    told = f"the Gauss-Newton part: {cost.rows:,} rows, {readable(cost.num_bytes)}"
+    spared = "; layers whose block of the Hessian is its own take no products" if layers else ""
+    yield Finding("ok", f"{told}, about {cost.gradients:,.0f} gradients, {_length(cost.gradients * seconds)}{spared}")
+
+
 def _timed(op: LinearOperator, v: Tensor) -> tuple[Tensor, float]:
     """A product, and its wall time in seconds."""
     start = time.perf_counter()
@@ -138,9 +150,13 @@ def _timed(op: LinearOperator, v: Tensor) -> tuple[Tensor, float]:
 def _time(what: str, products: int, seconds: float) -> Finding:
     """Say how long a number of products will take; ``seconds`` is their sum."""
     each = f" of {seconds / products:.3g} s" if products else ""
+    return Finding("ok", f"{what}: about {products:,} products{each}, {_length(seconds)}")
+
+
+def _length(seconds: float) -> str:
     lengths = {"hours": 3600, "minutes": 60, "seconds": 1}
     unit = next((unit for unit, length in lengths.items() if seconds >= 2 * length), "seconds")
-    return Finding("ok", f"{what}: about {products:,} products{each}, {seconds / lengths[unit]:.1f} {unit}")
+    return f"{seconds / lengths[unit]:.1f} {unit}"
 
 
 def _memory(risk: EmpiricalRisk, settings: Settings) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from pyhessian_spectra.spectra.trace import mean_of, samples_for, square_root
 _MISSED = 10
 
 # Samples of the first stage, whose spread determines the total number: fewer would estimate it too poorly.
-_FIRST_STAGE = 10
+FIRST_STAGE = 10
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _moments(
             seconds.append(exact[1] + rest * space.norm(inside) ** 2)
 
     most = settings.trace_probes
-    sample(min(most, _FIRST_STAGE))
+    sample(min(most, FIRST_STAGE))
     wanted = samples_for(np.array(firsts), settings.rtol)
     sample(min(most, wanted))
     reason = (
@@ -222,5 +222,5 @@ def _moments(
         else f"stopped at {most} probes, before a relative error of {settings.rtol:g}"
     )
     spent, method = op.num_products - before, f"Krylov pass, {reason}"
-    trace, second = (mean_of(np.array(some), spent, method, first_stage=_FIRST_STAGE) for some in (firsts, seconds))
+    trace, second = (mean_of(np.array(some), spent, method, first_stage=FIRST_STAGE) for some in (firsts, seconds))
     return trace, second
