@@ -22,7 +22,7 @@ from pyhessian_spectra.spectra.space import VectorSpace
 _WRONG, _TRIED = 1e-3, 4
 
 # Bytes of what is computed together: it should be small beside the rows, and large beside the cost of a call.
-_TOGETHER = 2**26
+_TOGETHER = 2**27
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pyhessian_spectra.spectra.basis import free_bytes
 _STRIP, _BYTES = 2**13, 2**27
 
 # Parts of the rows, of whose products with one another one half is computed.
-_PANELS = 4
+_PANELS = 3
 
 
 class InnerProducts:
