@@ -70,7 +70,8 @@ def test_of_a_smooth_network_layers_take_products_and_the_distance_is_bounded(ac
     assert part.own == ("5",)  # the last layer is linear
     for group in Partition.by_layer(risk.layout):
         block = (dense - ggn)[group.indices][:, group.indices]
-        assert float(torch.linalg.matrix_norm(block)) <= part.apart[group.label] + 1e-12
+        norm = float(torch.linalg.matrix_norm(block))
+        assert norm / 5 < part.apart[group.label] < 5 * norm or (norm < 1e-12 and part.apart[group.label] == 0)
         top = float(torch.linalg.eigvalsh(dense[group.indices][:, group.indices])[-1])
         largest = analysis.layers[group.label].largest
         assert largest.lower[-1] <= top <= largest.upper[-1]
@@ -132,6 +133,46 @@ def test_a_block_that_is_nearly_its_own_is_not_taken_for_it():
     analysis = analysed(risk)
     assert analysis.gauss_newton.own == ("5",)
     assert 0 < analysis.gauss_newton.apart["3"] < 0.1 * analysis.gauss_newton.block.frobenius.value
+
+
+def outer_product_blocks():
+    """Models of which a block of H - G is c x x^T with entries of equal size, which half of all sign vectors annul."""
+    y = torch.tensor([[0.0, 1.0]] * 20, dtype=torch.float64)
+    softmax = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)).double()
+    yield softmax, (torch.zeros(20, 3, dtype=torch.float64), y), "parameter"
+    yield (
+        nn.Sequential(nn.Linear(4, 1, bias=False), nn.Sigmoid()).double(),
+        (torch.ones(1, 4, dtype=torch.float64), y[:1, :1]),
+        True,
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_block_but_zero_is_taken_for_zero(number, seed):
+    model, data, layers = list(outer_product_blocks())[number]
+    risk = EmpiricalRisk(model, nn.MSELoss(), data)
+    generator = torch.Generator().manual_seed(seed)
+    part = analyze(risk, layers=layers, gauss_newton="always", generator=generator, **FEW).gauss_newton
+    dense = Oracle(risk).hessian() - Oracle(risk).ggn()
+    groups = Partition.by_parameter(risk.layout) if layers == "parameter" else Partition.by_layer(risk.layout)
+    for group in groups:
+        if group.label in part.own:
+            assert float(dense[group.indices][:, group.indices].abs().max()) < 1e-12
+
+
+def test_an_analysis_goes_on_without_a_part_that_cannot_be_had():
+    """The loss is convex in the outputs of the first examples, and not in those of later ones."""
+    risk = classifier(nn.ReLU)
+    sign = torch.ones(30, dtype=torch.float64)
+    sign[20:] = -1.0
+    x = next(iter(risk.sample.read()))[1].inputs
+    data = [(x[:20], sign[:20]), (x[20:], sign[20:])]
+    mixed = EmpiricalRisk(risk.model, lambda z, s: (s[:, None] * z.square()).mean(), data)
+    analysis = analyze(mixed, layers=False, num_eigenvalues=3, exact_limit=0)
+    assert analysis.gauss_newton is None
+    with pytest.raises(InputError, match="not convex"):
+        analyze(mixed, gauss_newton="always", **FEW)
 
 
 def test_never_takes_none_and_what_has_none_is_refused_only_if_it_is_wanted_always():

@@ -28,7 +28,7 @@ from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, re
 from pyhessian_spectra.curvature.gram_cost import worth_taking
 from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.curvature.verification import verify
-from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
+from pyhessian_spectra.errors import InputError, Interrupted, SpectraError, UnverifiedError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.runs.journal import open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
@@ -193,7 +193,12 @@ class _Run:
         """Take the Gauss-Newton part, exactly."""
         what = "the Gauss-Newton part"
         self.watch.tell(what)
-        self.part = gauss_newton_part(op, self.settings, self.groups, lambda op: self.watch.meter(op, what), seed)
+        try:
+            self.part = gauss_newton_part(op, self.settings, self.groups, lambda op: self.watch.meter(op, what), seed)
+        except SpectraError as error:
+            if self.settings.gauss_newton == "always":
+                raise
+            self.notes.append(Note("verification", f"The Gauss-Newton part was not taken, since {error}."))
         if isinstance(op, HessianOperator):
             self.watch.facts = {}
 

@@ -30,7 +30,6 @@ from pyhessian_spectra.errors import ConvergenceError, InputError
 from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Meter, Settings, Spectrum, TraceEstimate, eigsh
 from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.results import Floats
-from pyhessian_spectra.spectra.rounding import SAFETY
 
 # Residual, relative, to which the extreme eigenvalues of H - G are found: what others see of them are shifts.
 _ROUGH = 0.05
@@ -41,8 +40,10 @@ _SMALLEST = 4
 # Ranks of the curve over the number of examples, and rows up to which class structure is computed.
 _RANKS, _CLASSES = 5, 3_000
 
-# A block of H - G is zero if, relative to the norm of G's, it is below so many units of rounding.
-_ZERO = 100
+# A block of H - G is zero to rounding if, relative to the norm of G's, it is bounded by so many units of rounding. The
+# bound is so many times the longest of so many products with random vectors; a block along a single vector exceeds it
+# in one case of 2,000.
+_ZERO, _MORE, _VECTORS = 100, 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def gauss_newton_part(
 ) -> Part:
     """Take the Gram matrix, and products with ``H - G`` if ``op`` is the Hessian.
 
-    Each diagonal block of ``H - G`` is multiplied with a random vector: where the outputs are piecewise linear in a
-    layer, that is zero (Botev, Ritter and Barber 2017; the block's curvature is then that of the loss alone).
+    Each diagonal block of ``H - G`` is multiplied with a normal random vector. Where the outputs are piecewise linear
+    in a layer, that is exactly zero (Botev, Ritter and Barber 2017; the block's curvature is then that of the loss
+    alone), as it is of no other block. What is merely small is seen with more vectors, and bounded from them.
     """
     risk, modules = op.risk, Partition.by_module(op.risk.layout)
     chosen = Partition(risk.layout, {g.label: g.indices for g in groups}) if groups else Partition.by_layer(risk.layout)
@@ -76,28 +78,31 @@ def gauss_newton_part(
             found = replace(found, block=replace(whole, largest=pairs, num_products=k))
         return Part(replace(found, own=tuple(blocks)), blocks, None)
     residual, generator = meter(ResidualOperator(risk, point=op.point)), torch.Generator().manual_seed(seed)
-    least = SAFETY * _ZERO * op.space.eps
+    least = _ZERO * op.space.eps
 
-    def apart(group: Group) -> float:
-        signs = group.take(op.space.rademacher(generator))
-        return SAFETY * float(group.take(residual @ group.embed(signs, op.n)).double().norm())
+    def apart(group: Group, norm: float) -> tuple[float, bool]:
+        """The norm of the group's block of ``H - G``, and whether it is zero to rounding beside ``norm``."""
+        seen: list[float] = []
+        for _ in range(_VECTORS):
+            v = group.embed(group.take(op.space.randn(generator)), op.n)
+            seen.append(float(group.take(residual @ v).double().norm()))
+            if not seen[0] or _MORE * max(seen) > least * norm:
+                return seen[0], not seen[0]
+        return _MORE * max(seen), True
 
-    by_module = {module.label: apart(module) for module in modules}
+    by_module = {module.label: apart(module, whole.frobenius.value) for module in modules}
     by_group = {}
     for group in chosen:
         same = modules.groups.get(group.label)
-        known = same is not None and torch.equal(same.indices, group.indices)
-        by_group[group.label] = by_module[group.label] if known else apart(group)
-    own = {
-        g.label: block(gram.groups[g.label], apart=by_group[g.label])
-        for g in groups
-        if by_group[g.label] <= least * gram.groups[g.label].frobenius().value
-    }
+        known = same is not None and torch.equal(same.indices, group.indices) and not by_module[group.label][0]
+        by_group[group.label] = (0.0, True) if known else apart(group, gram.groups[group.label].frobenius().value)
+    own = {g.label: block(gram.groups[g.label], apart=by_group[g.label][0]) for g in groups if by_group[g.label][1]}
     trace = None
-    if modules.complete and all(size <= least * whole.frobenius.value for size in by_module.values()):
-        off = sum(len(modules[label]) ** 0.5 * size for label, size in by_module.items())
+    if modules.complete and all(is_zero for _, is_zero in by_module.values()):
+        off = sum(len(modules[label]) ** 0.5 * size for label, (size, _) in by_module.items())
         trace = replace(whole.trace, rounding=whole.trace.rounding + off)
-    return Part(replace(found, apart=by_group, own=tuple(own), residual=_range(residual, generator)), own, trace)
+    sizes = {label: size for label, (size, _) in by_group.items()}
+    return Part(replace(found, apart=sizes, own=tuple(own), residual=_range(residual, generator)), own, trace)
 
 
 def _with_examples(found: GaussNewton, risk: EmpiricalRisk, gram: GGNGram, seed: int) -> GaussNewton:

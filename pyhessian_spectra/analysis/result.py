@@ -67,7 +67,8 @@ class GaussNewton:
     rows : int
         Rows of the Gram matrix: ``N (C - 1)`` for cross-entropy over ``C`` classes.
     apart : mapping of str to float
-        By layer, a bound on the Frobenius norm of ``H_ll - G_ll`` as a product with a random vector shows it.
+        By layer, the Frobenius norm of ``H_ll - G_ll``: exactly zero, an estimate from a product with a random vector,
+        or, where that is near zero beside ``G_ll``, a bound from three.
     own : tuple of str
         Layers whose block of ``H`` is that of ``G`` to rounding, so that the analysis of the layer is that of ``G_ll``.
     residual : (float, float), optional

@@ -14,7 +14,7 @@ from pyhessian_spectra.curvature.objective import FAILURES, Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.rows import pull_back, rows_one_by_one, rows_together, tapped
 from pyhessian_spectra.curvature.taps import Product, products
-from pyhessian_spectra.errors import SpectraError
+from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.space import VectorSpace
 
@@ -54,23 +54,23 @@ class Plan:
     def try_out(self, objective: Objective, point: Point, batch: Batch, factors: Tensor) -> None:
         """Strike out what is wrong of the first examples' rows; right is what all examples' outputs say together."""
         few, own = batch.rows(0, min(_TRIED, len(factors))), factors[:_TRIED]
-        signs = torch.randint(0, 2, own.shape[:2], generator=torch.Generator().manual_seed(0)).to(own) * 2 - 1
+        normal = torch.randn(own.shape[:2], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(own)
         cotangents = torch.zeros_like(factors[:, 0])
-        cotangents[: len(own)] = (signs[:, :, None] * own).sum(dim=1)
+        cotangents[: len(own)] = (normal[:, :, None] * own).sum(dim=1)
         right = [p.flatten() for p in point.layout.unflatten(pull_back(objective, point, batch, cotangents[None])[0])]
         least = 100 * torch.finfo(point.dtype).eps * max(float(part.abs().max()) for part in right)
 
         def are_right(numbers: list[int], rows: Tensor) -> bool:
             expected = torch.cat([right[i] for i in numbers])
-            off = (signs[:, :, None] * rows).sum(dim=(0, 1)) - expected
+            off = (normal[:, :, None] * rows).sum(dim=(0, 1)) - expected
             return bool(off.abs().max() <= _WRONG * expected.abs().max() + least)
 
         try:
             found = tapped(objective, point, few, own)
+            self.tapped &= {i for i, rows in found.rows(self.tapped).items() if are_right([i], rows)}
         except (SpectraError, *FAILURES):  # such as of a model that needs its whole batch
             self.tapped, self.paired = set(), {}
         else:
-            self.tapped &= {i for i, rows in found.rows(self.tapped).items() if are_right([i], rows)}
             met = {i: use for i, (use, _) in found.products().items() if i in self.tapped}
             before = {i: use for i, use in met.items() if _is_less(use)} if self.paired is None else self.paired
             same = lambda i: i in met and met[i].given.shape[1:] == before[i].given.shape[1:]  # noqa: E731
@@ -133,6 +133,8 @@ class RowFeatures:
                 sizes = [point.coordinates[i].numel() for i in others]
                 parts |= dict(zip(others, together.split(sizes, dim=2), strict=True))
             rows = torch.cat([parts[i] for i in range(len(point.coordinates))], dim=2)
+            if rows.shape[2] != self._columns[-1]:
+                raise InputError("examples have outputs of different sizes within the model")
             used = own.abs().amax(dim=2) > 0
             for i, row in zip(used.nonzero()[:, 0].tolist(), rows[used], strict=True):
                 self._rows.append(row, 1.0)

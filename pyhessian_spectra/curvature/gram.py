@@ -9,7 +9,7 @@ groups of parameters (Dangel, Tatzel and Hennig 2022, ViViT).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.examples import Examples, read_examples
 from pyhessian_spectra.curvature.features import Plan, RowFeatures
 from pyhessian_spectra.curvature.inner_products import InnerProducts
-from pyhessian_spectra.curvature.objective import tensors_in
+from pyhessian_spectra.curvature.objective import FAILURES, tensors_in
 from pyhessian_spectra.curvature.operators import EmpiricalFisherOperator, GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.curvature.rows import Outputs, aligned, pull_back
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError, SpectraError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra.bounds import residuals_of
 from pyhessian_spectra.spectra.gram import GramMatrix
@@ -38,6 +38,16 @@ from pyhessian_spectra.spectra.rounding import SAFETY
 
 #: Most rows of a Gram matrix unless another limit is given.
 LIMIT = 10_000
+
+# Sums of the rows that are taken again for their error: many of few rows, whose errors may be alike, one of many. What
+# few show may be small by chance: errors along a single vector exceed ``_CAREFUL`` times what one sum shows in 8 cases
+# of 100, and ``SAFETY`` times what ``_ENOUGH`` show in one of 1e4.
+_SUMS, _MOST_SUMS, _ENOUGH, _CAREFUL = 512, 32, 8, 10.0
+
+# Rows are wrong, and not only rounded, if sums of them are off by more, relative; and if no way gives them to this.
+_WRONG, _OTHER = 1e-2, 0.1
+
+_REASON = "vmap fails for them, or examples differ in what the model does with them"
 
 
 @dataclass(frozen=True)
@@ -196,48 +206,87 @@ def _gram_of(
         if sum(int(f.used.sum()) for f in every) > limit:
             raise InputError(f"the matrix has more than limit = {limit:,} rows; take fewer examples, or raise limit")
         plan.try_out(risk.objective, op.point, batch, factors.own)
-    features = RowFeatures(risk.objective, op.point, plan, memory_budget)
-    for (_, batch), f in zip(risk.sample.read(), every, strict=True):
-        if not torch.equal(_marks(batch), f.marks):
-            raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
-        features.add(batch, f.own)
-    if not len(features):
+    if not any(bool(f.used.any()) for f in every):
         raise InputError("no example's loss is curved in the outputs: the matrix is zero at this point")
-    owner = torch.full((op.n,), len(partition))
-    for number, group in enumerate(partition):
-        owner[group.indices] = number
-    signs = torch.cat([f.signs[:, : f.own.shape[1]][f.used] for f in every]).double().cpu()
-    inner = InnerProducts(features, risk.layout, owner, signs, memory_budget)
-    off, dtype = inner.sums - sum(f.sum for f in every), str(op.dtype).removeprefix("torch.")
+    again = torch.stack([f.sums for f in every]).sum(dim=0)
+    try:
+        features, inner = _multiplied(op, partition, plan, every, memory_budget)
+        wrong = _apart(inner, again) > _WRONG
+    except (SpectraError, *FAILURES):
+        wrong = True
+    if wrong:  # what some examples do differs from what the first ones did
+        plan = Plan(set(), {}, set(range(len(every))))
+        features, inner = _multiplied(op, partition, plan, every, memory_budget)
+        if (apart := _apart(inner, again)) > _OTHER:
+            raise InputError(
+                f"derivatives of the outputs differ by {apart:.1%} when they are taken again: the data or the model "
+                "change from pass to pass, or its precision does not do; give the same examples each time, or take "
+                "float64"
+            )
+    dtype = str(op.dtype).removeprefix("torch.")
+    known, difference = inner.sums, inner.sums - again
 
-    def gram(matrix: Floats, image: Tensor, among: Tensor) -> dict[str, Any]:
+    def gram(matrix: Floats, summed: float, among: Tensor) -> dict[str, Any]:
         """A Gram matrix with its errors, as two extremes show them: of each row for itself, of all in proportion."""
-        size, summed, wrong = (float(x) for x in (np.trace(matrix) ** 0.5, inner.sums[among].norm(), off[among].norm()))
+        count, size = known.shape[1], float(np.trace(matrix)) ** 0.5
+        seen, off = (float(x[among].norm()) / count**0.5 for x in (known, difference))
+        off = max(off * max(1.0, size / seen if seen else 1.0), torch.finfo(op.dtype).eps * size)
         return {
             "matrix": matrix,
             "n": int(among.sum()),
             "dtype": dtype,
-            "rows_off": SAFETY * wrong * max(1.0, size / summed if summed else 1.0),
-            "sums_off": SAFETY * float((torch.from_numpy(matrix) @ signs - image).norm()),
+            "rows_off": (SAFETY if count >= _ENOUGH else _CAREFUL) * off,
+            "sums_off": summed,
         }
 
     terms = np.concatenate([f.terms for f in every])
-    parts = zip(partition, inner.matrices, inner.images, strict=False)
+    owner = _owner(op.n, partition)
+    groups = {
+        group.label: GramMatrix(**gram(inner.matrices[number], float(inner.off[number]), owner == number))
+        for number, group in enumerate(partition)
+    }
     return GGNGram(
-        **gram(inner.matrices.sum(axis=0), inner.images.sum(dim=0), torch.ones(op.n, dtype=torch.bool)),
-        groups={
-            group.label: GramMatrix(**gram(matrix, image, owner == number))
-            for number, (group, matrix, image) in enumerate(parts)
-        },
+        **gram(inner.matrices.sum(axis=0), float(inner.off.sum()), torch.ones(op.n, dtype=torch.bool)),
+        groups=groups,
         examples=features.examples,
         weights=None if risk.reduction == "sum" else terms / terms.sum(),
         factors=tuple(f.own[f.used].double().cpu().numpy() for f in every),
         notes=tuple(
-            Note("verification", f"Rows of batch {index} were taken one by one: vmap fails for them.")
-            for index in sorted(plan.alone)
+            Note("verification", f"Rows of batch {every[number].index} were taken one by one: {_REASON}.")
+            for number in sorted(plan.alone)
         ),
         _op=op,
     )
+
+
+def _multiplied(
+    op: RiskOperator, partition: Partition, plan: Plan, every: Sequence[_Factors], memory_budget: int | None
+) -> tuple[RowFeatures, InnerProducts]:
+    """The rows as the plan says, and their inner products."""
+    features = RowFeatures(op.risk.objective, op.point, plan, memory_budget)
+    for (_, batch), f in zip(op.risk.sample.read(), every, strict=True):
+        if not torch.equal(_marks(batch), f.marks):
+            raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
+        features.add(batch, f.own)
+    own = [f.coefficients[:, : f.own.shape[1]][f.used] for f in every]
+    coefficients, owner = torch.cat(own).double().cpu(), _owner(op.n, partition)
+    inner = InnerProducts(features, op.risk.layout, owner, coefficients, memory_budget)
+    if not np.isfinite(inner.matrices).all():
+        raise NonFiniteError("inner products of the rows are NaN or infinite; look at the inputs, or use float64")
+    return features, inner
+
+
+def _owner(n: int, partition: Partition) -> Tensor:
+    """The number of each coordinate's group (n,), the last one for those without."""
+    owner = torch.full((n,), len(partition))
+    for number, group in enumerate(partition):
+        owner[group.indices] = number
+    return owner
+
+
+def _apart(inner: InnerProducts, again: Tensor) -> float:
+    """How far the sums of the rows are from those taken again, relative."""
+    return float((inner.sums - again).norm()) / max(float(again.norm()), torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -248,20 +297,21 @@ class _Factors:
     ----------
     own, used : Tensor, shapes (N, r, d) and (N, r)
         The factors, and which of them are not zero.
-    signs : Tensor, shape (N, r')
-        Random signs of these directions, and of any further ones that they leave out.
-    sum : Tensor, shape (n,), float64
-        The rows' sum with these signs, in float64 or at another rounding.
+    coefficients : Tensor, shape (N, r', s)
+        Normal random numbers for these directions, and for any further ones that they leave out.
+    sums : Tensor, shape (n, s), float64
+        The rows' sums with these coefficients, in float64 or at another rounding.
     terms, marks
         The examples' weights in the mean (N,), and numbers by which they are known again.
     """
 
     own: Tensor
     used: Tensor
-    signs: Tensor
-    sum: Tensor
+    coefficients: Tensor
+    sums: Tensor
     terms: Floats
     marks: Tensor
+    index: int
 
 
 def _factors(op: GGNOperator | EmpiricalFisherOperator) -> Iterator[tuple[Batch, _Factors]]:
@@ -274,7 +324,8 @@ def _factors(op: GGNOperator | EmpiricalFisherOperator) -> Iterator[tuple[Batch,
     def factors(outputs: Outputs) -> Tensor:
         return outputs.factors() if isinstance(op, GGNOperator) else outputs.slopes(risk.num_terms)
 
-    total, generator = sum(risk.sample.survey.weights), torch.Generator().manual_seed(0)
+    total, generator = sum(risk.sample.survey.weights), torch.Generator().manual_seed(1)
+    counts: list[int] = []  # of sums, which the first batch decides
     for (weight, batch), (_, again) in zip(risk.sample.read(), other.risk.sample.read(), strict=True):
         scale = 1.0 if risk.reduction == "sum" else (weight / total) ** 0.5
 
@@ -288,12 +339,16 @@ def _factors(op: GGNOperator | EmpiricalFisherOperator) -> Iterator[tuple[Batch,
                 own = scale * risk.objective.run(op.point, batch, lambda: factors(here()))
                 exact = aligned(exact, own)
             used = own.abs().amax(dim=2) > 0
-            signs = torch.randint(0, 2, exact.shape[:2], generator=generator).to(exact) * 2 - 1
+            rows = int(used.sum(dim=1).max()) * risk.num_examples
+            count = counts[0] if counts else int(np.clip(_SUMS / max(1, rows), 1, _MOST_SUMS))
+            counts[:] = [count]
+            shape = (*exact.shape[:2], count)
+            normal = torch.randn(shape, generator=generator, dtype=torch.float64).to(exact)
             if op.dtype == torch.float64:  # what is left out is far below the rounding of the others
-                signs[:, : own.shape[1]] *= used
-                signs[:, own.shape[1] :] = 0.0
-            summed = outputs.pull_back(torch.einsum("nr,nrd->nd", signs, exact)[None])[0].double().cpu()
-            return _Factors(own, used, signs, summed, _terms(risk, weight, batch), _marks(batch))
+                normal[:, : own.shape[1]] *= used[:, :, None]
+                normal[:, own.shape[1] :] = 0.0
+            sums = outputs.pull_back(torch.einsum("nrs,nrd->snd", normal, exact)).T.double().cpu()
+            return _Factors(own, used, normal, sums, _terms(risk, weight, batch), _marks(batch), batch.index)
 
         yield batch, other.risk.objective.run(other.point, again, call)
 
@@ -308,8 +363,10 @@ def _terms(risk: EmpiricalRisk, weight: float, batch: Batch) -> Floats:
 
 
 def _marks(batch: Batch) -> Tensor:
-    """A sum over each example's inputs (N, tensors), by which its examples are known again."""
-    own = [x for x in tensors_in(batch.inputs) if x.dim() and len(x) == batch.num_examples]
-    return (
-        torch.stack([x.detach().double().reshape(len(x), -1).sum(dim=1) for x in own], dim=1) if own else torch.empty(0)
-    )
+    """Sums over each example's inputs and targets (N, tensors), by which its examples are known again."""
+    found = []
+    for x in tensors_in((batch.inputs, batch.targets)):
+        if x.dim() and len(x) == batch.num_examples:
+            flat = torch.nan_to_num(x.detach().double().reshape(len(x), -1))
+            found.append(flat @ torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64, device=flat.device))
+    return torch.stack(found) if found else torch.empty(0)

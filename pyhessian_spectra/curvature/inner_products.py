@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 
 import numpy as np
@@ -11,9 +12,16 @@ from torch import Tensor
 from pyhessian_spectra.curvature.features import RowFeatures
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.spectra.basis import free_bytes
+from pyhessian_spectra.spectra.rounding import SAFETY
 
 # Coordinates whose products are summed in the rows' own dtype before these are added in float64, and their bytes.
 _STRIP, _BYTES = 2**13, 2**27
+
+# Rows whose inner products are taken again: as many of the largest, and as many at random.
+_TRIED = 64
+
+# Squares of entries beyond this, or below its inverse, are out of float32's range or near its end.
+_SMALLEST = 1e-12
 
 # Parts of the rows, of whose products with one another one half is computed.
 _PANELS = 3
@@ -28,18 +36,18 @@ class InnerProducts:
     layout : ParameterLayout
     owner : Tensor, shape (n,), int64
         The group of each coordinate, from 0 on.
-    signs : Tensor, shape (m,), float64
-        Coefficients of the rows in the sum.
+    coefficients : Tensor, shape (m, s), float64
+        Those of the rows in the sums.
     memory_budget : int, optional
         Bytes of memory for the matrices, beyond which they go to disk; by default half of the free memory.
 
     Attributes
     ----------
     matrices : ndarray, shape (groups, m, m), float64
-    sums : Tensor, shape (n,), float64
-        ``A^T signs``.
-    images : Tensor, shape (groups, m), float64
-        ``A_g A_g^T signs``, from the sum.
+    sums : Tensor, shape (n, s), float64
+        ``A^T coefficients``.
+    off : ndarray, shape (groups,), float64
+        Bounds on the Frobenius norms of the matrices' rounding errors, by inner products taken again in float64.
     """
 
     def __init__(
@@ -47,14 +55,14 @@ class InnerProducts:
         features: RowFeatures,
         layout: ParameterLayout,
         owner: Tensor,
-        signs: Tensor,
+        coefficients: Tensor,
         memory_budget: int | None = None,
     ) -> None:
-        self._features, self._signs, m = features, signs, len(features)
+        self._features, self._coefficients, m = features, coefficients, len(features)
         count = int(owner.max()) + 1
-        self.matrices = _zeros((count, m, m), memory_budget)
-        self.images = torch.zeros(count, m, dtype=torch.float64)
-        self.sums = torch.zeros(layout.n, dtype=torch.float64)
+        self.matrices, self.off = _zeros((count, m, m), memory_budget), np.zeros(count)
+        self.sums = torch.zeros(layout.n, coefficients.shape[1], dtype=torch.float64)
+        self._generator = torch.Generator().manual_seed(0)
         width = max(1, min(_STRIP, _BYTES // max(1, 8 * m)))
         for number, where in enumerate(layout.slices.values() if m else ()):
             own, sums = owner[where], self.sums[where]
@@ -70,31 +78,52 @@ class InnerProducts:
 
     def _add(self, owner: Tensor, block: Tensor, sums: Tensor) -> None:
         """Add the products of some coordinates (m, c) of the rows."""
-        signs = self._signs.to(block)
+        sums += (block.T @ self._coefficients.to(block)).double().cpu()
         for group in owner.unique().tolist():
             among = owner == group
             part = block if bool(among.all()) else block[:, among.to(block.device)]
-            combined = part.T @ signs
-            sums[among] = combined.double().cpu()
-            self.images[group] += (part @ combined).double().cpu()
+            size = float(part.abs().max())
+            if not size:
+                continue
+            # a power of two, so that nothing is rounded; squares then neither vanish nor overflow
+            scale = 1.0 if _SMALLEST < size < 1 / _SMALLEST else 2.0 ** math.floor(math.log2(size))
+            part = part / scale if scale != 1.0 else part
             total, panels, low = torch.from_numpy(self.matrices[group]), part.tensor_split(_PANELS), 0
             for i, panel in enumerate(panels):
                 start, rows = 0, total[low : low + len(panel)]
                 for other in panels[: i + 1]:
-                    rows[:, start : start + len(other)] += (panel @ other.T).cpu()
+                    product = (panel @ other.T).cpu()
+                    rows[:, start : start + len(other)] += product if scale == 1.0 else product.double() * scale**2
                     start += len(other)
                 low += len(panel)
+            self.off[group] += scale**2 * self._rounding(part)
+
+    def _rounding(self, part: Tensor) -> float:
+        """A bound on the norm of the rounding error of ``P P^T`` (m, m), from products of some rows.
+
+        Relative to the norms of the two rows, errors of products are alike.
+        """
+        norms = torch.linalg.vector_norm(part, dim=1).double()
+        largest = norms.topk(min(_TRIED, len(part))).indices
+        chosen = torch.cat(
+            [largest, torch.randint(len(part), (_TRIED,), generator=self._generator).to(largest)]
+        ).unique()
+        chosen = chosen[norms[chosen] > 1e-6 * norms.max()]  # of far smaller rows, products may vanish
+        some, sizes = part[chosen], norms[chosen]
+        errors = ((some @ some.T).double() - some.double() @ some.double().T) / torch.outer(sizes, sizes)
+        relative = float(errors.square().mean()) ** 0.5 + torch.finfo(part.dtype).eps / 2
+        return SAFETY * relative * float(norms.square().sum())
 
     def _add_factored(self, group: int, given: Tensor, d: Tensor, sums: Tensor) -> None:
         """Add the products of outer products ``d_k a_i^T``, ``i`` the row's example: ``(a_i . a_j) (d_k . d_l)``."""
-        examples, signs = torch.from_numpy(self._features.examples).to(d.device), self._signs.to(d)
-        sums += (d.T @ (given[examples] * signs[:, None])).flatten().double().cpu()
+        examples = torch.from_numpy(self._features.examples).to(d.device)
+        for column, coefficients in zip(sums.unbind(1), self._coefficients.to(d).unbind(1), strict=True):
+            column += (d.T @ (given[examples] * coefficients[:, None])).flatten().double().cpu()
         given, d, total = given.double(), d.double(), torch.from_numpy(self.matrices[group])
         alike = given @ given.T
         for low in range(0, len(d), step := max(1, _BYTES // (8 * len(d)))):
             part = (alike[examples[low : low + step]][:, examples] * (d[low : low + step] @ d.T)).cpu()
             total[low : low + step] += part
-            self.images[group][low : low + step] += part @ self._signs
 
 
 def _zeros(shape: tuple[int, ...], memory_budget: int | None) -> np.ndarray:

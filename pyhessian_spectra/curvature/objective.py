@@ -31,7 +31,7 @@ from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivat
 MODES = ("eval", "train")
 
 # What users' code raises where it fails.
-FAILURES = (RuntimeError, IndexError, TypeError, ValueError, MemoryError)
+FAILURES = (RuntimeError, LookupError, TypeError, ValueError, MemoryError)
 
 _T = TypeVar("_T")
 

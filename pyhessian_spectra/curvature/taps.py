@@ -141,10 +141,10 @@ def _linear(given: Mapping[str, Any], use: Use) -> Product:
 
 
 def _convolution(given: Mapping[str, Any], use: Use) -> Product | None:
-    dimensions = use.given.dim() - 2
+    dimensions = given["weight"].dim() - 2
     settings = [given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
     groups = given.get("groups", 1)
-    if any(isinstance(s, str) for s in settings) or dimensions not in (1, 2):
+    if any(isinstance(s, str) for s in settings) or dimensions not in (1, 2) or use.given.dim() != dimensions + 2:
         return None
     pairs = [
         (s,) * dimensions if isinstance(s, int) else tuple(s) * (dimensions if len(s) == 1 else 1) for s in settings

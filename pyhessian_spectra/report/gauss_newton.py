@@ -74,7 +74,7 @@ def _layers(part: GaussNewton, analysis: SpectralAnalysis) -> list[dict[str, str
     rows = []
     for name, trace in part.block.group_traces.items():
         apart = part.apart[name]
-        own = "equal to rounding" if name in part.own else f"at most {format_number(apart, digits=2)}"
+        own = "equal to rounding" if name in part.own else f"about {format_number(apart, digits=1)}"
         rows.append({"name": name, "trace": estimate_text(trace), "apart": "zero" if not apart else own})
     return rows
 
