@@ -125,6 +125,131 @@ def test_a_batch_without_curvature_has_no_rows_beside_one_that_has():
     np.testing.assert_allclose(gram.eigenvalues(), [p * (1 - p)])
 
 
+def truth_of(risk):
+    """Eigenvalues of G in float64 at the parameters as they are."""
+    precise = risk.replace(dtype=torch.float64)
+    return eigenvalues(GGNOperator(precise, point=risk.point().cast(risk.model, torch.float64)).to_dense())
+
+
+def assert_covered(risk):
+    gram, truth = ggn_gram(risk), truth_of(risk)
+    assert np.abs(gram.spectrum().nodes[0] - truth).max() <= gram.rounding
+    assert abs(gram.trace().value - truth.sum()) <= gram.trace().rounding
+    return gram
+
+
+class Cancelling(nn.Module):
+    """A coefficient that float32 computes with few digits, the same for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift = nn.Linear(5, 1), nn.Parameter(torch.tensor(1e-4))
+
+    def forward(self, x):
+        return self.layer(x) * ((1.0 + self.shift) - 1.0) * 1e4
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_errors_of_few_rows_that_are_alike_or_cancel_are_covered(count, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(1, 5) + 1e-3 * torch.randn(count, 5)
+    assert_covered(EmpiricalRisk(Cancelling(), nn.MSELoss(), (x, torch.randn(count, 1))))
+    assert_covered(EmpiricalRisk(nn.Linear(5, 1), nn.MSELoss(), (x[:1].repeat(count, 1), torch.randn(count, 1))))
+
+
+def test_one_long_row_is_within_its_error():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        risk = EmpiricalRisk(nn.Linear(5_000, 1, bias=False), nn.MSELoss(), (torch.randn(1, 5_000), torch.zeros(1, 1)))
+        gram, x = ggn_gram(risk), next(iter(risk.sample.read()))[1].inputs.double()
+        assert abs(gram.eigenvalues()[-1] - 2 * float(x.square().sum())) <= gram.rounding
+
+
+def test_rows_whose_squares_float32_cannot_hold_have_their_eigenvalues():
+    torch.manual_seed(0)
+    layers = [module for _ in range(4) for module in (nn.Conv1d(3, 3, 1), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-5)
+    risk = EmpiricalRisk(model, nn.MSELoss(), (1e-3 * torch.randn(5, 3, 2), torch.randn(5, 2)))
+    found = ggn_gram(risk).groups["0"].eigenvalues()[-1]
+    precise = risk.replace(dtype=torch.float64).restrict("0")
+    top = float(eigenvalues(GGNOperator(precise, point=precise.point().cast(model, torch.float64)).to_dense())[-1])
+    assert top < 1e-40 and found == pytest.approx(top, rel=1e-3)
+
+
+class Trimming(nn.Module):
+    """Cuts a batch to its longest example, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer, self.head = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        longest = int((x.abs().sum(dim=2) > 0).sum(dim=1).max())
+        hidden = torch.relu(self.layer(torch.tanh(self.embedding(x[:, :longest]))))
+        return self.head(hidden.sum(dim=1) / longest**0.5)
+
+
+class Routed(nn.Module):
+    """Sends each example through one of two layers, of which the first examples use one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts, self.head = nn.ModuleList(nn.Linear(4, 20) for _ in range(2)), nn.Linear(20, 3)
+
+    def forward(self, x):
+        hidden = x.new_zeros(len(x), 20)
+        for number, expert in enumerate(self.experts):
+            mine = (x[:, 0] > 0).long() == number
+            if mine.any():
+                hidden = hidden.index_put((mine.nonzero()[:, 0],), torch.tanh(expert(x[mine])))
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("kind", ["trimmed", "routed", "normalised", "single image"])
+def test_what_later_examples_do_differently_is_found_out(kind):
+    torch.manual_seed(0)
+    if kind == "trimmed":
+        x = torch.randn(9, 6, 2)
+        x[:4, 2:], model = 0, Trimming()
+    elif kind == "routed":
+        x, model = torch.randn(9, 4), Routed()
+        x[:5, 0], x[5:, 0] = -1.0, 1.0
+    elif kind == "normalised":
+        x, model = torch.randn(2, 4), nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    else:
+        x, model = torch.randn(1, 5, 5), nn.Sequential(nn.Conv2d(1, 3, 5), nn.Flatten(0), nn.Unflatten(0, (1, 3)))
+    model, mode = model.double(), "train" if kind == "normalised" else "eval"
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x.double(), torch.randint(0, 3, (len(x),))), mode=mode)
+    truth = eigenvalues(GGNOperator(risk).to_dense())
+    gram = ggn_gram(risk)
+    np.testing.assert_allclose(gram.spectrum().nodes[0], truth, rtol=0, atol=TOLERANCE * truth[-1])
+
+
+def test_a_model_that_draws_at_random_is_refused():
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(30, 3)
+
+        def forward(self, x):
+            return self.layer(nn.functional.dropout(x, 0.5, training=True))
+
+    x, y = torch.randn(20, 30), torch.randint(0, 3, (20,))
+    with pytest.raises(InputError, match=r"differ by .* when they are taken again"):
+        ggn_gram(EmpiricalRisk(Dropping(), nn.CrossEntropyLoss(), (x, y)))
+
+
+def test_inputs_that_are_not_finite_are_named():
+    x = torch.randn(6, 4)
+    x[2] = torch.inf
+    with pytest.raises(InputError, match="NaN or infinite"):
+        ggn_gram(EmpiricalRisk(nn.Linear(4, 3), nn.CrossEntropyLoss(), (x, torch.randint(0, 3, (6,)))))
+
+
 def pairwise(outputs, targets):
     return (outputs @ outputs.T).mean() ** 2 + outputs.square().mean()
 

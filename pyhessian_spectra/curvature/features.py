@@ -148,6 +148,8 @@ class RowFeatures:
             use, cotangents = uses[i]
             parts[i] = use.cotangents(cotangents).flatten(2)
         given = [uses[i][0].given.flatten(1) for i in self._paired]
+        if any(uses[i][0].given.shape[1:] != use.given.shape[1:] for i, use in self._paired.items()):
+            raise InputError("examples have inputs of different sizes within the model")
         for row in torch.cat(given, dim=1) if given else ():
             self._given.append(row, 1.0)
         return parts

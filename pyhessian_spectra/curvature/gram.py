@@ -61,7 +61,7 @@ class GGNGram(GramMatrix):
     groups : mapping of str to GramMatrix
         Those of the groups of the partition: the eigenvalues of ``K_g`` are those of the diagonal block ``G_gg``.
     examples : ndarray, shape (m,), int64
-        The example that each row belongs to, counted over all batches.
+        The example that each row belongs to, counted over all batches that have any weight.
     weights : ndarray, shape (N,), float64, or None
         Each example's share in the mean, so that the matrix of a mean over a subset is the rows' principal submatrix
         over the subset's share; None where the loss is a sum.

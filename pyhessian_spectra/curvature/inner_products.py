@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.features import RowFeatures
 from pyhessian_spectra.curvature.parameters import ParameterLayout
+from pyhessian_spectra.errors import NonFiniteError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.rounding import SAFETY
 
@@ -85,6 +86,10 @@ class InnerProducts:
             size = float(part.abs().max())
             if not size:
                 continue
+            if not math.isfinite(size):
+                raise NonFiniteError(
+                    "derivatives of the outputs are NaN or infinite; look at the inputs, or use float64"
+                )
             # a power of two, so that nothing is rounded; squares then neither vanish nor overflow
             scale = 1.0 if _SMALLEST < size < 1 / _SMALLEST else 2.0 ** math.floor(math.log2(size))
             part = part / scale if scale != 1.0 else part

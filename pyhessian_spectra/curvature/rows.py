@@ -15,7 +15,7 @@ from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.taps import Product, Taps, Use
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 
 # Outputs of one example, whose loss' second derivative is built and diagonalised.
 _MOST_OUTPUTS = 2_000
@@ -42,6 +42,11 @@ class Outputs:
         those of several examples.
         """
         blocks = self._blocks()
+        if not bool(torch.isfinite(blocks).all()):
+            raise NonFiniteError(
+                f"second derivatives of the loss in the outputs of batch {self._batch.index} are NaN or infinite; look "
+                "at that batch's inputs, or use float64"
+            )
         values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
         least = 10 * blocks.shape[1] * torch.finfo(self._point.dtype).eps * values.abs().amax(dim=1, keepdim=True)
         if (values < -least).any():
