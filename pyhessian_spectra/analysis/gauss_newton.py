@@ -26,13 +26,15 @@ from pyhessian_spectra.curvature import (
     ggn_gram,
 )
 from pyhessian_spectra.curvature.partition import Group
-from pyhessian_spectra.errors import ConvergenceError, InputError
-from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Meter, Settings, Spectrum, TraceEstimate, eigsh
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra import Eigenpairs, LinearOperator, Meter, Settings, Spectrum, TraceEstimate, lanczos
+from pyhessian_spectra.spectra.bounds import unseen_bounds
 from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.rounding import Rounding
 
-# Residual, relative, to which the extreme eigenvalues of H - G are found: what others see of them are shifts.
-_ROUGH = 0.05
+# Lanczos steps for the extreme eigenvalues of H - G, which are shifts of others: with more, the ends hardly move.
+_STEPS = 24
 
 # Pixels along an image's side at least.
 _SMALLEST = 4
@@ -136,19 +138,14 @@ def _thumbnails(risk: EmpiricalRisk, examples: Sequence[int]) -> NDArray[np.uint
     return np.round(255 * pictures / np.maximum(pictures.max(axis=(1, 2, 3), keepdims=True), 1e-300)).astype(np.uint8)
 
 
-def _range(residual: Meter, generator: torch.Generator) -> tuple[float, float] | None:
-    """An interval that holds all eigenvalues of ``H - G``."""
-    if residual.n < 3:
-        return None
-    if not float((residual @ residual.space.randn(generator)).norm()):
+def _range(residual: Meter, generator: torch.Generator) -> tuple[float, float]:
+    """An interval that holds all eigenvalues of ``H - G``, from one Lanczos process."""
+    start = residual.space.randn(generator)
+    if not float((residual @ start).norm()):
         return 0.0, 0.0
-    try:
-        pairs = eigsh(residual, 2, which="BE", tol=_ROUGH, generator=generator)
-    except ConvergenceError:
-        return None
-    assert pairs.lower is not None and pairs.upper is not None
-    low, high = pairs.others or (np.inf, -np.inf)
-    return min(float(pairs.lower[0]), low), max(float(pairs.upper[-1]), high)
+    process, rounding = lanczos(residual, start, _STEPS), Rounding(residual)
+    rounding.add_process(process)
+    return unseen_bounds(process, residual.n, rounding.bound())
 
 
 def block_of(

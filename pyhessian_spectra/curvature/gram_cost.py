@@ -20,7 +20,7 @@ from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.settings import Settings
 
 # Products with the whole matrix and with a layer, in gradients, and those for the extreme eigenvalues of H - G.
-_WHOLE, _LAYER, _RESIDUAL = 3.0, 0.5, 40
+_WHOLE, _LAYER, _RESIDUAL = 3.0, 0.5, 30
 
 # The Gram matrix is taken if it is expected to cost at most this share of all other products.
 _SHARE = 0.2
