@@ -175,6 +175,26 @@ def test_an_analysis_goes_on_without_a_part_that_cannot_be_had():
         analyze(mixed, gauss_newton="always", **FEW)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_an_interrupted_analysis_resumes_to_the_same_part(activation, tmp_path):
+    risk, told = classifier(activation), []
+
+    def progress(what, done, expected):
+        told.append(what)
+        if len(told) in (4, 40):
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            analysed(risk, journal=tmp_path, progress=progress)
+    resumed, whole = analysed(risk, journal=tmp_path), analysed(risk)
+    assert [note.kind for note in resumed.notes].count("resumed") == 1
+    assert resumed.gauss_newton.residual == whole.gauss_newton.residual
+    assert resumed.gauss_newton.apart == whole.gauss_newton.apart
+    np.testing.assert_array_equal(resumed.full.spectrum.nodes, whole.full.spectrum.nodes)
+    np.testing.assert_array_equal(resumed.layers["3"].spectrum.nodes, whole.layers["3"].spectrum.nodes)
+
+
 def test_never_takes_none_and_what_has_none_is_refused_only_if_it_is_wanted_always():
     risk = classifier(nn.ReLU)
     assert analyze(risk, gauss_newton="never", layers=False, **FEW).gauss_newton is None

@@ -199,6 +199,15 @@ class _Run:
             if self.settings.gauss_newton == "always":
                 raise
             self.notes.append(Note("verification", f"The Gauss-Newton part was not taken, since {error}."))
+            return
+        top = self.part.found.block.largest
+        if top.rounding > self.settings.tol * abs(float(top.eigenvalues[-1])):
+            share = f"{top.rounding / abs(float(top.eigenvalues[-1])):.1%}"
+            text = (
+                f"Rounding may move eigenvalues of the Gauss-Newton part by {share} of the largest, as where a unit is"
+            )
+            remedy = "" if op.dtype == torch.float64 else "; with dtype float64 they are nearer"
+            self.notes.append(Note("rounding", f"{text} next to its kink, and intervals allow for it{remedy}."))
         if isinstance(op, HessianOperator):
             self.watch.facts = {}
 

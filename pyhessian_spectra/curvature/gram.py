@@ -8,8 +8,7 @@ groups of parameters (Dangel, Tatzel and Hennig 2022, ViViT).
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.examples import Examples, read_examples
+from pyhessian_spectra.curvature.factors import Factors, factors_of, marks
 from pyhessian_spectra.curvature.features import Plan, RowFeatures
 from pyhessian_spectra.curvature.inner_products import InnerProducts
-from pyhessian_spectra.curvature.objective import FAILURES, tensors_in
+from pyhessian_spectra.curvature.objective import FAILURES
 from pyhessian_spectra.curvature.operators import EmpiricalFisherOperator, GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
-from pyhessian_spectra.curvature.rows import Outputs, aligned, pull_back
+from pyhessian_spectra.curvature.rows import pull_back
 from pyhessian_spectra.errors import InputError, NonFiniteError, SpectraError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra.bounds import residuals_of
@@ -39,10 +38,9 @@ from pyhessian_spectra.spectra.rounding import SAFETY
 #: Most rows of a Gram matrix unless another limit is given.
 LIMIT = 10_000
 
-# Sums of the rows that are taken again for their error: many of few rows, whose errors may be alike, one of many. What
-# few show may be small by chance: errors along a single vector exceed ``_CAREFUL`` times what one sum shows in 8 cases
-# of 100, and ``SAFETY`` times what ``_ENOUGH`` show in one of 1e4.
-_SUMS, _MOST_SUMS, _ENOUGH, _CAREFUL = 512, 32, 8, 10.0
+# What few sums of the rows show of their error may be small by chance: errors along a single vector exceed ``_CAREFUL``
+# times what one sum shows in 8 cases of 100, and ``SAFETY`` times what ``_ENOUGH`` show in one of 1e4.
+_ENOUGH, _CAREFUL = 8, 10.0
 
 # Rows are wrong, and not only rounded, if sums of them are off by more, relative; and if no way gives them to this.
 _WRONG, _OTHER = 1e-2, 0.1
@@ -200,8 +198,8 @@ def _gram_of(
     if risk.sample.processes:
         raise InputError("a Gram matrix is built in one process; pass the risk without a process group")
     partition = partition or Partition.by_layer(risk.layout)
-    plan, every = Plan(set(range(len(op.point.coordinates)))), list[_Factors]()
-    for batch, factors in _factors(op):
+    plan, every = Plan(set(range(len(op.point.coordinates)))), list[Factors]()
+    for batch, factors in factors_of(op):
         every.append(factors)
         if sum(int(f.used.sum()) for f in every) > limit:
             raise InputError(f"the matrix has more than limit = {limit:,} rows; take fewer examples, or raise limit")
@@ -260,12 +258,12 @@ def _gram_of(
 
 
 def _multiplied(
-    op: RiskOperator, partition: Partition, plan: Plan, every: Sequence[_Factors], memory_budget: int | None
+    op: RiskOperator, partition: Partition, plan: Plan, every: Sequence[Factors], memory_budget: int | None
 ) -> tuple[RowFeatures, InnerProducts]:
     """The rows as the plan says, and their inner products."""
     features = RowFeatures(op.risk.objective, op.point, plan, memory_budget)
     for (_, batch), f in zip(op.risk.sample.read(), every, strict=True):
-        if not torch.equal(_marks(batch), f.marks):
+        if not torch.equal(marks(batch), f.marks):
             raise InputError("data gave other examples in a second pass; it must give the same ones in the same order")
         features.add(batch, f.own)
     own = [f.coefficients[:, : f.own.shape[1]][f.used] for f in every]
@@ -287,86 +285,3 @@ def _owner(n: int, partition: Partition) -> Tensor:
 def _apart(inner: InnerProducts, again: Tensor) -> float:
     """How far the sums of the rows are from those taken again, relative."""
     return float((inner.sums - again).norm()) / max(float(again.norm()), torch.finfo(torch.float64).tiny)
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """Of one batch: its factors, scaled so that ``G`` is the sum over all batches' rows, and what is known of these.
-
-    Parameters
-    ----------
-    own, used : Tensor, shapes (N, r, d) and (N, r)
-        The factors, and which of them are not zero.
-    coefficients : Tensor, shape (N, r', s)
-        Normal random numbers for these directions, and for any further ones that they leave out.
-    sums : Tensor, shape (n, s), float64
-        The rows' sums with these coefficients, in float64 or at another rounding.
-    terms, marks
-        The examples' weights in the mean (N,), and numbers by which they are known again.
-    """
-
-    own: Tensor
-    used: Tensor
-    coefficients: Tensor
-    sums: Tensor
-    terms: Floats
-    marks: Tensor
-    index: int
-
-
-def _factors(op: GGNOperator | EmpiricalFisherOperator) -> Iterator[tuple[Batch, _Factors]]:
-    """The factors of each batch.
-
-    They are of outputs in float64 where the model computes in it: those of confident predictions are small differences.
-    """
-    risk, other = op.risk, op.reference() or op
-
-    def factors(outputs: Outputs) -> Tensor:
-        return outputs.factors() if isinstance(op, GGNOperator) else outputs.slopes(risk.num_terms)
-
-    total, generator = sum(risk.sample.survey.weights), torch.Generator().manual_seed(1)
-    counts: list[int] = []  # of sums, which the first batch decides
-    for (weight, batch), (_, again) in zip(risk.sample.read(), other.risk.sample.read(), strict=True):
-        scale = 1.0 if risk.reduction == "sum" else (weight / total) ** 0.5
-
-        def call(weight: float = weight, batch: Batch = batch, again: Batch = again, scale: float = scale) -> _Factors:
-            outputs = Outputs(other.risk.objective, other.point, again)
-            exact = scale * factors(outputs)
-            if other.dtype != op.dtype:
-                own = exact.to(op.dtype)
-            else:
-                here = functools.partial(Outputs, risk.objective, op.point, batch)
-                own = scale * risk.objective.run(op.point, batch, lambda: factors(here()))
-                exact = aligned(exact, own)
-            used = own.abs().amax(dim=2) > 0
-            rows = int(used.sum(dim=1).max()) * risk.num_examples
-            count = counts[0] if counts else int(np.clip(_SUMS / max(1, rows), 1, _MOST_SUMS))
-            counts[:] = [count]
-            shape = (*exact.shape[:2], count)
-            normal = torch.randn(shape, generator=generator, dtype=torch.float64).to(exact)
-            if op.dtype == torch.float64:  # what is left out is far below the rounding of the others
-                normal[:, : own.shape[1]] *= used[:, :, None]
-                normal[:, own.shape[1] :] = 0.0
-            sums = outputs.pull_back(torch.einsum("nrs,nrd->snd", normal, exact)).T.double().cpu()
-            return _Factors(own, used, normal, sums, _terms(risk, weight, batch), _marks(batch), batch.index)
-
-        yield batch, other.risk.objective.run(other.point, again, call)
-
-
-def _terms(risk: EmpiricalRisk, weight: float, batch: Batch) -> Floats:
-    """The weight of each example of a batch (N,); equal where targets do not tell."""
-    try:
-        terms = np.array([risk.weight_of(batch.rows(i, i + 1)) for i in range(batch.num_examples)])
-    except InputError:
-        terms = np.zeros(batch.num_examples)
-    return weight * (terms / terms.sum() if terms.sum() > 0 else np.full(len(terms), 1 / len(terms)))
-
-
-def _marks(batch: Batch) -> Tensor:
-    """Sums over each example's inputs and targets (N, tensors), by which its examples are known again."""
-    found = []
-    for x in tensors_in((batch.inputs, batch.targets)):
-        if x.dim() and len(x) == batch.num_examples:
-            flat = torch.nan_to_num(x.detach().double().reshape(len(x), -1))
-            found.append(flat @ torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64, device=flat.device))
-    return torch.stack(found) if found else torch.empty(0)
