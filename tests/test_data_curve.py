@@ -285,3 +285,18 @@ def test_sums_too_few_examples_and_smaller_sizes_are_refused():
         curve.expected(5)
     with pytest.raises(InputError, match="rank must be between 1 and 1, got 2"):
         curve.interval(2)
+
+
+@pytest.mark.parametrize("ignored", [2, 9])
+def test_an_ignored_example_is_none(ignored):
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(3, 3).double(), torch.randn(13, 3, dtype=torch.float64)
+    y = torch.arange(13) % 3
+    y[:ignored] = -100
+    loss = torch.nn.CrossEntropyLoss()
+    with_them, without = (
+        data_curve(ggn_gram(EmpiricalRisk(model, loss, data)), generator=torch.Generator().manual_seed(0))
+        for data in ((x, y), (x[ignored:], y[ignored:]))
+    )
+    assert with_them.num_examples == without.num_examples == 13 - ignored
+    np.testing.assert_allclose(with_them.interval(), without.interval(), rtol=1e-6)

@@ -229,6 +229,10 @@ def test_an_analysis_with_its_part_is_saved_read_and_reported(tmp_path):
     analysis.save(tmp_path / "found")
     again = SpectralAnalysis.load(tmp_path / "found")
     assert again.to_json() == analysis.to_json()
+    analysis.save(tmp_path / "lr0.1")
+    analysis.save(tmp_path / "lr0.2.json")
+    assert {path.name for path in tmp_path.glob("lr*")} == {"lr0.1.json", "lr0.1.npz", "lr0.2.json", "lr0.2.npz"}
+    assert SpectralAnalysis.load(tmp_path / "lr0.1").to_json() == analysis.to_json()
     part = again.gauss_newton
     assert part.thumbnails.shape == (12, 1, 8, 8) and part.carriers.labels is not None and part.classes is not None
     page = write_report([again], tmp_path / "report").read_text()

@@ -250,6 +250,18 @@ def test_inputs_that_are_not_finite_are_named():
         ggn_gram(EmpiricalRisk(nn.Linear(4, 3), nn.CrossEntropyLoss(), (x, torch.randint(0, 3, (6,)))))
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+def test_confident_predictions_with_label_smoothing_are_no_other_loss(scale):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        model.weight.mul_(scale)
+    data = torch.randn(20, 4, dtype=torch.float64), torch.randint(0, 3, (20,))
+    for dtype in (torch.float64, torch.float32):
+        risk = EmpiricalRisk(model.to(dtype), nn.CrossEntropyLoss(label_smoothing=0.1), (data[0].to(dtype), data[1]))
+        assert_covered(risk)
+
+
 def pairwise(outputs, targets):
     return (outputs @ outputs.T).mean() ** 2 + outputs.square().mean()
 

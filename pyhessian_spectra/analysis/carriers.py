@@ -38,7 +38,8 @@ class Carriers:
     rounding, gap : float
         Bound on how far an eigenvalue is off; distance to the next eigenvalue that is told apart.
     examples : tuple of int
-        All ``N`` examples, those with the largest shares first. The next five fields have their order.
+        All ``N`` examples, those with the largest shares first, counted over the batches that have any weight. The next
+        five fields have their order.
     shares : tuple of float
         They add up to 1.
     labels, predictions : tuple of int, or None
@@ -110,6 +111,9 @@ def carriers(
     if not 1 <= k <= gram.rank():
         raise InputError(f"k must be between 1 and the rank {gram.rank()} of the matrix, got {k}")
     examples = gram.answers(risk)
+    classes = examples.outputs[0].shape[1]
+    if names is not None and examples.labels is not None and (len(names) != classes or len(set(names)) != classes):
+        raise InputError(f"names must be {classes} different ones, one for each output, got {list(names)}")
     values = gram.eigenvalues()
     low, high, gap = _cluster(values, len(values) - k, gram.rounding)
     # v^T G_i v is lambda times the sum of u^2 over the example's rows

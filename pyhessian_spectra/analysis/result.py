@@ -146,14 +146,21 @@ class SpectralAnalysis:
         return entry_of(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``path`` with suffixes ``.json`` (numbers) and ``.npz`` (quadrature and eigenvectors)."""
+        """Write ``path`` with the suffixes ``.json`` (numbers) and ``.npz`` (quadrature and eigenvectors)."""
         from pyhessian_spectra.analysis.saved import save_analyses
 
-        save_analyses([self], json_path=Path(path).with_suffix(".json"), npz_path=Path(path).with_suffix(".npz"))
+        save_analyses([self], json_path=_with(path, ".json"), npz_path=_with(path, ".npz"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SpectralAnalysis:
         """Read what :meth:`save` wrote; nothing is unpickled."""
         from pyhessian_spectra.analysis.saved import load_analyses
 
-        return load_analyses(json_path=Path(path).with_suffix(".json"), npz_path=Path(path).with_suffix(".npz"))[0]
+        return load_analyses(json_path=_with(path, ".json"), npz_path=_with(path, ".npz"))[0]
+
+
+def _with(path: str | os.PathLike[str], suffix: str) -> Path:
+    """The path with a suffix, in place of ``.json`` or ``.npz`` only: ``lr0.1`` has none."""
+    whole = Path(path)
+    stem = whole.with_suffix("") if whole.suffix in (".json", ".npz") else whole
+    return stem.with_name(stem.name + suffix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,8 +83,10 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
     try:
         document = json.loads(Path(json_path).read_text())
         arrays = dict(np.load(npz_path, allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"no analysis can be read from {json_path} and {npz_path}: {error}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{json_path} holds no analysis: it is a JSON {type(document).__name__}")
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{json_path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")

@@ -24,7 +24,7 @@ _MOST = 0.8
 
 @dataclass(frozen=True)
 class Rows:
-    """A Gram matrix (m, m), the example of each row (m,), and the examples' shares in the mean (N,)."""
+    """A Gram matrix (m, m), the example of each row (m,), and the examples' shares in the mean (N,), none of them 0."""
 
     matrix: Floats
     examples: np.ndarray
@@ -35,7 +35,8 @@ class Rows:
         """Those of a Gram matrix; raises InputError where its loss is a sum."""
         if gram.weights is None:
             raise InputError("the loss is a sum, which grows with the examples; take a loss with reduction='mean'")
-        return cls(gram.matrix, gram.examples, gram.weights)
+        counted = gram.weights > 0  # an ignored example is none
+        return cls(gram.matrix, (np.cumsum(counted) - 1)[gram.examples], gram.weights[counted])
 
     def among(self, chosen: np.ndarray) -> np.ndarray:
         """Which rows belong to these examples, shape (m,)."""

@@ -48,8 +48,10 @@ class Outputs:
                 "at that batch's inputs, or use float64"
             )
         values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
-        least = 10 * blocks.shape[1] * torch.finfo(self._point.dtype).eps * values.abs().amax(dim=1, keepdim=True)
-        if (values < -least).any():
+        eps = 10 * blocks.shape[1] * torch.finfo(self._point.dtype).eps
+        least = eps * values.abs().amax(dim=1, keepdim=True)
+        # where slopes nearly cancel, as with label smoothing, it is their rounding that counts
+        if (values < -least - eps * self._steep).any():
             raise InputError("the loss is not convex in the outputs, so that its Gauss-Newton matrix is no A^T A")
         roots = torch.where(values > least, values, 0.0).sqrt()
         rank = max(1, int((roots > 0).sum(dim=1).max()))  # a row of zeros where no loss of the batch is curved
@@ -68,6 +70,8 @@ class Outputs:
         """The loss' second derivatives (N, d, d), float64."""
         count, value, tensors = self._count, self._value, self._tensors
         slopes = gradients(value, tensors, create_graph=True)
+        steep = torch.cat([s.detach().reshape(count, -1) for s in slopes], dim=1).abs().amax(dim=1, keepdim=True)
+        self._steep = steep.double()
 
         def product(v: Tensor) -> Tensor:
             found = gradients(slopes, tensors, _as(v, tensors), retain_graph=True)
@@ -81,7 +85,8 @@ class Outputs:
         probe = torch.randn(count, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(blocks)
         alone = torch.einsum("nij,nj->ni", blocks, probe)
         rounding = 100 * size * torch.finfo(value.dtype).eps
-        if (product(probe.to(value.dtype)) - alone).abs().max() > rounding * blocks.abs().max() * probe.abs().max():
+        largest = (blocks.abs().max() + self._steep.max()) * probe.abs().max()
+        if (product(probe.to(value.dtype)) - alone).abs().max() > rounding * largest:
             raise InputError(
                 "the loss mixes the outputs of several examples, whose Gram matrix is not that of its rows"
             )
