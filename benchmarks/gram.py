@@ -7,13 +7,11 @@ With --report, the default analysis with all layers instead, with and without th
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import problems
@@ -25,12 +23,7 @@ from pyhessian_spectra.problems import read_checkpoint
 
 def main() -> None:
     """Measure one or the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder with cifar-10-batches-bin/; else random inputs")
-    parser.add_argument("--checkpoint", type=Path, help="a ResNet20 state dict; else random parameters")
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path)
+    parser = problems.resnet20_options(__doc__)
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

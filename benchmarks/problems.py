@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -33,6 +34,17 @@ def small_mlp(data: Path | None) -> EmpiricalRisk:
     """784-64-64-10 on 128 MNIST images."""
     torch.manual_seed(0)
     return EmpiricalRisk(MLP([784, 64, 64, 10]), nn.CrossEntropyLoss(), _images(data, "mnist", 128, (784,)))
+
+
+def resnet20_options(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark of ResNet20."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder with cifar-10-batches-bin/; else random inputs")
+    parser.add_argument("--checkpoint", type=Path, help="a ResNet20 state dict; else random parameters")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def resnet20(data: Path | None, state_dict: dict[str, torch.Tensor] | None = None, count: int = 100) -> EmpiricalRisk:

@@ -9,12 +9,10 @@ not installed, or does not run on this torch, is named with the reason.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,13 +89,7 @@ def curvlinops(risk: EmpiricalRisk) -> dict[str, Any]:
 
 def main() -> None:
     """Run all, print and write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder with cifar-10-batches-bin/; else random inputs")
-    parser.add_argument("--checkpoint", type=Path, help="a ResNet20 state dict; else random parameters")
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = problems.resnet20_options(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     state = read_checkpoint(options.checkpoint).state_dict if options.checkpoint else None
     tools: dict[str, Callable[[EmpiricalRisk], dict[str, Any]]] = {

@@ -209,6 +209,17 @@ class Routed(nn.Module):
         return self.head(hidden)
 
 
+class Recurrent(nn.Module):
+    """Reads an example entry by entry; vmap has no rule for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(1, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x[:, :, None])[0][:, -1])
+
+
 @pytest.mark.parametrize("kind", ["trimmed", "routed", "normalised", "single image"])
 def test_what_later_examples_do_differently_is_found_out(kind):
     torch.manual_seed(0)
@@ -227,6 +238,18 @@ def test_what_later_examples_do_differently_is_found_out(kind):
     truth = eigenvalues(GGNOperator(risk).to_dense())
     gram = ggn_gram(risk)
     np.testing.assert_allclose(gram.spectrum().nodes[0], truth, rtol=0, atol=TOLERANCE * truth[-1])
+
+
+@pytest.mark.parametrize("model", [Routed, lambda: Recurrent()])
+def test_a_batch_without_weight_shifts_no_other(model):
+    """Batches are known by their place in the data; the first one here counts for nothing."""
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
+    x[:7, 0], x[7:, 0], y[:2] = -1.0, 1.0, -100
+    risk = EmpiricalRisk(model().double(), nn.CrossEntropyLoss(), [(x[:2], y[:2]), (x[2:], y[2:])])
+    gram, truth = ggn_gram(risk), eigenvalues(GGNOperator(risk).to_dense())
+    np.testing.assert_allclose(gram.spectrum().nodes[0], truth, rtol=0, atol=TOLERANCE * truth[-1])
+    assert [note.text.split()[3] for note in gram.notes] == ["1"]
 
 
 def test_a_model_that_draws_at_random_is_refused():

@@ -36,6 +36,8 @@ class Factors:
         The rows' sums with these coefficients, in float64 or at another rounding.
     terms, marks
         The examples' weights in the mean (N,), and numbers by which they are known again.
+    index
+        The batch's place in the data, where batches without weight count too.
     """
 
     own: Tensor

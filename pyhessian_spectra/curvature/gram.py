@@ -213,7 +213,7 @@ def _gram_of(
     except (SpectraError, *FAILURES):
         wrong = True
     if wrong:  # what some examples do differs from what the first ones did
-        plan = Plan(set(), {}, set(range(len(every))))
+        plan = Plan(set(), {}, {f.index for f in every})
         features, inner = _multiplied(op, partition, plan, every, memory_budget)
         if (apart := _apart(inner, again)) > _OTHER:
             raise InputError(
@@ -250,8 +250,8 @@ def _gram_of(
         weights=None if risk.reduction == "sum" else terms / terms.sum(),
         factors=tuple(f.own[f.used].double().cpu().numpy() for f in every),
         notes=tuple(
-            Note("verification", f"Rows of batch {every[number].index} were taken one by one: {_REASON}.")
-            for number in sorted(plan.alone)
+            Note("verification", f"Rows of batch {index} were taken one by one: {_REASON}.")
+            for index in sorted(plan.alone)
         ),
         _op=op,
     )
