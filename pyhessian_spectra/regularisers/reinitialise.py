@@ -118,7 +118,7 @@ class CurvatureReinitializer:
     >>> reset = CurvatureReinitializer(model, torch.nn.MSELoss(), k=50)
     >>> reset.step((torch.tensor([[1.0, -2.0]]), torch.zeros(1, 1))).coordinates
     {'weight': tensor([1])}
-    >>> float(model.weight[0, 1])
+    >>> model.weight[0, 1].item()
     0.0
     """
 

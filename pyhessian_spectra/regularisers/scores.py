@@ -114,12 +114,17 @@ def _scored(risk: EmpiricalRisk, name: str, score: str, limit: int) -> Tensor:
     """The scores of one weight, by a closed form where it is found to hold."""
     op = HessianOperator(risk.restrict(name))
     exact = _precise(op)
-    closed = _diagonal(exact) if score == "diagonal" else _row_sums(exact, op.dtype)
+    form, closed = _kronecker(exact), None
+    if form is not None:
+        closed = form.diagonal() if score == "diagonal" else form.to(op.dtype).row_sums()
+    elif score == "diagonal":
+        closed = _diagonal(exact)
     if closed is None and op.n > limit:
         other = score != "diagonal" and _diagonal(exact) is not None
+        advice = "take score='diagonal', which needs none" if other else "score a smaller layer"
         raise InputError(
             f"scores of {name} take a product of the Hessian for each of its {op.n:,} weights, more than limit = "
-            f"{limit:,}; take {'score=diagonal, which needs none' if other else 'a smaller layer'}, or raise limit"
+            f"{limit:,}; {advice}, or raise limit"
         )
     values = _streamed(op, score) if closed is None else closed.to(op.dtype)
     return (values / op.n if score == "mean" else values).view(risk.layout.shapes[name])
@@ -165,8 +170,16 @@ class _Kronecker:
     def product(self, v: Tensor) -> Tensor:
         """The product with ``v`` (O I,)."""
         given = self.inputs @ v.view(self.factors.shape[2], -1).T
-        curved = torch.einsum("nro,nrp,np->no", self.factors, self.factors, given)
+        curved = torch.einsum("nro,nr->no", self.factors, torch.einsum("nro,no->nr", self.factors, given))
         return (curved.T @ self.inputs).reshape(-1)
+
+    def to(self, dtype: torch.dtype) -> _Kronecker:
+        """The same matrix in another dtype."""
+        return _Kronecker(self.inputs.to(dtype), self.factors.to(dtype))
+
+    def diagonal(self) -> Tensor:
+        """The diagonal (O I,)."""
+        return (self.factors.square().sum(dim=1).T @ self.inputs.square()).reshape(-1)
 
     def row_sums(self) -> Tensor:
         """Sums over the rows of absolute values (O I,); blocks (a, b) are symmetric, and alike for (b, a)."""
@@ -183,8 +196,8 @@ class _Kronecker:
         return sums.reshape(-1)
 
 
-def _row_sums(op: RiskOperator, dtype: torch.dtype) -> Tensor | None:
-    """The sums in closed form, in ``dtype``, or None where that is not the Hessian's."""
+def _kronecker(op: RiskOperator) -> _Kronecker | None:
+    """The Hessian of a linear layer in closed form, or None where there is none."""
     inputs, factors = [], []
     try:
         for piece in _pieces(op, 1):
@@ -201,9 +214,7 @@ def _row_sums(op: RiskOperator, dtype: torch.dtype) -> Tensor | None:
     rank = max(f.shape[1] for f in factors)
     padded = [nn.functional.pad(f, (0, 0, 0, rank - f.shape[1])) for f in factors]
     form = _Kronecker(torch.cat(inputs), torch.cat(padded))
-    if not _is_hessian(op, form.product):
-        return None
-    return _Kronecker(form.inputs.to(dtype), form.factors.to(dtype)).row_sums()
+    return form if _is_hessian(op, form.product) else None
 
 
 def _diagonal(op: RiskOperator) -> Tensor | None:
