@@ -85,6 +85,7 @@ def test_the_closed_form_is_taken_where_it_is_the_hessian_and_nowhere_else():
         return False
 
     assert not any(needs_products("relu_mlp", name) for name in ("0", "2", "4"))
+    assert not needs_products("uneven_last_batch", "2") and not needs_products("class_weights", "2")
     assert not needs_products("mlp", "2") and needs_products("mlp", "0")  # a tanh follows the first layer
     assert needs_products("shared_module", "0") and needs_products("tied_weights", "embed")
     assert needs_products("batchnorm_train", "0") and needs_products("lstm", "lstm")
@@ -125,7 +126,7 @@ def test_too_many_products_are_refused_and_the_diagonal_is_named_where_it_helps(
     with pytest.raises(InputError, match=r"18 weights, more than limit = 3; take score='diagonal'"):
         curvature_scores(risk, "0", limit=3)
     assert curvature_scores(risk, "0", score="diagonal", limit=3)["0.weight"].shape == (2, 1, 3, 3)
-    with pytest.raises(InputError, match="more than limit = 3; score a smaller layer"):
+    with pytest.raises(InputError, match=r"more than limit = 3; score a smaller layer"):
         curvature_scores(CASES["mlp"](), "0", limit=3)
 
 
@@ -193,6 +194,15 @@ def test_a_unit_is_reset_whole_by_the_sum_of_its_scores(unit):
     assert set(zero.nonzero()[:, 0].tolist()) == set(units.topk(2).indices.tolist())  # 40 % of 5 and of 6
 
 
+def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_asked_for():
+    model, data = problem()
+    means = curvature_scores(EmpiricalRisk(model, LOSS, data), 3, score="mean")
+    rows = torch.cat([scores.mean(dim=1) for scores in means.values()])  # of 6, 5 and 3 units
+    reset(model, layers=3, k=30, score="mean", unit="row", scope="pooled").step(data)
+    zero = torch.cat([(model.get_parameter(name) == 0).all(dim=1) for name in means])
+    assert set(zero.nonzero()[:, 0].tolist()) == set(rows.topk(4).indices.tolist())
+
+
 def test_new_values_are_drawn_as_asked():
     bounds = {"zeros": 0.0, "uniform": 0.05, "xavier": (6 / (6 + 5)) ** 0.5, "own": 6**-0.5}
     for init, bound in bounds.items():
@@ -214,8 +224,10 @@ def test_seeds_repeat(choices):
     results = []
     for seed in (0, 0, 1):
         model, data = problem()
-        torch.rand(1)  # the global state has no part in it
+        torch.rand(1)  # the global state has no part in it, and is left alone
+        state = torch.get_rng_state()
         CurvatureReinitializer(model, LOSS, k=50, generator=generator(seed), **choices).step(data)
+        assert torch.equal(torch.get_rng_state(), state)
         results.append(model[4].weight.detach())
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
@@ -267,7 +279,7 @@ def test_state_that_cannot_be_cleared_is_refused_before_anything_changes():
 
     steps.step(closure)
     before = model[4].weight.detach().clone()
-    with pytest.raises(InputError, match="of 4.weight has no entry for each weight"):
+    with pytest.raises(InputError, match=r"of 4.weight has no entry for each weight"):
         reset(model, optimizer=steps).step((x, y))
     assert torch.equal(model[4].weight, before)
 

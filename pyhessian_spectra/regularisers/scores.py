@@ -202,7 +202,7 @@ def _kronecker(op: RiskOperator) -> _Kronecker | None:
     try:
         for piece in _pieces(op, 1):
             use, d = piece.products().get(0, (None, None))
-            if use is None or d is None or 0 in piece.others:
+            if use is None or d is None:
                 return None
             each, given = use.cotangents(d), use.features(use.given)  # (c, r, G, O, P) and (c, G, F, P)
             if given.shape[1] > 1 or given.shape[3] > 1:
