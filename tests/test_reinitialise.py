@@ -194,13 +194,14 @@ def test_a_unit_is_reset_whole_by_the_sum_of_its_scores(unit):
     assert set(zero.nonzero()[:, 0].tolist()) == set(units.topk(2).indices.tolist())  # 40 % of 5 and of 6
 
 
-def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_asked_for():
+@pytest.mark.parametrize("count", range(1, 10))
+def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_asked_for(count):
     model, data = problem()
     means = curvature_scores(EmpiricalRisk(model, LOSS, data), 3, score="mean")
     rows = torch.cat([scores.mean(dim=1) for scores in means.values()])  # of 6, 5 and 3 units
-    reset(model, layers=3, k=30, score="mean", unit="row", scope="pooled").step(data)
+    reset(model, layers=3, k=100 * count / len(rows), score="mean", unit="row", scope="pooled").step(data)
     zero = torch.cat([(model.get_parameter(name) == 0).all(dim=1) for name in means])
-    assert set(zero.nonzero()[:, 0].tolist()) == set(rows.topk(4).indices.tolist())
+    assert set(zero.nonzero()[:, 0].tolist()) == set(rows.topk(count).indices.tolist())
 
 
 def test_new_values_are_drawn_as_asked():
