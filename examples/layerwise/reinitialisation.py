@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from examples.experiment import Criterion, Judgement, judge, new_figure, parse, write
 from examples.layerwise.resetting import ARMS, BATCH, CURVES, MAIN, MOMENTUM, RATE, Setting, images, train
@@ -244,21 +245,25 @@ COLOURS = {"plain": INK, "random 10": MUTED, "top 10": BLUE, "top 20": ORANGE, "
 
 
 def drawn_curves(by_arm: Mapping[str, Mapping[str, Any]], numbers: dict[str, Any]) -> Figure:
-    """Test accuracy by epoch, mean and standard error over counted runs, before and after each reset."""
-    figure, axes = new_figure(1, 2, width=9.0, height=3.4)
+    """Test error by epoch, mean and standard error over counted runs, before and after each reset."""
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, squeeze=False, sharey=True)
     for ax, when in zip(axes[0], ("before", "after"), strict=True):
         for arm, colour in COLOURS.items():
             alive = values(numbers, arm, "accuracy")
             if not alive:
                 continue
-            rows = 100 * np.array([by_arm[arm][str(seed)][f"{when}_test_accuracy"] for seed in alive])
+            rows = 100 - 100 * np.array([by_arm[arm][str(seed)][f"{when}_test_accuracy"] for seed in alive])
             epochs, mean = np.arange(1, rows.shape[1] + 1), rows.mean(axis=0)
             error = rows.std(axis=0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else 0 * mean
             ax.plot(epochs, mean, color=colour, lw=1.4, label=f"{arm} ({len(rows)} runs)")
             ax.fill_between(epochs, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-        ax.set(xlabel="Epoch", ylabel="Test accuracy [%]", title=f"{when.capitalize()} each reset")
+        ax.set(xlabel="Epoch", yscale="log", title=f"{when.capitalize()} each reset")
+    axes[0, 0].set_ylabel("Test error [%]")
+    for axis in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
+        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1)))
     if axes[0, 0].lines:
-        axes[0, 0].legend(loc="lower right")
+        axes[0, 0].legend(loc="upper right")
     return figure
 
 

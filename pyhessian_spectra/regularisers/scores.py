@@ -6,9 +6,9 @@ weights of a layer by the elements in their row of it.
 Where a linear layer is used once for each example and the outputs are piecewise linear in its weights, ``H_ll`` is its
 Gauss-Newton matrix almost everywhere, ``sum_i B_i (x) x_i x_i^T`` with the layer's inputs ``x_i`` and the loss' second
 derivative ``B_i`` in what it gives. Its rows are then sums over blocks ``X^T diag(B_ab) X``, of which one is held at a
-time: for N examples, C classes and a layer from I to O, I^2 + N (I + C O) numbers and N I^2 O^2 multiplications. Whether
-this form is the Hessian is not assumed: a product along a random vector is compared with the Hessian's own. All other
-layers are streamed, a product of the Hessian for each weight.
+time: for N examples, C classes and a layer from I to O, I^2 + N (I + C O) numbers, and N I^2 O^2 / 2 multiplications.
+Whether this form is the Hessian is not assumed: a product along a random vector is compared with the Hessian's own. All
+other layers are streamed, a product of the Hessian for each weight.
 """
 
 from __future__ import annotations
