@@ -130,6 +130,9 @@ class SpectralAnalysis:
         What a reader of the report must see: what was not converged, not kept, or not finished.
     gauss_newton : GaussNewton, optional
         What the Gram matrix says, if it was taken.
+    parts : sequence of mapping of str to Spectrum
+        Spectra of the whole matrix, called ``"whole"``, and of each layer from disjoint parts of the data, each with
+        random probes of its own.
     """
 
     problem: Mapping[str, Any]
@@ -138,6 +141,7 @@ class SpectralAnalysis:
     timing: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[Note] = ()
     gauss_newton: GaussNewton | None = None
+    parts: Sequence[Mapping[str, Spectrum]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results.json`` (schema version 2) for this checkpoint."""
