@@ -109,7 +109,7 @@ def test_known_eigenpairs_make_errors_smaller_and_wrong_ones_do_no_harm():
     plain, _ = spread_and_bias(None)
     sharp, _ = spread_and_bias(good)
     poor, bias = spread_and_bias(wrong)
-    assert (sharp < 0.2 * plain).all()
+    assert (sharp < 0.25 * plain).all()
     assert (bias < 4 * poor / 200**0.5).all()
 
 
@@ -130,6 +130,7 @@ def test_a_block_diagonal_matrix_misses_nothing():
 
 def test_products_are_counted_and_wrong_arguments_refused():
     op = Products(coupled())
+    assert layer_coupling(op, LAYERS, num_probes=3).num_products == 3 * 3 + 2
     with pytest.raises(InputError, match="at least 2 for a standard error, got 1"):
         layer_coupling(op, LAYERS, num_probes=1)
     with pytest.raises(InputError, match="80 coordinates and the operator has 5"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,8 @@ class LayerCoupling:
         Of the block diagonal, ``E ||Hv - H_bd v||^2 / E ||Hv||^2`` over random ``v``: the share of mass between groups.
     rounding : float
         Measured bound on how far the rounding of products moves the norm of any block.
+    num_products : int
+        Products spent.
     """
 
     labels: tuple[str, ...]
@@ -47,6 +49,7 @@ class LayerCoupling:
     num_probes: int
     error: TraceEstimate
     rounding: float
+    num_products: int = 0
 
     @property
     def cosine(self) -> TraceEstimate:
@@ -81,9 +84,9 @@ def layer_coupling(
 ) -> LayerCoupling:
     """Estimate the mass of every block from ``num_probes`` products for each group.
 
-    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for normal vectors ``v_k`` in group ``k``. Of approximate eigenpairs the masses
-    are computed, and only what is left of the matrix is sampled, which is unbiased however good they are: the error
-    falls with what they leave.
+    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for normal vectors ``v_k`` in group ``k``. The masses of approximate eigenpairs
+    are known exactly, so that what the same vectors make of them says how much chance has moved each sample: a control
+    variate, which does not bias the mean however good the eigenpairs are.
 
     Parameters
     ----------
@@ -120,27 +123,30 @@ def layer_coupling(
     if num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     generator, meter = generator or fresh_generator(), Meter.of(op)
-    places = {label: indices.to(op.device) for label, indices in groups.items()}
-    split = _splitter(known, places, op)
-    base, samples, products = split.mass, [], []
+    before, places = meter.num_products, [indices.to(op.device) for indices in groups.values()]
+    part = _KnownPart(known, places, op)
+    plain, controls, products = [], [], []
     for _ in range(num_probes):
-        drawn, total, image = op.space.randn(generator), [], torch.zeros(op.n, dtype=op.dtype, device=op.device)
-        for at in places.values():
+        drawn, image = op.space.randn(generator), torch.zeros(op.n, dtype=op.dtype, device=op.device)
+        columns, of_part = [], []
+        for at in places:
             v = torch.zeros_like(drawn)
             v[at] = drawn[at]
             product = meter @ v
             image += product
-            total.append(split.column(v, product))
+            columns.append(_masses(product, places))
+            of_part.append(_masses(part.product(v), places))
         products.append((drawn, image))
-        found = base + np.stack(total, axis=1)
-        samples.append((found + found.T) / 2)  # either half is an estimate of the whole
+        plain.append(np.stack(columns, axis=1))
+        controls.append(np.stack(of_part, axis=1) - part.mass)
     off = Rounding(meter).seen(products[:1]).norm
-    drawn_masses = np.stack(samples)
-    mass = drawn_masses.mean(axis=0)
-    seen = drawn_masses.std(axis=0, ddof=1) / num_probes**0.5
+    samples = _controlled(np.stack(plain), np.stack(controls))
+    mass = samples.mean(axis=0)
+    seen = samples.std(axis=0, ddof=1) / num_probes**0.5
     # few values may agree by chance: what one outlier may hide is added, as for traces
-    unseen = (2 / num_probes) ** 0.5 * np.abs(mass - base) * 2.0 ** ((1 - num_probes) / 2)
-    return LayerCoupling(labels, mass, np.hypot(seen, unseen), num_probes, _outside(drawn_masses, num_probes, off), off)
+    unseen = (2 / num_probes) ** 0.5 * np.abs(mass - part.mass) * 2.0 ** ((1 - num_probes) / 2)
+    error, spent = _outside(samples, num_probes, off), meter.num_products - before
+    return LayerCoupling(labels, mass, np.hypot(seen, unseen), num_probes, error, off, spent)
 
 
 def _outside(samples: Floats, num_probes: int, off: float) -> TraceEstimate:
@@ -160,32 +166,42 @@ def _outside(samples: Floats, num_probes: int, off: float) -> TraceEstimate:
     return TraceEstimate(value, stderr, 0, "probes of each group", num_probes, rounding=rounding)
 
 
-@dataclass(frozen=True)
-class _Split:
-    """A matrix as a known part of low rank, whose blocks' ``mass`` is computed, and what is left."""
+class _KnownPart:
+    """The matrix ``U diag(theta) U^T`` of known eigenpairs, zero without them, and the exact masses of its blocks."""
 
-    mass: Floats
-    column: Callable[[Tensor, Tensor], Floats]
+    def __init__(self, known: Eigenpairs | None, places: Sequence[Tensor], op: LinearOperator) -> None:
+        count = 0 if known is None or known.eigenvectors is None else len(known)
+        self._vectors = torch.zeros(op.n, count, dtype=op.dtype, device=op.device)
+        self._values = torch.zeros(count, dtype=op.dtype, device=op.device)
+        if count and known is not None:
+            self._vectors = torch.from_numpy(np.asarray(known.eigenvectors)).to(self._vectors)
+            self._values = torch.from_numpy(known.eigenvalues).to(self._values)
+        parts = [self._vectors[at].double() for at in places]
+        grams = [(u.T @ u) * self._values.double() for u in parts]
+        self.mass = np.array([[float((first * other.T).sum()) for other in grams] for first in grams])
+
+    def product(self, v: Tensor) -> Tensor:
+        return self._vectors @ (self._values * (self._vectors.T @ v))
 
 
-def _splitter(known: Eigenpairs | None, places: dict[str, Tensor], op: LinearOperator) -> _Split:
-    """Without known eigenpairs all is left. ``column(v, H v)`` (p,) has the expectation of what ``mass`` lacks."""
-    at = list(places.values())
+def _masses(v: Tensor, places: Sequence[Tensor]) -> Floats:
+    """The squared norm (p,) of each group's coordinates."""
+    return np.array([float((v[at].double() ** 2).sum()) for at in places])
 
-    def norms(v: Tensor) -> Floats:
-        return np.array([float((v[i].double() ** 2).sum()) for i in at])
 
-    if known is None or known.eigenvectors is None or not len(known):
-        return _Split(np.zeros((len(at), len(at))), lambda v, product: norms(product))
-    u = torch.from_numpy(np.asarray(known.eigenvectors)).to(op.device, op.dtype)
-    values = torch.from_numpy(known.eigenvalues).to(u)
-    grams = [(u[i].double().T @ u[i].double()) * values.double() for i in at]
-    mass = np.array([[float((first * other.T).sum()) for other in grams] for first in grams])
+def _controlled(plain: Floats, controls: Floats) -> Floats:
+    """Samples (r, p, p) less the multiple of controls of mean zero that explains most of their spread.
 
-    def column(v: Tensor, product: Tensor) -> Floats:
-        part = u @ (values * (u.T @ v))
-        rest = product - part
-        crossed = np.array([float((part[i].double() * rest[i].double()).sum()) for i in at])
-        return norms(rest) + 2 * crossed
-
-    return _Split(mass, column)
+    Each sample's multiple is that of the other samples alone, on which it does not depend, so that the mean is not
+    biased (Avramidis and Wilson 1993, splitting). A block and its mirror image are samples of the same mass.
+    """
+    found = []
+    for one in range(len(plain)):
+        y, x = (np.delete(given, one, axis=0) for given in (plain, controls))
+        y, x = (np.concatenate([each, each.transpose(0, 2, 1)]) for each in (y, x))
+        spread = ((x - x.mean(axis=0)) ** 2).sum(axis=0)
+        slope = ((x - x.mean(axis=0)) * y).sum(axis=0)
+        slope = np.divide(slope, spread, out=np.zeros_like(slope), where=spread > 0).clip(0.0, 1.0)
+        sample = plain[one] - slope * controls[one]
+        found.append((sample + sample.T) / 2)
+    return np.stack(found)

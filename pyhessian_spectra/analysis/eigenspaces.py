@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyhessian_spectra.analysis.result import BlockAnalysis
+from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
@@ -59,7 +59,12 @@ def eigenspace_overlap(first: BlockAnalysis, second: BlockAnalysis, k: int) -> t
     if len(u) != len(v):
         raise InputError(f"eigenvectors of {len(u):,} and {len(v):,} coordinates have no overlap; embed them first")
     value = float(((u.T @ v) ** 2).sum() / k)
-    return value, min(1.0, _sine(first, 0, k) + _sine(second, 0, k))
+    return value, min(1.0, space_error(first, k) + space_error(second, k))
+
+
+def space_error(block: BlockAnalysis, k: int) -> float:
+    """A bound on the sine of the angle between the computed and the true space of the ``k`` largest eigenvalues."""
+    return _sine(block, 0, k)
 
 
 def _top_vectors(block: BlockAnalysis, k: int) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from pyhessian_spectra.spectra import Spectrum
 from pyhessian_spectra.spectra.results import Floats
@@ -58,7 +58,7 @@ def jensen_shannon(first: Spectrum, second: Spectrum) -> float:
     edges = np.concatenate([[-np.inf], -magnitudes[-2::-1], magnitudes[:-1], [np.inf]])
     p, q = (np.histogram(nodes, edges, weights=weights)[0] for nodes, weights in (first.flat(), second.flat()))
     middle = (p + q) / 2
-    return float(max(0.0, sum(scipy.stats.entropy(each, middle) for each in (p, q) if each.sum()) / 2))
+    return float(max(0.0, sum(scipy.special.rel_entr(each, middle).sum() for each in (p, q)) / 2))
 
 
 def kolmogorov(first: Spectrum, second: Spectrum) -> float:
@@ -97,11 +97,16 @@ def htr_compat(first: Spectrum, second: Spectrum) -> float:
         grid = np.linspace(low - 0.01 * (high - low or 1.0), high + 0.01 * (high - low or 1.0), _POINTS)
         logs = np.log10(spectrum.density(grid, bandwidth=variance**0.5) + _FLOOR)
         heights.append((logs - logs.min()) / (np.ptp(logs) or 1.0))
-    return float(scipy.stats.wasserstein_distance(*heights))
+    same = np.full(_POINTS, 1 / _POINTS)
+    return _transport(heights[0], same, heights[1], same)
 
 
 def _transport(x: Floats, p: Floats, y: Floats, q: Floats) -> float:
-    return float(scipy.stats.wasserstein_distance(x, y, p, q))
+    """The Wasserstein-1 distance of two discrete measures: the area between their distribution functions."""
+    points = np.concatenate([x, y])
+    order = np.argsort(points, kind="stable")
+    apart = np.cumsum(np.concatenate([p, -q])[order])[:-1]
+    return float(np.abs(apart) @ np.diff(points[order]))
 
 
 def _reach(spectrum: Spectrum) -> float:

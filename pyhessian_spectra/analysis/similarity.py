@@ -132,7 +132,7 @@ def similarity_matrix(
         raise InputError(f"a part of the data has no spectrum of {lacking[0]!r}; give the same spectra of each part")
     chosen = [_spectrum(given[label]) for label in labels]
     name = getattr(metric, "__name__", type(metric).__name__)
-    whole = [_merged(spectrum) for spectrum in chosen]
+    whole = [merged(spectrum) for spectrum in chosen]
     values, probe = np.zeros((len(labels),) * 2), np.zeros((len(labels),) * 2)
     for i, j in itertools.combinations(range(len(labels)), 2):
         values[i, j] = values[j, i] = metric(whole[i], whole[j])
@@ -144,7 +144,7 @@ def similarity_matrix(
 def _beside_null(found: SimilarityMatrix, metric: Metric, parts: Sequence[Mapping[str, Spectrum]]) -> SimilarityMatrix:
     """Add what the parts of the data say."""
     count, size = len(parts), len(found.labels)
-    spectra = [[_merged(part[label]) for label in found.labels] for part in parts]
+    spectra = [[merged(part[label]) for label in found.labels] for part in parts]
     # between[s, t, i, j]: spectrum i of part s from spectrum j of part t
     between = np.zeros((count, count, size, size))
     for s, t in itertools.combinations_with_replacement(range(count), 2):
@@ -185,8 +185,8 @@ def _probe_error(metric: Metric, first: Spectrum, second: Spectrum, value: float
     for one, other in ((first, second), (second, first)):
         if one.num_probes < 2:
             continue
-        rest = _merged(other)
-        left = [metric(_merged(_without(one, row)), rest) for row in range(one.num_probes)]
+        rest = merged(other)
+        left = [metric(merged(_without(one, row)), rest) for row in range(one.num_probes)]
         variance += (one.num_probes - 1) / one.num_probes * float(((np.array(left) - np.mean(left)) ** 2).sum())
     return variance**0.5
 
@@ -196,14 +196,12 @@ def _without(spectrum: Spectrum, row: int) -> Spectrum:
     return replace(spectrum, nodes=spectrum.nodes[kept], weights=spectrum.weights[kept], whole=None)
 
 
-def _merged(spectrum: Spectrum) -> Spectrum:
+def merged(spectrum: Spectrum) -> Spectrum:
     """The same measure with one row and each node once: metrics take less time where most eigenvalues are zero."""
     nodes, weights = spectrum.flat()
     values, at = np.unique(nodes[weights > 0], return_inverse=True)
     merged = np.bincount(at, weights[weights > 0])
-    return Spectrum(
-        values[None], merged[None] / merged.sum(), spectrum.n, num_atoms=0, dtype=spectrum.dtype, exact=spectrum.exact
-    )
+    return Spectrum(values[None], merged[None] / merged.sum(), spectrum.n, num_atoms=0, dtype=spectrum.dtype)
 
 
 def _spectrum(given: Given) -> Spectrum:
