@@ -92,7 +92,7 @@ def test_coupling_localisation_and_gradient_are_those_of_the_dense_matrix(way, m
     exact = way == "built"
     reach = 1e-8 * mass.max() + scipy.stats.t.ppf(0.9995, 3) * structure.coupling.stderr
     assert (np.abs(structure.coupling.mass - mass) <= reach).all()
-    assert (structure.coupling.stderr < 0.15 * mass.max()).all() and (structure.coupling.stderr.max() == 0) == exact
+    assert (structure.coupling.stderr < 0.4 * mass.max()).all() and (structure.coupling.stderr.max() == 0) == exact
     assert (structure.coupling.num_products == 0) == exact
     vectors = torch.linalg.eigh(dense).eigenvectors.flip(1)
     count = structure.localisation.shares.shape[1]
