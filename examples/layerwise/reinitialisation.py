@@ -40,8 +40,7 @@ def summary(found: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     curve = {f"{when}_{name}": np.array(found[f"{when}_{name}"]) for when in ("before", "after") for name in CURVES}
     test, trained = 100 * curve["before_test_accuracy"], 100 * curve["before_train_accuracy"]
     reached = {str(level): np.flatnonzero(test >= level) for level in LEVELS}
-    finite = all(np.isfinite(values).all() for values in curve.values())
-    if not finite or test[-1] < ALIVE:
+    if test[-1] < ALIVE or not all(np.isfinite(each).all() for each in curve.values()):
         return {"dead": True}
     return {
         "dead": False,
@@ -219,10 +218,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "zeroed": {seed: found["zeroed"] for seed, found in by_arm["plain"].items()},
         "overlap": {seed: found["overlap"] for seed, found in by_arm["plain"].items()},
     }
+    quantities = ("accuracy", "area", "gap", "train_loss", "falls")
     numbers["against_plain"] = {
-        name: {q: str(apart(numbers, name, "plain", q)) for q in ("accuracy", "area", "gap", "train_loss", "falls")}
-        for name in ARMS
-        if name != "plain"
+        name: {q: str(apart(numbers, name, "plain", q)) for q in quantities} for name in ARMS if name != "plain"
     }
     fewest = min(len(values(numbers, name, "accuracy")) for name in MAIN)
     findings = judge(CRITERIA, numbers, fast=options.fast, fewest=fewest)
@@ -260,8 +258,8 @@ def drawn_curves(by_arm: Mapping[str, Mapping[str, Any]], numbers: dict[str, Any
             ax.fill_between(epochs, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
         ax.set(xlabel="Epoch", yscale="log", title=f"{when.capitalize()} each reset")
     axes[0, 0].set_ylabel("Test error [%]")
-    for axis in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
-        axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1)))
+    for label in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
+        label(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1)))
     if axes[0, 0].lines:
         axes[0, 0].legend(loc="upper right")
     return figure
@@ -294,8 +292,7 @@ def drawn_choices(numbers: dict[str, Any]) -> Figure:
         axes[0, 1].plot((10, 20, 30), rows.T, ".", color=colour, ms=4)
     axes[0, 1].set_yscale("symlog", linthresh=1e-4)
     axes[0, 1].set(xlabel="Weights of the last layer zeroed [%]", ylabel="Rise of the training loss [nats]")
-    axes[0, 1].set_title("At the end of plain training")
-    axes[0, 1].set_xticks((10, 20, 30))
+    axes[0, 1].set(title="At the end of plain training", xticks=(10, 20, 30))
     axes[0, 1].legend(loc="best")
     return figure
 
