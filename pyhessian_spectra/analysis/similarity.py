@@ -123,7 +123,7 @@ def similarity_matrix(
         parts = parts or spectra.parts
         given: Mapping[str, Given] = {WHOLE: spectra.full, **spectra.layers}
     else:
-        given, notes = spectra, _comparable(spectra)
+        given, notes = spectra, comparable(spectra)
     if len(given) < 2:
         raise InputError(f"a comparison needs at least two spectra, got {len(given)}; ask for layers")
     labels = tuple(given)
@@ -210,16 +210,17 @@ def _spectrum(given: Given) -> Spectrum:
     return given.full.spectrum if isinstance(given, SpectralAnalysis) else given.spectrum
 
 
-def _comparable(spectra: Mapping[str, Given]) -> tuple[Note, ...]:
-    """Notes where analyses are of different data or of different checkpoints."""
+def comparable(spectra: Mapping[str, Given], *, checkpoints: bool = True) -> tuple[Note, ...]:
+    """Notes where analyses are of different data or, unless they may be, of different checkpoints."""
     problems = {label: each.problem for label, each in spectra.items() if isinstance(each, SpectralAnalysis)}
     notes = []
-    for what, keys in (("data or another matrix", _DATA), ("another checkpoint", _CHECKPOINT)):
+    kinds = [("other data or another matrix", _DATA), *([("another checkpoint", _CHECKPOINT)] if checkpoints else [])]
+    for what, keys in kinds:
         seen: dict[tuple[object, ...], str] = {}
         for label, problem in problems.items():
             seen.setdefault(tuple(problem.get(key) for key in keys), label)
         if len(seen) > 1:
             first, other = list(seen.values())[:2]
-            text = f"{other!r} is of {'other ' if what.startswith('data') else ''}{what} than {first!r}"
-            notes.append(Note("comparison", f"{text}, so that their distance is not one of matrices alone."))
+            text = f"{other!r} is of {what} than {first!r}, so that they differ by more than their spectra."
+            notes.append(Note("comparison", text))
     return tuple(notes)
