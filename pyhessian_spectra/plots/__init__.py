@@ -17,5 +17,11 @@ from pyhessian_spectra.plots.eigenvalues import plot_layer_traces as plot_layer_
 from pyhessian_spectra.plots.eigenvalues import plot_trajectory as plot_trajectory
 from pyhessian_spectra.plots.matrix import plot_matrix as plot_matrix
 from pyhessian_spectra.plots.matrix import plot_profiles as plot_profiles
+from pyhessian_spectra.plots.similarity import plot_clusters as plot_clusters
+from pyhessian_spectra.plots.similarity import plot_depth as plot_depth
+from pyhessian_spectra.plots.similarity import plot_similarity as plot_similarity
+from pyhessian_spectra.plots.structure import plot_coupling as plot_coupling
+from pyhessian_spectra.plots.structure import plot_localisation as plot_localisation
+from pyhessian_spectra.plots.structure import plot_tracks as plot_tracks
 from pyhessian_spectra.plots.style import theme as theme
 from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl

@@ -77,7 +77,7 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     look: dict[str, Any] = {"fmt": "s-", "color": style.GREEN, "markersize": 4, "linewidth": 1.1, "capsize": 2.5}
     with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
-        x = _place_checkpoints(ax, analyses)
+        x = place_checkpoints(ax, analyses)
         ax.errorbar(x, traces, errors, label="trace", **look)
         _edge_line(ax, x, largest, 0, to_rgba(style.BLUE), r"$\lambda_1$ (largest)")
         for rank in range(1, _TOP):
@@ -101,7 +101,7 @@ def _edge_line(ax: Axes, x: Floats, edges: Sequence[Eigenpairs], rank: int, shad
         ax.scatter(x[present], values, s=16, facecolors=faces, edgecolors=[shade], zorder=3, label=label)
 
 
-def _place_checkpoints(ax: Axes, analyses: Sequence[SpectralAnalysis]) -> Floats:
+def place_checkpoints(ax: Axes, analyses: Sequence[SpectralAnalysis]) -> Floats:
     """Label the horizontal axis, and return the positions of the checkpoints along it."""
     steps = [analysis.problem.get("step") for analysis in analyses]
     if all(isinstance(step, (int, float)) for step in steps) and len(set(steps)) == len(steps) > 1:

@@ -1,0 +1,112 @@
+"""Draws how layers, eigenvectors and the gradient lie to one another, and eigenvalues followed through checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from pyhessian_spectra.analysis.coupling import LayerCoupling
+from pyhessian_spectra.analysis.eigenspaces import Localisation
+from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.trajectory import follow
+from pyhessian_spectra.plots import style
+from pyhessian_spectra.plots.axis import scale_values
+from pyhessian_spectra.plots.eigenvalues import place_checkpoints
+from pyhessian_spectra.plots.numbers import format_number
+
+_LEGIBLE = 8
+# Colours of norms reach this many powers of ten below the largest.
+_DECADES = 3
+
+
+def plot_coupling(coupling: LayerCoupling, *, ax: Axes | None = None) -> Axes:
+    """Draw the Frobenius norm of every block as a heatmap, with logarithmic colours over three powers of ten at most."""
+    norms = np.sqrt(coupling.mass.clip(0.0))
+    top = float(norms.max()) or 1.0
+    low = max(top * 10.0**-_DECADES, 0.9 * float(norms.min(initial=top)))
+    labels = [style.literal(label, length=16) for label in coupling.labels]
+    few = len(labels) <= _LEGIBLE
+    size = 1.6 + (0.48 if few else 0.19) * len(labels)
+    with style.drawing(ax, width=size + 1.0, height=size) as ax:
+        sns.heatmap(
+            norms.clip(low),
+            ax=ax,
+            cmap="rocket_r",
+            norm=LogNorm(low, top),
+            square=True,
+            annot=np.array([[format_number(x, digits=2) for x in row] for row in norms]) if few else None,
+            fmt="",
+            annot_kws={"fontsize": 7},
+            xticklabels=labels,
+            yticklabels=labels,
+            cbar_kws={"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "shrink": 0.8},
+        )
+        _finish(ax)
+    return ax
+
+
+def plot_localisation(where: Localisation, *, ax: Axes | None = None) -> Axes:
+    """Draw where each of the largest eigenvectors lives: layers down, eigenvectors across; columns sum to 1 at most.
+
+    A column whose vector has no certain place, since its eigenvalue is not apart from the next, is marked ``?``.
+    """
+    labels = [style.literal(label, length=16) for label in where.labels]
+    names = [f"{i}{'' if error < 0.5 else '?'}" for i, error in enumerate(where.errors, start=1)]
+    height = 1.3 + 0.21 * len(labels)
+    with style.drawing(ax, width=1.9 + 0.3 * len(names), height=max(2.0, height)) as ax:
+        sns.heatmap(
+            where.shares,
+            ax=ax,
+            cmap="mako_r",
+            vmin=0,
+            vmax=1,
+            xticklabels=names,
+            yticklabels=labels,
+            linewidths=0.5,
+            linecolor="white",
+            cbar_kws={"label": "Share of the eigenvector"},
+        )
+        _finish(ax)
+        ax.set_xticklabels(ax.get_xticklabels(), rotation=0)
+        ax.set_xlabel("Eigenvector, from the largest eigenvalue")
+    return ax
+
+
+def plot_tracks(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = None) -> Axes:
+    """Draw the largest eigenvalues through checkpoints, each followed by its vector and not by its rank.
+
+    A line ends where no vector of the next checkpoint has more than half of its squared length along it. The dashed
+    line is the curvature above which the optimiser is unstable, where its rate is known; see
+    :func:`~pyhessian_spectra.analysis.trajectory.follow`, which says what is refused.
+    """
+    found = follow(analyses)
+    values = [analysis.full.largest.eigenvalues[::-1] for analysis in analyses]
+    colors = sns.color_palette("colorblind", 10)
+    with style.drawing(ax, height=style.HEIGHT + 0.2) as ax:
+        scale_values(ax, np.concatenate([*values, [limit for limit in found.thresholds if limit is not None]]))
+        x = place_checkpoints(ax, analyses)
+        followed = 0
+        for track in found.tracks:
+            at = np.flatnonzero(track >= 0)
+            y = [values[t][track[t]] for t in at]
+            line = len(at) > 1
+            color = colors[followed % len(colors)] if line else style.MUTED
+            followed += line
+            ax.plot(x[at], y, "o-", color=color, markersize=3, linewidth=1.2)
+        edges = [(place, limit) for place, limit in zip(x, found.thresholds, strict=True) if limit is not None]
+        if edges:
+            ax.plot(*zip(*edges, strict=True), "--", color=style.VERMILION, linewidth=1.2, label="edge of stability")
+            style.legend_above(ax, columns=1)
+        ax.set_ylabel(style.EIGENVALUE)
+    return ax
+
+
+def _finish(ax: Axes) -> None:
+    ax.tick_params(length=0, labelsize=7)
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=90)
+    ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
+    ax.grid(visible=False)
