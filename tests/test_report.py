@@ -225,7 +225,7 @@ def test_several_checkpoints_have_an_overview_and_a_section_each(several):
 def test_every_figure_is_a_file_and_inline(several):
     files = sorted(path.name for path in (several.parent / "figures").iterdir())
     images = [attrs for tag, attrs in Page(several).tags if tag == "img"]
-    assert len(files) == len(images) == 2 + 3 * 4 + 1  # one spectrum is an estimate, whose CDF has bounds
+    assert len(files) == len(images) == 3 + 3 * 6 + 1  # one spectrum is an estimate, whose CDF has bounds
     assert all(attrs["alt"] and attrs["src"].startswith("data:image/svg+xml;base64,") for attrs in images)
 
 
@@ -398,7 +398,7 @@ def test_a_report_leaves_other_files_alone_and_no_partial_ones(tmp_path):
     (tmp_path / "results.json").write_text("kept")
     write_report([exact_analysis(n=200)], tmp_path)
     assert (tmp_path / "results.json").read_text() == "kept"
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "figures"}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html", "table.csv", "figures"}
     assert all(path.suffix == ".svg" and path.name[0] != "." for path in (tmp_path / "figures").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Draws how alike spectra are: all pairs as a heatmap, clusters of them, and layers beside the whole along the depth."""
+"""Draws how alike spectra are: all pairs as a heatmap, clusters of them, and layers beside the whole by depth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import scipy.cluster.hierarchy as hierarchy
 import seaborn as sns
 from matplotlib.axes import Axes
 from mpl_toolkits.axes_grid1 import make_axes_locatable
+from numpy.typing import NDArray
 from scipy.spatial.distance import squareform
 
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
@@ -119,7 +120,7 @@ def _shown(matrix: SimilarityMatrix) -> Floats:
     return (matrix.values if matrix.across is None else matrix.across).copy()
 
 
-def _heatmap(matrix: SimilarityMatrix, order: Floats, ax: Axes | None) -> Axes:
+def _heatmap(matrix: SimilarityMatrix, order: NDArray[Any], ax: Axes | None) -> Axes:
     labels = [style.literal(matrix.labels[i], length=16) for i in order]
     values = _shown(matrix)[np.ix_(order, order)]
     beyond = np.zeros(values.shape, dtype=bool) if matrix.exceeds is None else matrix.exceeds[np.ix_(order, order)]
@@ -130,7 +131,7 @@ def _heatmap(matrix: SimilarityMatrix, order: Floats, ax: Axes | None) -> Axes:
         sns.heatmap(
             values,
             ax=ax,
-            cmap="mako_r",
+            cmap=style.shades("mako_r"),
             vmin=0,
             square=True,
             annot=numbers if few else None,

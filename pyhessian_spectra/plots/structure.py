@@ -24,18 +24,18 @@ _DECADES = 3
 
 
 def plot_coupling(coupling: LayerCoupling, *, ax: Axes | None = None) -> Axes:
-    """Draw the Frobenius norm of every block as a heatmap, with logarithmic colours over three powers of ten at most."""
+    """Draw the Frobenius norm of every block as a heatmap, with logarithmic colours over at most three decades."""
     norms = np.sqrt(coupling.mass.clip(0.0))
     top = float(norms.max()) or 1.0
     low = max(top * 10.0**-_DECADES, 0.9 * float(norms.min(initial=top)))
     labels = [style.literal(label, length=16) for label in coupling.labels]
     few = len(labels) <= _LEGIBLE
     size = 1.6 + (0.48 if few else 0.19) * len(labels)
-    with style.drawing(ax, width=size + 1.0, height=size) as ax:
+    with style.drawing(ax, width=size + 1.4, height=size) as ax:
         sns.heatmap(
             norms.clip(low),
             ax=ax,
-            cmap="rocket_r",
+            cmap=style.shades("rocket_r"),
             norm=LogNorm(low, top),
             square=True,
             annot=np.array([[format_number(x, digits=2) for x in row] for row in norms]) if few else None,
@@ -43,9 +43,10 @@ def plot_coupling(coupling: LayerCoupling, *, ax: Axes | None = None) -> Axes:
             annot_kws={"fontsize": 7},
             xticklabels=labels,
             yticklabels=labels,
-            cbar_kws={"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "shrink": 0.8},
+            cbar_kws={"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "shrink": 0.8, "format": "%g"},
         )
         _finish(ax)
+        ax.figure.axes[-1].minorticks_off()
     return ax
 
 
@@ -61,7 +62,7 @@ def plot_localisation(where: Localisation, *, ax: Axes | None = None) -> Axes:
         sns.heatmap(
             where.shares,
             ax=ax,
-            cmap="mako_r",
+            cmap=style.shades("mako_r"),
             vmin=0,
             vmax=1,
             xticklabels=names,

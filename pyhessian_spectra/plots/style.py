@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from pyhessian_spectra.plots.numbers import eigenvalue_errors
@@ -48,6 +49,11 @@ UNITS = "[loss / parameter$^2$]"
 EIGENVALUE = f"Eigenvalue $\\lambda$ {UNITS}"
 #: Text that explains a figure from inside it looks like this.
 REMARK: dict[str, Any] = {"fontsize": 7.5, "color": MUTED}
+
+
+def shades(name: str) -> ListedColormap:
+    """Return seaborn's palette of this name in 40 steps: colour bars of 50 and more are drawn as pixels."""
+    return ListedColormap(sns.color_palette(name, 40))
 
 
 def theme() -> AbstractContextManager[None]:

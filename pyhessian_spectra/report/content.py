@@ -9,9 +9,11 @@ from typing import Any
 
 from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.similarity import SimilarityMatrix
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
+from pyhessian_spectra.report.layers import describe_layers, describe_steps
 
 # The report shows these keys of ``problem`` in this order and these words; others follow in one line.
 _FACTS = {
@@ -90,6 +92,7 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
         "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
         + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
+        "steps": describe_steps(analyses, [section["label"] for section in sections]) if several else None,
     }
 
 
@@ -102,8 +105,14 @@ def _notes(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     return [note if len(who) == len(sections) else f"{', '.join(who)}: {note}" for note, who in about.items()]
 
 
-def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str, bulk: BulkEdge) -> dict[str, Any]:
-    """Describe one checkpoint, where ``bulk`` is that of the whole network."""
+def describe_checkpoint(
+    analysis: SpectralAnalysis,
+    label: str,
+    identifier: str,
+    bulk: BulkEdge,
+    similar: Mapping[str, SimilarityMatrix],
+) -> dict[str, Any]:
+    """Describe one checkpoint, where ``bulk`` is that of the whole network and ``similar`` compares its layers."""
     full, problem = analysis.full, analysis.problem
     blocks = [("whole network", full), *analysis.layers.items()]
     texts = {key: str(value) if key == "seed" else _fact(value) for key, value in problem.items() if value is not None}
@@ -135,6 +144,7 @@ def describe_checkpoint(analysis: SpectralAnalysis, label: str, identifier: str,
         "layer_traces": [] if analysis.layers else tables.layer_trace_rows(full),
         "unconverged": [tables.unconverged_row(words, block) | name for words, block in blocks if block.unconverged],
         "gauss_newton": describe_part(analysis),
+        "structure": describe_layers(analysis, similar),
         "notes": [note.text for note in analysis.notes],
         "timing": _timing_rows(analysis.timing),
     }

@@ -22,10 +22,13 @@ from pyhessian_spectra import plots
 from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
+from pyhessian_spectra.analysis.similarity import SimilarityMatrix
+from pyhessian_spectra.analysis.table import tidy, to_csv
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
 from pyhessian_spectra.report.content import checkpoint_labels, describe_checkpoint, describe_overview
+from pyhessian_spectra.report.layers import describe_steps, similarities
 
 # A dark page replaces the inks by these colours. The other colours are legible on both.
 _DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
@@ -38,21 +41,30 @@ _ALTS = {
     "eigenvalues": "Largest and smallest eigenvalues with errors",
     "layer_densities": "Density of eigenvalues of each layer's block",
     "layer_traces": "Trace of each layer's block",
+    "tracks": "Largest eigenvalues through the checkpoints, each followed by its eigenvector",
+    "similarity": "Distances between the spectra of the whole and of all layers, as a heatmap",
+    "clusters": "The same distances in the order of clusters, with their dendrogram",
+    "depth": "Distance of each layer's spectrum to that of the whole against depth",
+    "coupling": "Norms of the blocks between layers, as a heatmap",
+    "localisation": "Share of each of the largest eigenvectors in each layer, as a heatmap",
     "weyl": "Eigenvalues of the Gauss-Newton part by rank, and the band that holds those of the Hessian",
     "data_curve": "Largest eigenvalues of the Gauss-Newton part against the number of examples",
     "carriers": "Shares of single examples in the largest eigenvalue of the Gauss-Newton part",
     "classes": "Largest eigenvalues of the Gauss-Newton part, predicted by class means and measured",
 }
+# From so many layers on, clusters of them are drawn.
+_CLUSTERED = 6
 # A report may have written files of these names into ``figures/``.
 _NAMES = re.compile(
-    r"(trajectory|densities|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)|weyl|data-curve|carriers|classes))\.svg"
+    r"(trajectory|densities|tracks|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)|similarity|depth|"
+    r"clusters|coupling|localisation|weyl|data-curve|carriers|classes))\.svg"
 )
 
 
 def write_report(
     analyses: Sequence[SpectralAnalysis], out_dir: str | os.PathLike[str], *, reproduce: Sequence[str] = ()
 ) -> Path:
-    """Write ``report.html`` and ``figures/*.svg`` from finished analyses; no product is spent.
+    """Write ``report.html``, ``table.csv`` and ``figures/*.svg`` from finished analyses; no product is spent.
 
     Parameters
     ----------
@@ -83,14 +95,20 @@ def write_report(
     if several:
         rows = {label: analysis.full for label, analysis in zip(labels, analyses, strict=True)}
         axes = {"trajectory": plots.plot_trajectory(analyses), "densities": plots.plot_density_rows(rows)}
+        if describe_steps(analyses, labels):
+            axes["tracks"] = plots.plot_tracks(analyses)
         overview = _figures(axes)
     texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
     for index, (analysis, label) in enumerate(zip(analyses, labels, strict=True), start=1):
-        bulk = split_bulk(analysis)
-        figures = _figures(_draw(analysis, bulk), prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
+        bulk, similar = split_bulk(analysis), similarities(analysis)
+        axes = _draw(analysis, bulk) | _draw_structure(analysis, similar)
+        figures = _figures(axes, prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
         texts |= {figure["path"]: figure["svg"] for figure in figures.values()}
-        sections.append(describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk) | {"figures": figures})
+        sections.append(
+            describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk, similar) | {"figures": figures}
+        )
+    texts["table.csv"] = to_csv(tidy(analyses, labels))
     texts["report.html"] = _render(
         overview=describe_overview(analyses, sections),
         overview_figures=overview,
@@ -125,6 +143,22 @@ def _draw(analysis: SpectralAnalysis, bulk: BulkEdge) -> dict[str, Axes]:
     if analysis.layers or full.group_traces:
         axes["layer_traces"] = plots.plot_layer_traces(analysis)
     return axes | ({} if analysis.gauss_newton is None else _draw_part(analysis.gauss_newton, analysis))
+
+
+def _draw_structure(analysis: SpectralAnalysis, similar: Mapping[str, SimilarityMatrix]) -> dict[str, Axes]:
+    """Draw the figures of layers beside one another, by role."""
+    axes, structure = {}, analysis.structure
+    if similar:
+        axes["similarity"] = plots.plot_similarity(similar["scaled"])
+    if len(analysis.layers) > 1:
+        axes["depth"] = plots.plot_depth(similar["scaled"])
+    if len(analysis.layers) >= _CLUSTERED:
+        axes["clusters"] = plots.plot_clusters(similar["scaled"])
+    if structure is not None and structure.coupling is not None:
+        axes["coupling"] = plots.plot_coupling(structure.coupling)
+    if structure is not None and structure.localisation is not None:
+        axes["localisation"] = plots.plot_localisation(structure.localisation)
+    return axes
 
 
 def _draw_part(part: GaussNewton, analysis: SpectralAnalysis) -> dict[str, Axes]:

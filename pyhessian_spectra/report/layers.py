@@ -1,0 +1,166 @@
+"""What a report says of layers beside one another, and of one checkpoint beside the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
+from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
+from pyhessian_spectra.analysis.trajectory import Trajectory, follow
+from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, format_number, format_with_error
+from pyhessian_spectra.report.tables import unbroken
+from pyhessian_spectra.spectra import TraceEstimate
+
+#: The metrics of the table, by key; the figures show the second.
+METRICS = {"raw": wasserstein, "scaled": scaled_wasserstein, "js": jensen_shannon}
+
+
+def similarities(analysis: SpectralAnalysis) -> dict[str, SimilarityMatrix]:
+    """The matrices of the metrics that the report shows; none without layers."""
+    if not analysis.layers:
+        return {}
+    return {key: similarity_matrix(analysis, metric=metric) for key, metric in METRICS.items()}
+
+
+def describe_layers(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix]) -> dict[str, Any]:
+    """Describe how the layers lie to the whole and to one another."""
+    return {
+        "similarity": [_row(analysis, found, name) for name in analysis.layers] if found else [],
+        "has_null": bool(found) and found["raw"].null is not None,
+        "similarity_told": _told(analysis, found),
+        "coupling": _coupling(analysis),
+        "localised": analysis.structure is not None and analysis.structure.localisation is not None,
+        "gradient": _gradient(analysis),
+    }
+
+
+def describe_steps(analyses: Sequence[SpectralAnalysis], labels: Sequence[str]) -> dict[str, Any] | None:
+    """Describe what changed from each checkpoint to the next; None where they are not of one model."""
+    if len(analyses) < 2 or len({analysis.full.n for analysis in analyses}) > 1:
+        return None
+    if not all(len(analysis.full.largest) for analysis in analyses):
+        return None
+    found = follow(analyses)
+    return {
+        "rows": [_step(found, t, labels) for t in range(1, len(analyses))],
+        "k": found.k,
+        "chance": format_number(found.chance, digits=2),
+        "edge": _edge(analyses, found),
+        "notes": [note.text for note in found.notes],
+    }
+
+
+def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name: str) -> dict[str, str]:
+    row = {"name": name}
+    for key, matrix in found.items():
+        i, j = matrix.labels.index(WHOLE), matrix.labels.index(name)
+        error = float(
+            np.hypot(matrix.probe_stderr[i, j], 0 if matrix.data_stderr is None else matrix.data_stderr[i, j])
+        )
+        shown = format_with_error(float(matrix.values[i, j]), error)
+        row[key] = shown if error else format_number(float(matrix.values[i, j]))
+        if matrix.across is not None and matrix.exceeds is not None:
+            apart, null = float(matrix.across[i, j]), float((matrix.across[j, j] + matrix.across[i, i]) / 2)
+            mark = "beyond chance" if matrix.exceeds[i, j] else "within chance"
+            row[f"{key}_null"] = f"{format_number(apart, digits=2)} against {format_number(null, digits=2)}: {mark}"
+    whole, own = analysis.full.largest, analysis.layers[name].largest
+    if len(whole) and len(own) and whole.eigenvalues[-1]:
+        ratio = float(own.eigenvalues[-1] / whole.eigenvalues[-1])
+        off = [float(eigenvalue_errors(pairs)[-1]) for pairs in (own, whole)]
+        error = (off[0] + abs(ratio) * off[1]) / abs(float(whole.eigenvalues[-1]))
+        row["reach"] = _bounded(ratio, error)
+    return row
+
+
+def _told(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix]) -> str:
+    if not found:
+        return ""
+    nearest = {}
+    for key, matrix in found.items():
+        i = matrix.labels.index(WHOLE)
+        others = [j for j in range(len(matrix.labels)) if j != i]
+        nearest[key] = matrix.labels[min(others, key=lambda j: matrix.values[i, j])]
+    words = {"raw": "Wasserstein-1", "scaled": "scale-free Wasserstein-1", "js": "Jensen-Shannon"}
+    by = ", ".join(f"{name} by {words[key]}" for key, name in nearest.items())
+    text = f"The layer nearest to the whole is {by}."
+    if analysis.parts:
+        count = len(analysis.parts)
+        text += (
+            f" The null is from {count} disjoint parts of the data, each with probes of its own: the distance of a "
+            "spectrum from itself. A difference is beyond chance if at most one in twenty ways of exchanging the two "
+            "spectra within the parts separates them as well; each pair is judged alone."
+        )
+        if 2.0 ** (1 - count) > 0.05:
+            text += " With fewer than six parts no difference can be told from chance at that level."
+    else:
+        text += " Which differences exceed chance is not known: ask for data_parts (--data-parts 6)."
+    return text
+
+
+def _coupling(analysis: SpectralAnalysis) -> dict[str, str] | None:
+    coupling = None if analysis.structure is None else analysis.structure.coupling
+    if coupling is None:
+        return None
+    return {"error": _share(coupling.error), "cosine": _share(coupling.cosine)}
+
+
+def _share(estimate: TraceEstimate) -> str:
+    low, high = estimate.interval(0.95)
+    return format_with_error(estimate.value, (high - low) / 2) if high > low else format_number(estimate.value)
+
+
+def _gradient(analysis: SpectralAnalysis) -> str:
+    gradient = None if analysis.structure is None else analysis.structure.gradient
+    if gradient is None:
+        return ""
+    k = len(gradient.shares)
+    value, error = gradient.in_top(k)
+    off = max(error, 0.0 if gradient.data_stderr is None else float(gradient.data_stderr[-1]))
+    chance = format_number(k / analysis.full.n, digits=2)
+    return unbroken(
+        f"The gradient has norm {format_number(gradient.norm, digits=3)}; of its square the space of the {k} largest "
+        f"eigenvalues holds {_bounded(value, off)}, where a random direction would have {chance}."
+    )
+
+
+def _step(found: Trajectory, t: int, labels: Sequence[str]) -> dict[str, str]:
+    overlap, error = found.persistence[t - 1]
+    lost = int(((found.tracks[:, t - 1] >= 0) & (found.tracks[:, t] < 0)).sum())
+    kept = int((found.tracks[:, t - 1] >= 0).sum()) - lost
+    unknown = not np.isfinite(overlap)
+    return {
+        "name": f"{labels[t - 1]} to {labels[t]}",
+        "largest": _moved(found.largest[t - 1]),
+        "trace": _moved(found.trace[t - 1]),
+        "followed": f"{kept} of {kept + lost}",
+        "persistence": "vectors not kept" if unknown else _bounded(float(overlap), float(error)),
+    }
+
+
+def _bounded(value: float, error: float) -> str:
+    """A share with its error; three digits of it where that is smaller, and a note where it says nothing."""
+    if error >= 1:
+        return f"{format_number(value, digits=2)} (error unknown)"
+    return format_number(value, digits=3) if error < 5e-4 * abs(value) else format_with_error(value, error)
+
+
+def _moved(change: TraceEstimate) -> str:
+    low, high = change.interval(0.95)
+    return format_headline(change.value, (high - low) / 2, change.data_stderr)
+
+
+def _edge(analyses: Sequence[SpectralAnalysis], found: Trajectory) -> str:
+    """Say where the largest eigenvalue is beside the optimiser's edge of stability."""
+    limit = found.thresholds[-1]
+    if limit is None:
+        return ""
+    top = float(analyses[-1].full.largest.eigenvalues[-1])
+    where = "below" if top < limit else "above"
+    return unbroken(
+        f"With its learning rate the optimiser is stable up to a curvature of {format_number(limit, digits=4)}; at the "
+        f"last checkpoint λ₁ is {where} that, at {format_number(top / limit, digits=2)} of it."
+    )
