@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.func import hessian
 
+from examples import experiment
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES, RESULTS = ROOT / "examples" / "singularity", ROOT / "docs" / "results" / "singularity"
 FIGURES = {
@@ -22,10 +24,9 @@ FIGURES = {
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Import an example as ``python examples/singularity/name.py`` would."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
+def example():
+    """Import an example as ``python -m examples.singularity.name`` would."""
+    return lambda name: importlib.import_module(f"examples.singularity.{name}")
 
 
 def reject_constant(name: str) -> None:
@@ -39,7 +40,7 @@ def test_the_fast_setting_writes_its_results_and_gives_no_verdict(name, example,
     expected = {f"{name}.json", f"{name}.npz", *(f"{figure}.png" for figure in FIGURES[name])}
     assert {path.name for path in tmp_path.iterdir()} == expected
     document = json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=reject_constant)
-    assert document["command"] == f"python examples/singularity/{name}.py --fast --seed 0"
+    assert document["command"] == f"python -m examples.singularity.{name} --fast --seed 0"
     assert [finding["rule"] for finding in document["findings"]] == [each.rule for each in example(name).CRITERIA]
     for finding in document["findings"]:
         assert finding["verdict"] == "no verdict from a fast run"
@@ -57,7 +58,7 @@ def published(name: str) -> dict:
 def test_published_verdicts_follow_from_the_published_numbers(name, example):
     document = published(name)
     assert " --fast" not in document["command"] and document["shortened"]
-    again = example("verdicts").judge(example(name).CRITERIA, document["numbers"], fast=False, fewest=10**9)
+    again = experiment.judge(example(name).CRITERIA, document["numbers"], fast=False, fewest=10**9)
     assert [vars(finding) for finding in again] == document["findings"]
 
 
@@ -99,7 +100,7 @@ def test_published_files_are_small():
 
 
 def test_too_few_runs_decide_nothing(example):
-    verdicts = example("verdicts")
+    verdicts = experiment
     criterion = verdicts.Criterion("a", "statement", "rule", lambda numbers: (numbers["x"] > 0, "evidence"))
 
     def verdict(x: float, **settings) -> str:

@@ -1,15 +1,13 @@
-"""What the experiments on the singularity of the Hessian share: options, networks, data and starts."""
+"""What the experiments on the singularity of the Hessian share: networks, data and starts."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,16 +15,10 @@ from pyhessian_spectra import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.problems.datasets import load_data
 
 LOSS = nn.CrossEntropyLoss()
-
-
-def parse(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options that all experiments have."""
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="directory for the figures and the numbers")
-    parser.add_argument("--fast", action="store_true", help="a small setting that takes seconds, and gives no verdict")
-    parser.add_argument("--data", help="MNIST directory; without it scikit-learn's digits stand in")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+#: An eigenvalue is near zero below this part of the largest.
+NEAR_ZERO = 0.01
+#: A negative eigenvalue is small below this part of the largest.
+SMALL = 0.1
 
 
 def network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -99,18 +91,6 @@ def exact_eigenvalues(model: nn.Module, rows: Tensor, data: tuple[Tensor, Tensor
     return np.stack([torch.linalg.eigvalsh(exact_hessian(model, flat, data)).numpy() for flat in rows])
 
 
-def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Median and the tenth and ninetieth percentile, for the record."""
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
-    return {"p10": float(low), "median": float(middle), "p90": float(high)}
-
-
 def mode(values: Sequence[int] | np.ndarray) -> int:
     """The most frequent of small non-negative integers."""
     return int(np.bincount(np.asarray(values)).argmax())
-
-
-def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, shape (rows, columns)."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LOSS, flat_loss
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
+from examples.singularity.common import LOSS, flat_loss
 from pyhessian_spectra.ensembles import train_ensemble
 
 #: A run has learned if its loss is below this part of ln C, which guessing among C classes costs.

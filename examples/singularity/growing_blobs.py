@@ -1,6 +1,6 @@
 """The top eigenvalues and the error as the blobs' standard deviation grows from separable to overlapping.
 
-python examples/singularity/growing_blobs.py --out docs/results/singularity
+python -m examples.singularity.growing_blobs --out docs/results/singularity
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import blobs, exact_eigenvalues, mode, network, new_figure, parse, quantiles, radius, size
-from descent import RULE, train
 from matplotlib.figure import Figure
 from torch import Tensor
-from verdicts import FEWEST, Criterion, Judgement, judge, write
 
+from examples.experiment import FEWEST, Criterion, Judgement, judge, new_figure, parse, quantiles, write
+from examples.singularity.common import blobs, exact_eigenvalues, mode, network, radius, size
+from examples.singularity.descent import RULE, train
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.ensembles import sphere_starts
 from pyhessian_spectra.plots.style import theme

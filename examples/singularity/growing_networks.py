@@ -1,6 +1,6 @@
 """Eigenvalue profiles, edges and zeros of 2-h-h-2 networks with 18 to 434 parameters on separable blobs.
 
-python examples/singularity/growing_networks.py --out docs/results/singularity
+python -m examples.singularity.growing_networks --out docs/results/singularity
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import (
+from torch import Tensor, nn
+
+from examples.experiment import MOST, STAYS, Criterion, judge, new_figure, parse, quantiles, stays, write
+from examples.singularity.common import (
+    NEAR_ZERO,
+    SMALL,
     blobs,
     exact_eigenvalues,
     exact_hessian,
     mode,
     network,
-    new_figure,
-    parse,
-    quantiles,
     radius,
     risk_at,
     size,
 )
-from descent import RULE, train
-from torch import Tensor, nn
-from verdicts import MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
-from zeros import CAUSES, beyond, forced_zeros, rescalings
-
+from examples.singularity.descent import RULE, train
+from examples.singularity.zeros import CAUSES, beyond, forced_zeros, rescalings
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.ensembles import sphere_starts
 from pyhessian_spectra.plots import plot_matrix, plot_profiles

@@ -1,6 +1,6 @@
 """The loss on the line between two networks at each step of their training: from one start, and from orthogonal ones.
 
-python examples/singularity/interpolation.py --data MNIST_DIR --out docs/results/singularity
+python -m examples.singularity.interpolation --data MNIST_DIR --out docs/results/singularity
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import fan_in_start, flat_loss, images, network, new_figure, parse, quantiles, risk_at, size
-from descent import LEARNED
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from verdicts import MOST, Criterion, judge, write
 
+from examples.experiment import MOST, Criterion, judge, new_figure, parse, quantiles, write
+from examples.singularity.common import fan_in_start, flat_loss, images, network, risk_at, size
+from examples.singularity.descent import LEARNED
 from pyhessian_spectra import HessianOperator, eigsh
 from pyhessian_spectra.plots.style import theme
 from pyhessian_spectra.training import GradientDescent

@@ -1,6 +1,6 @@
 """The top eigenvalues of one 74-parameter network trained from thousands of initial points.
 
-python examples/singularity/many_starts.py --out docs/results/singularity
+python -m examples.singularity.many_starts --out docs/results/singularity
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LOSS, blobs, network, new_figure, parse, quantiles, radius, size
-from descent import RULE, train
-from verdicts import MOST, SMALL, Criterion, judge, write
 
+from examples.experiment import MOST, Criterion, judge, new_figure, parse, quantiles, write
+from examples.singularity.common import LOSS, SMALL, blobs, network, radius, size
+from examples.singularity.descent import RULE, train
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.ensembles import ensemble_eigenvalues, sphere_starts
 from pyhessian_spectra.plots.style import theme

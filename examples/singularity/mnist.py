@@ -1,6 +1,6 @@
 """Exact spectra of 784-h-h-10 networks as h grows, and before and after training on images and on random inputs.
 
-python examples/singularity/mnist.py --data MNIST_DIR --out docs/results/singularity
+python -m examples.singularity.mnist --data MNIST_DIR --out docs/results/singularity
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import exact_hessian, fan_in_start, images, network, new_figure, parse, quantiles, risk_at
-from descent import RULE, Runs, train
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from rotation import Rotation
 from torch import Tensor, nn
-from verdicts import FEWEST, MOST, NEAR_ZERO, SMALL, STAYS, Criterion, judge, stays, write
-from zeros import forced_zeros
 
+from examples.experiment import FEWEST, MOST, STAYS, Criterion, judge, new_figure, parse, quantiles, stays, write
+from examples.singularity.common import NEAR_ZERO, SMALL, exact_hessian, fan_in_start, images, network, risk_at
+from examples.singularity.descent import RULE, Runs, train
+from examples.singularity.rotation import Rotation
+from examples.singularity.zeros import forced_zeros
 from pyhessian_spectra import HessianOperator, eigsh
 from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.plots.style import theme

@@ -1,6 +1,6 @@
 """Writes the page of these experiments from the numbers they left, so that text and numbers agree to the digit.
 
-python examples/singularity/page.py docs/results/singularity docs/reproductions/singularity.rst
+python -m examples.singularity.page docs/results/singularity docs/reproductions/singularity.rst
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import jinja2
-from descent import RULE
-from verdicts import FEWEST
+
+from examples.experiment import FEWEST
+from examples.singularity.descent import RULE
 
 EXPERIMENTS = ("growing_networks", "many_starts", "growing_blobs", "mnist", "interpolation")
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from common import network
 from torch import Tensor, nn
+
+from examples.singularity.common import network
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from common import unflatten
 from torch import Tensor, nn
+
+from examples.singularity.common import unflatten
 
 CAUSES = ("unseen inputs", "dead units", "partly active units", "softmax shift")
 

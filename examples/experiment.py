@@ -1,10 +1,11 @@
-"""What decides a claim, fixed before the run, and how results are written: numbers, verdicts, spectra and figures."""
+"""What all reproductions share: options, what decides a claim, and how numbers, verdicts and figures are written."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,27 @@ MOST = 0.8
 FEWEST = 5
 #: Medians "stay" if the largest is at most this many times the smallest.
 STAYS = 1.5
-#: An eigenvalue is near zero below this part of the largest.
-NEAR_ZERO = 0.01
-#: A negative eigenvalue is small below this part of the largest.
-SMALL = 0.1
-
 #: Numbers of one experiment -> whether the claim holds, and the numbers that say so.
 Judgement = Callable[[dict[str, Any]], tuple[bool, str]]
 
 
+def parse(
+    description: str | None, argv: Sequence[str] | None = None, more: Callable[[ArgumentParser], None] | None = None
+) -> Namespace:
+    """The options that all experiments have; ``more`` adds some of its own."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="directory for the figures and the numbers")
+    parser.add_argument("--fast", action="store_true", help="a small setting that takes seconds, and gives no verdict")
+    parser.add_argument("--data", help="image directory; without it scikit-learn's digits stand in")
+    parser.add_argument("--seed", type=int, default=0)
+    if more is not None:
+        more(parser)
+    return parser.parse_args(argv)
+
+
 @dataclass(frozen=True)
 class Criterion:
-    """A claim of Sagun, Bottou and LeCun 2016, the rule that decides it in words, and the same rule as a function."""
+    """A claim of a paper, the rule that decides it in words, and the same rule as a function."""
 
     claim: str
     statement: str
@@ -84,24 +94,42 @@ def write(
     spectra: Mapping[str, np.ndarray],
     *,
     shortened: str,
+    name: str | None = None,
 ) -> None:
-    """Save the numbers with the command that made them, the spectra and the figures; print what came out."""
+    """Save the numbers with the command that made them, the spectra and the figures; print what came out.
+
+    The files are called ``name``, by default as the script is.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     flags = " --fast" * options.fast
     flags += f" --data {Path(options.data).name.upper()}_DIR" if options.data else ""
-    name = Path(script).stem
+    path = Path(script)
+    name = name or path.stem
     document = {
-        "command": f"python examples/singularity/{name}.py{flags} --seed {options.seed}",
+        "command": f"python -m examples.{path.parent.name}.{path.stem}{flags} --seed {options.seed}",
         "shortened": shortened,
         "numbers": numbers,
         "findings": [vars(finding) for finding in findings],
     }
     (options.out / f"{name}.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    np.savez_compressed(options.out / f"{name}.npz", **{key: _rounded(values) for key, values in spectra.items()})
+    if spectra:
+        np.savez_compressed(options.out / f"{name}.npz", **{key: _rounded(values) for key, values in spectra.items()})
     for title, figure in figures.items():
         save_figure(figure, options.out / f"{title}.png")
     for finding in findings:
         print(finding, flush=True)
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Median and the tenth and ninetieth percentile, for the record."""
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return {"p10": float(low), "median": float(middle), "p90": float(high)}
+
+
+def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, shape (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
