@@ -245,5 +245,5 @@ def test_columns_with_a_graph_are_the_products_one_by_one(case):
     columns = torch.stack([vector(risk.n, seed) for seed in range(3)], dim=1)
     found = op.product(columns)
     assert relative_error(found.detach(), op @ columns) < 1e-12
-    curvature = [float(v @ op.product(v)) for v in columns.detach().unbind(1)]
-    assert (columns * found).sum(dim=0).tolist() == pytest.approx(curvature, rel=1e-10)
+    curvature = [float((v @ op.product(v)).detach()) for v in columns.unbind(1)]
+    assert (columns * found.detach()).sum(dim=0).tolist() == pytest.approx(curvature, rel=1e-10)
