@@ -138,10 +138,15 @@ class TracePenalty:
         schedule: tuple[int, int],
         generator: torch.Generator,
     ) -> None:
-        self.step, self.partition, self.traces = 0, partition, dict[str, Tensor]()
+        self.step, self.traces = 0, dict[str, Tensor]()
+        self._choose(partition)
         self._risk, self._matrix, self._num_probes, self._draw = risk, matrix, num_probes, draw
         self._start, self._every = schedule
         self._generator, self._checked = generator, False
+
+    def _choose(self, partition: Partition) -> None:
+        self.partition, self._groups = partition, _within_their_parameters(partition)
+        self._chosen = torch.cat([group.indices for group in self._groups])
 
     def __call__(self, batch: Any) -> Tensor:
         """The penalty on a batch: a scalar with a graph in the model's parameters; 0 without one where it is off.
@@ -157,13 +162,12 @@ class TracePenalty:
         self.step += 1
         if now < self._start or (now - self._start) % self._every:
             return torch.zeros((), dtype=risk.dtype, device=risk.device)
-        groups = _within_their_parameters(self.partition)
         whole = risk.replace(data=[batch])
-        part = whole.restrict(groups.layout.names)  # backward passes end at these parameters
+        part = whole.restrict(self._groups.layout.names)  # backward passes end at these parameters
         op = self._matrix(part, point=part.live())
-        v = self._vectors(op.space, torch.cat([group.indices for group in groups]).to(op.device))
+        v = self._vectors(op.space)
         diagonal = (v * op.product(v)).sum(dim=1)
-        traces = {group.label: group.take(diagonal).sum() for group in groups}
+        traces = {group.label: group.take(diagonal).sum() for group in self._groups}
         value = torch.stack([*traces.values()]).sum()
         if not self._checked:
             _require_derivatives(op, value, whole)
@@ -171,9 +175,9 @@ class TracePenalty:
         self.traces = {label: trace.detach() for label, trace in traces.items()}
         return value
 
-    def _vectors(self, space: VectorSpace, chosen: Tensor) -> Tensor:
-        """Columns (n, k) in the chosen coordinates, the mean of whose outer products is the identity there."""
-        count = len(chosen)
+    def _vectors(self, space: VectorSpace) -> Tensor:
+        """Columns (n, k) in the chosen coordinates; the expected sum of their outer products is the identity there."""
+        chosen, count = self._chosen.to(space.device), len(self._chosen)
         if count <= self._num_probes:
             vectors = torch.zeros(space.n, count, dtype=space.dtype, device=space.device)
             vectors[chosen, range(count)] = 1
@@ -189,7 +193,8 @@ class TracePenalty:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self.step, self.partition = state["step"], Partition(self.partition.layout, state["groups"])
+        self.step = state["step"]
+        self._choose(Partition(self.partition.layout, state["groups"]))
         self._generator.set_state(state["generator"])
 
 
