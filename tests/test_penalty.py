@@ -175,6 +175,14 @@ def test_parameters_outside_the_groups_are_penalised_through_the_model():
     assert model.d.weight.grad.any() and model.e.bias.grad.any()
 
 
+def test_coordinates_outside_the_groups_add_no_noise_even_in_the_same_parameter():
+    risk, pair = mlp(), torch.tensor([1, 5])
+    penalty = penalty_of(risk, groups=Partition(risk.layout, {"pair": pair}), generator=seeded())
+    dense = Oracle(risk).ggn()[pair][:, pair]
+    found = {round(float(on_its_batch(penalty, risk).detach()), 10) for _ in range(20)}
+    assert found == {round(float(dense.trace() + sign * dense[0, 1]), 10) for sign in (-2, 2)}
+
+
 # ------------------------------------------------------------------------------------------------- in a training loop
 
 
