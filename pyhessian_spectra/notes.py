@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 NoteKind = Literal[
-    "linearisation", "unconverged", "rounding", "interrupted", "resumed", "afresh", "journal", "data", "verification"
+    "linearisation",
+    "unconverged",
+    "rounding",
+    "interrupted",
+    "resumed",
+    "afresh",
+    "journal",
+    "data",
+    "verification",
+    "comparison",
 ]
 
 
@@ -21,6 +30,7 @@ class Note:
         tolerance. ``"rounding"``: says that products are less precise than the tolerance. ``"interrupted"``: names what
         is unfinished. ``"resumed"``, ``"afresh"``: say whether an earlier run's products were used. ``"journal"``: says
         why an interruption would lose work. ``"data"``, ``"verification"``: concern the data, the products.
+        ``"comparison"``: says that what is compared differs in more than it should.
     text : str
     """
 

@@ -232,7 +232,9 @@ def test_products_are_counted_and_progress_ends_at_the_total(limit):
     assert found.timing["num_products"] == taken == calls[-1][1] == calls[-1][2]
     done = [call[1] for call in calls]
     assert done == sorted(done) and all(call[1] <= call[2] for call in calls)
-    assert found.full.num_products + sum(b.num_products for b in found.layers.values() if limit == 0) == taken
+    coupled = found.structure.coupling.num_products
+    of_layers = sum(b.num_products for b in found.layers.values() if limit == 0)
+    assert found.full.num_products + of_layers + coupled == taken
 
 
 def test_seeds_repeat_and_others_differ():

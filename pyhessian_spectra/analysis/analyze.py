@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,12 @@ from typing import Any
 import torch
 
 from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part
+from pyhessian_spectra.analysis.gradient import gradient_shares
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
+from pyhessian_spectra.analysis.parts import Parts, further_products, number_of_parts
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import data_notes
+from pyhessian_spectra.analysis.structure import Structure, coupling_of, localised
 from pyhessian_spectra.curvature import (
     EmpiricalRisk,
     GGNOperator,
@@ -32,7 +36,7 @@ from pyhessian_spectra.errors import InputError, Interrupted, SpectraError, Unve
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.runs.journal import open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
-from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings
+from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings, Spectrum
 from pyhessian_spectra.spectra.basis import readable
 from pyhessian_spectra.spectra.cost import forecast_products, is_dense
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
@@ -104,10 +108,12 @@ def analyze(
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
     op = matrix(risk)
-    sizes = [risk.n, *map(len, groups)]
+    sizes, parts = [risk.n, *map(len, groups)], number_of_parts(risk, settings, groups)
     forecasts = forecast_products(settings, sizes)
     identity = [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind]
+    further = further_products(settings, groups, risk.n, forecasts, parts)
     size = sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize
+    size += sum(further) * risk.n * risk.dtype.itemsize
     folder = None if journal is None else Path(journal)
     kept = open_journal(folder, risk, identity, seed=seed, drawn=generator is None, size=size)
     earlier = kept.result(SpectralAnalysis.load)
@@ -118,8 +124,8 @@ def analyze(
     with_gram = worth_taking(op, risk, settings, groups, forecasts) is not None
     split = with_gram and isinstance(op, HessianOperator)
     verified, doubts = _verified(op + GGNOperator(risk) + ResidualOperator(risk) if split else op, settings)
-    watch = Watch(kept, progress, forecasts)
-    run = _Run(risk, settings, groups, matrix, watch)
+    watch = Watch(kept, progress, [*forecasts, *further])
+    run = _Run(risk, settings, groups, matrix, watch, parts)
     facts = {
         "n": risk.n,
         "N": risk.num_examples,
@@ -146,12 +152,13 @@ def analyze(
             share = f"{kept.replayed} of its {watch.products} products"
             notes.append(Note("resumed", f"Resumed: {share} are of an earlier run, which was interrupted."))
         part = None if run.part is None else run.part.found
-        return SpectralAnalysis(facts, run.full, run.layers, timing, tuple(notes), part)
+        return SpectralAnalysis(facts, run.full, run.layers, timing, tuple(notes), part, run.structure, run.parts)
 
     try:
         if with_gram and isinstance(op, RiskOperator):
             run.take_part(op, kept.seed)
         run.analyse(op, kept.seed)
+        run.relate(op, kept.seed)
         risk.loss()  # for the last time, should the model or the data have changed
     except KeyboardInterrupt:
         if run.full is None or not groups:
@@ -184,10 +191,14 @@ class _Run:
     groups: Sequence[Group]
     matrix: Callable[[EmpiricalRisk], LinearOperator]
     watch: Watch
+    num_parts: int
     full: BlockAnalysis = None  # type: ignore[assignment]  # until it is found
     layers: dict[str, BlockAnalysis] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     part: Part | None = None
+    matrix_built: MatrixOperator | None = None
+    structure: Structure = field(default_factory=Structure)
+    parts: tuple[Mapping[str, Spectrum], ...] = ()
 
     def take_part(self, op: RiskOperator, seed: int) -> None:
         """Take the Gauss-Newton part, exactly."""
@@ -215,9 +226,9 @@ class _Run:
         """Fill ``full`` and ``layers``."""
         what, modules = "the whole matrix", Partition.by_module(self.risk.layout)
         if self.risk.n <= self.settings.exact_limit:
-            matrix, self.full = built(self.watch.meter(op, what), self.settings, modules, seed)
+            self.matrix_built, self.full = built(self.watch.meter(op, what), self.settings, modules, seed)
             self.watch.close_block(what, 0)
-            self.layers = {group.label: self._cut_out(matrix, group, modules) for group in self.groups}
+            self.layers = {g.label: self._cut_out(self.matrix_built, g, modules) for g in self.groups}
             return
         known = {} if self.part is None else self.part.layers
         if self.part is not None and isinstance(op, GGNOperator):
@@ -234,6 +245,23 @@ class _Run:
             part = block_operator(self.matrix, self.risk, group)
             own = Partition.by_module(self.risk.layout.restrict(group.names)) if group.whole else None
             self.layers[group.label] = self._own(part, f"layer {group.label}", own, seed + index, index)
+
+    def relate(self, op: LinearOperator, seed: int) -> None:
+        """Fill ``structure`` and ``parts``: how layers lie to one another, and their spectra from parts of the data."""
+        groups = Partition(self.risk.layout, {g.label: g.indices for g in self.groups})
+        gradient = gradient_shares(self.risk, self.full)
+        self.structure = Structure(None, localised(self.full, groups), gradient)
+        what, index = "the coupling of layers", len(self.groups) + 1
+        whole = self.matrix_built or self.watch.meter(op, what)
+        coupling = coupling_of(whole, self.full, self.settings, groups, seed + index)
+        self.structure = replace(self.structure, coupling=coupling)
+        self.watch.close_block(what, index)
+        taken = Parts(self.risk, self.settings, self.groups, self.matrix, self.num_parts, self.part, _LAYER_ATOL)
+        for number in range(self.num_parts):
+            what, index = f"part {number + 1} of the data", index + 1
+            spectra = taken.spectra(number, functools.partial(self.watch.meter, what=what), seed + 1000 * (number + 1))
+            self.parts = (*self.parts, spectra)
+            self.watch.close_block(what, index)
 
     def _own(self, op: LinearOperator, what: str, partition: Partition | None, seed: int, index: int) -> BlockAnalysis:
         """Analyse one operator by products of its own, and note what a reader must know of them."""

@@ -55,6 +55,7 @@ class Part:
     found: GaussNewton
     layers: Mapping[str, BlockAnalysis]
     trace: TraceEstimate | None
+    gram: GGNGram
 
 
 def gauss_newton_part(
@@ -76,9 +77,13 @@ def gauss_newton_part(
         blocks = {g.label: block(gram.groups[g.label]) for g in groups}
         k = len(whole.largest)
         if k <= gram.rank():
-            pairs = replace(gram.eigenpairs(k), data_stderr=whole.largest.data_stderr)
+            pairs = replace(
+                gram.eigenpairs(k),
+                data_stderr=whole.largest.data_stderr,
+                data_influences=whole.largest.data_influences,
+            )
             found = replace(found, block=replace(whole, largest=pairs, num_products=k))
-        return Part(replace(found, own=tuple(blocks)), blocks, None)
+        return Part(replace(found, own=tuple(blocks)), blocks, None, gram)
     residual, generator = meter(ResidualOperator(risk, point=op.point)), torch.Generator().manual_seed(seed)
     least = _ZERO * op.space.eps
 
@@ -104,7 +109,7 @@ def gauss_newton_part(
         off = sum(len(modules[label]) ** 0.5 * size for label, (size, _) in by_module.items())
         trace = replace(whole.trace, rounding=whole.trace.rounding + off)
     sizes = {label: size for label, (size, _) in by_group.items()}
-    return Part(replace(found, apart=sizes, own=tuple(own), residual=_range(residual, generator)), own, trace)
+    return Part(replace(found, apart=sizes, own=tuple(own), residual=_range(residual, generator)), own, trace, gram)
 
 
 def _with_examples(found: GaussNewton, risk: EmpiricalRisk, gram: GGNGram, seed: int) -> GaussNewton:
@@ -166,27 +171,29 @@ def block_of(
     values, vectors = gram.top(min(k, len(gram.eigenvalues())))
     nodes, trace, norm = gram.spectrum().nodes[0], gram.trace(), gram.frobenius()
 
-    def data_error(parts: Floats) -> Floats | None:
-        """Standard errors (p,) of sums over rows of ``parts`` (m, p)."""
+    def moved(parts: Floats) -> Floats | None:
+        """Influences (N, p) of the examples on sums over rows of ``parts`` (m, p)."""
         each = np.zeros((num_examples, parts.shape[1]))
         np.add.at(each, examples, parts)
         if num_examples < 2:
             return None
         shares = np.full(num_examples, 1 / num_examples) if weights is None else weights
-        around = each - shares[:, None] * each.sum(axis=0)
-        return np.sqrt(num_examples / (num_examples - 1) * (around**2).sum(axis=0))
+        return (num_examples / (num_examples - 1)) ** 0.5 * (each - shares[:, None] * each.sum(axis=0))
 
     def total(estimate: TraceEstimate, parts: Floats, rounding: float) -> TraceEstimate:
-        error = data_error(parts[:, None])
-        return replace(estimate, rounding=rounding, data_stderr=None if error is None else float(error[0]))
+        of_each = moved(parts[:, None])
+        if of_each is None:
+            return replace(estimate, rounding=rounding)
+        error = float(np.linalg.norm(of_each))
+        return replace(estimate, rounding=rounding, data_stderr=error, data_influences=of_each[:, 0])
 
-    of_values = data_error(vectors**2 * values)
-    errors = None if of_values is None else np.concatenate([np.zeros(k - len(values)), of_values])
+    of_values = moved(vectors**2 * values)
+    padded = None if of_values is None else np.hstack([np.zeros((num_examples, k - len(values))), of_values])
     squares = np.einsum("ij,ij->i", gram.matrix, gram.matrix) / (norm.value or 1.0)
     return BlockAnalysis(
         gram.n,
         Spectrum.from_eigenvalues(nodes, dtype=gram.dtype, rounding=off),
-        _pairs(nodes[len(nodes) - k :], off, errors),
+        _pairs(nodes[len(nodes) - k :], off, padded),
         _pairs(nodes[:k], off, None),
         total(trace, gram.matrix.diagonal(), trace.rounding + gram.n**0.5 * apart),
         total(norm, squares, off),
@@ -195,7 +202,7 @@ def block_of(
     )
 
 
-def _pairs(values: Floats, off: float, errors: Floats | None) -> Eigenpairs:
+def _pairs(values: Floats, off: float, moved: Floats | None) -> Eigenpairs:
     """Eigenvalues that are known within ``off``, without vectors."""
     return Eigenpairs(
         values,
@@ -203,6 +210,7 @@ def _pairs(values: Floats, off: float, errors: Floats | None) -> Eigenpairs:
         np.ones(len(values), dtype=bool),
         lower=values - off,
         upper=values + off,
-        data_stderr=errors,
+        data_stderr=None if moved is None else np.linalg.norm(moved, axis=0),
         rounding=off,
+        data_influences=moved,
     )

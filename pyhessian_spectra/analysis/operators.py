@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.analysis.result import BlockAnalysis
-from pyhessian_spectra.analysis.sampling import eigenvalue_errors, has_batches, norm_error, section_traces, trace_error
+from pyhessian_spectra.analysis.sampling import (
+    eigenvalue_influences,
+    has_batches,
+    norm_error,
+    section_traces,
+    with_trace_influences,
+)
 from pyhessian_spectra.curvature import Partition
 from pyhessian_spectra.errors import InputError, NonFiniteError, OutOfMemoryError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, Settings, Spectrum, TraceEstimate
@@ -167,11 +173,15 @@ def _exact_trace(diagonal: Tensor, off: float) -> TraceEstimate:
 
 def _with_data_errors(block: BlockAnalysis, forms: Forms) -> BlockAnalysis:
     """Add the sampling errors that the products with eigenvectors and probes tell."""
-    errors = eigenvalue_errors(forms)
-    if errors is None:
+    moved = eigenvalue_influences(forms)
+    if moved is None:
         return block
-    largest = replace(block.largest, data_stderr=errors[len(errors) - len(block.largest) :])
-    smallest = replace(block.smallest, data_stderr=errors[: len(block.smallest)])
-    trace = replace(block.trace, data_stderr=trace_error(forms))
+
+    def known(pairs: Eigenpairs, own: slice) -> Eigenpairs:
+        return replace(pairs, data_stderr=np.linalg.norm(moved[:, own], axis=0), data_influences=moved[:, own])
+
+    largest = known(block.largest, slice(moved.shape[1] - len(block.largest), None))
+    smallest = known(block.smallest, slice(0, len(block.smallest)))
     frobenius = replace(block.frobenius, data_stderr=norm_error(forms, block.frobenius.value))
+    trace = with_trace_influences(block.trace, forms)
     return replace(block, largest=largest, smallest=smallest, trace=trace, frobenius=frobenius)

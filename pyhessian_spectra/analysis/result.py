@@ -11,49 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyhessian_spectra.analysis.block import BlockAnalysis as BlockAnalysis
 from pyhessian_spectra.analysis.carriers import Carriers
 from pyhessian_spectra.analysis.classes import ClassStructure
 from pyhessian_spectra.analysis.data_curve import DataCurve
+from pyhessian_spectra.analysis.structure import Structure
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.spectra import Eigenpairs, Spectrum, TraceEstimate
+from pyhessian_spectra.spectra import Spectrum
 
 #: The inputs of so many examples are kept, to be seen.
 NUM_THUMBNAILS = 12
-
-
-@dataclass(frozen=True)
-class BlockAnalysis:
-    """What is known of the spectrum of one operator: of the whole matrix, or of a diagonal block of it.
-
-    Parameters
-    ----------
-    n : int
-        Dimension.
-    spectrum : Spectrum
-    largest, smallest : Eigenpairs
-        The ``k`` algebraically largest and smallest eigenpairs, each ascending.
-    trace, frobenius : TraceEstimate
-        ``tr A`` and ``||A||_F``.
-    num_products : int
-        Products with this block that were spent on it.
-    group_traces : mapping of str to TraceEstimate
-        Traces of its own diagonal blocks, by the labels of a partition, from the same products.
-    """
-
-    n: int
-    spectrum: Spectrum
-    largest: Eigenpairs
-    smallest: Eigenpairs
-    trace: TraceEstimate
-    frobenius: TraceEstimate
-    num_products: int
-    group_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
-
-    @property
-    def unconverged(self) -> int:
-        """How many of the eigenpairs did not meet the tolerance."""
-        return int((~self.largest.converged).sum() + (~self.smallest.converged).sum())
 
 
 @dataclass(frozen=True)
@@ -130,6 +98,11 @@ class SpectralAnalysis:
         What a reader of the report must see: what was not converged, not kept, or not finished.
     gauss_newton : GaussNewton, optional
         What the Gram matrix says, if it was taken.
+    structure : Structure, optional
+        How layers, eigenvectors and the gradient lie to one another.
+    parts : sequence of mapping of str to Spectrum
+        Spectra of the whole matrix, called ``"whole"``, and of each layer from disjoint parts of the data, each with
+        random probes of its own.
     """
 
     problem: Mapping[str, Any]
@@ -138,6 +111,8 @@ class SpectralAnalysis:
     timing: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[Note] = ()
     gauss_newton: GaussNewton | None = None
+    structure: Structure | None = None
+    parts: Sequence[Mapping[str, Spectrum]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results.json`` (schema version 2) for this checkpoint."""

@@ -24,8 +24,12 @@ _UNSEEN = 0.1
 _ENOUGH = 10
 
 
-def jackknife(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
-    """Sampling error of a function of the batches' shares (b,), which sum to 1, by leaving out one batch at a time."""
+def influences(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
+    """How much each batch moves a function of the batches' shares (b,), which sum to 1, by leaving out one at a time.
+
+    The root of the sum of squares over the batches, the first axis, is the sampling error of the function; of the
+    difference of two functions of the same batches it is that of their differences.
+    """
     # the jackknife for groups of unequal size: Busing, Meijer and van der Leeden 1999, equation 6
     whole = np.asarray(statistic(weights))
     shares = weights.reshape(-1, *[1] * whole.ndim)
@@ -34,7 +38,12 @@ def jackknife(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
     left = np.array([statistic(rest / rest.sum()) for rest in rests])
     pseudo = sizes * whole - (sizes - 1) * left
     centre = (shares * pseudo).sum(axis=0)
-    return np.sqrt(((pseudo - centre) ** 2 / (sizes - 1)).mean(axis=0))
+    return (pseudo - centre) / np.sqrt((sizes - 1) * len(weights))
+
+
+def jackknife(weights: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
+    """Sampling error of a function of the batches' shares (b,), see :func:`influences`."""
+    return np.sqrt((influences(weights, statistic) ** 2).sum(axis=0))
 
 
 def data_notes(risk: EmpiricalRisk) -> list[Note]:
@@ -59,9 +68,9 @@ def has_batches(forms: Forms) -> bool:
     return bool(skewed <= _SAME_BATCH * np.abs(crossed).max(initial=0.0))
 
 
-def eigenvalue_errors(forms: Forms) -> Floats | None:
-    """Sampling errors of the eigenvalues whose vectors the forms hold, ascending, shape (p,); None without batches."""
-    return jackknife(forms.weights, _eigenvalues_from(forms)) if has_batches(forms) else None
+def eigenvalue_influences(forms: Forms) -> Floats | None:
+    """Of batches on the eigenvalues whose vectors the forms hold, ascending, shape (b, p); None without batches."""
+    return influences(forms.weights, _eigenvalues_from(forms)) if has_batches(forms) else None
 
 
 def norm_error(forms: Forms, norm: float) -> float | None:
@@ -93,9 +102,15 @@ def _eigenvalues_from(forms: Forms) -> Callable[[Floats], Floats]:
     return lambda w: np.linalg.eigvalsh(np.einsum("b,bij->ij", w, symmetric))
 
 
-def trace_error(forms: Forms) -> float | None:
-    """Sampling error of the trace; None without batches."""
-    return _linear_error(forms, forms.trace_samples.sum(axis=2))
+def with_trace_influences(trace: TraceEstimate, forms: Forms) -> TraceEstimate:
+    """The trace with its sampling error and the batches' influences on it; as it is without batches."""
+    samples = forms.trace_samples.sum(axis=2)
+    error = _linear_error(forms, samples)
+    if error is None:
+        return trace
+    moved = influences(forms.weights, lambda w: w @ samples.mean(axis=1))
+    # the influences of few probes are too large by what the probes' spread explains of them, as their norm is
+    return replace(trace, data_stderr=error, data_influences=moved * (error / (float(np.linalg.norm(moved)) or 1.0)))
 
 
 def section_traces(

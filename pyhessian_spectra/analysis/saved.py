@@ -15,8 +15,12 @@ import numpy as np
 from pyhessian_spectra.analysis import stored
 from pyhessian_spectra.analysis.carriers import Carriers
 from pyhessian_spectra.analysis.classes import ClassStructure
+from pyhessian_spectra.analysis.coupling import LayerCoupling
 from pyhessian_spectra.analysis.data_curve import DataCurve
+from pyhessian_spectra.analysis.eigenspaces import Localisation
+from pyhessian_spectra.analysis.gradient import GradientShares
 from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
+from pyhessian_spectra.analysis.structure import Structure
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.notes import Note
@@ -29,6 +33,9 @@ _T = TypeVar("_T")
 
 # Fields of the Gauss-Newton part that are plain values.
 _PART = ("rows", "apart", "own", "residual", "curve", "carriers", "classes")
+
+# Fields of a trace that are among the arrays.
+_TRACE_ARRAYS = ("samples", "data_influences")
 
 # Keys in a row of ``largest`` or ``smallest``, and the arrays of Eigenpairs they are from; an array may be None.
 _COLUMNS = {"eigenvalue": "eigenvalues", "residual": "residuals"}
@@ -44,6 +51,8 @@ def entry_of(analysis: SpectralAnalysis) -> dict[str, Any]:
         "timing": dict(analysis.timing),
         "notes": [dataclasses.asdict(note) for note in analysis.notes],
         "gauss_newton": None if analysis.gauss_newton is None else _part_to_json(analysis.gauss_newton),
+        "structure": None if analysis.structure is None else _structure_to_json(analysis.structure),
+        "parts": [{name: {"n": s.n, "dtype": s.dtype} for name, s in part.items()} for part in analysis.parts],
     }
 
 
@@ -64,11 +73,11 @@ def save_analyses(
             if analysis.gauss_newton.thumbnails is not None:
                 arrays[f"{index}/gauss_newton/thumbnails"] = analysis.gauss_newton.thumbnails
         for name, block in blocks.items():
-            kept = {key: getattr(block.spectrum, key) for key in ("nodes", "weights", "whole")}
-            arrays |= {f"{index}/{name}/{key}": array for key, array in kept.items() if array is not None}
-            for edge in ("largest", "smallest"):
-                if (vectors := getattr(block, edge).eigenvectors) is not None:
-                    arrays[f"{index}/{name}/{edge}_eigenvectors"] = vectors
+            arrays |= {f"{index}/{name}/{key}": array for key, array in _arrays(block).items() if array is not None}
+        for number, part in enumerate(analysis.parts):
+            for name, spectrum in part.items():
+                pair = np.stack([spectrum.nodes[0], spectrum.weights[0]])
+                arrays[f"{index}/parts/{number}/{name}"] = pair
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     try:
         write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
@@ -101,9 +110,53 @@ def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathL
             timing=entry["timing"],
             notes=tuple(Note(**note) for note in entry["notes"]),
             gauss_newton=_part_from(entry.get("gauss_newton"), arrays, f"{index}/gauss_newton"),
+            structure=_structure_from(entry.get("structure")),
+            parts=tuple(
+                {name: _spectrum_from(arrays[f"{index}/parts/{i}/{name}"], **known) for name, known in part.items()}
+                for i, part in enumerate(entry.get("parts", ()))
+            ),
         )
         for index, entry in enumerate(entries)
     ]
+
+
+def _arrays(block: BlockAnalysis) -> dict[str, np.ndarray | None]:
+    """What is stored of a block as arrays."""
+    kept: dict[str, Any] = {key: getattr(block.spectrum, key) for key in ("nodes", "weights", "whole")}
+    for edge in ("largest", "smallest"):
+        pairs = getattr(block, edge)
+        kept |= {f"{edge}_eigenvectors": pairs.eigenvectors, f"{edge}_influences": pairs.data_influences}
+    return kept | {"trace_samples": block.trace.samples, "trace_influences": block.trace.data_influences}
+
+
+def _spectrum_from(pair: np.ndarray, *, n: int, dtype: str) -> Spectrum:
+    """The spectrum of a part of the data."""
+    return Spectrum(pair[:1], pair[1:], n, num_atoms=0, dtype=dtype)
+
+
+def _structure_to_json(structure: Structure) -> dict[str, Any]:
+    coupling = structure.coupling
+    told = None if coupling is None else {**stored.plain(coupling), "error": _trace_to_json(coupling.error)}
+    return {**stored.plain(structure), "coupling": told}
+
+
+def _structure_from(entry: Mapping[str, Any] | None) -> Structure | None:
+    if entry is None:
+        return None
+    coupling, where, gradient = (entry[key] for key in ("coupling", "localisation", "gradient"))
+    if coupling is not None:
+        coupling = LayerCoupling(**{**_array_fields(coupling), "error": _trace_from(coupling["error"])})
+    return Structure(
+        coupling,
+        None if where is None else stored.from_json(Localisation, where),
+        None if gradient is None else stored.from_json(GradientShares, gradient),
+    )
+
+
+def _array_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **entry, "labels": tuple(entry["labels"]), **{name: np.array(entry[name]) for name in ("mass", "stderr")}
+    }  # fmt: skip
 
 
 def _part_to_json(part: GaussNewton) -> dict[str, Any]:
@@ -147,11 +200,12 @@ def _pairs_from(rows: Sequence[Mapping[str, Any]], **others: Any) -> Eigenpairs:
 
 def _trace_to_json(trace: TraceEstimate) -> dict[str, Any]:
     """The fields, and the 95 % confidence interval for readers without Student's t at hand."""
-    return {**dataclasses.asdict(trace), "interval95": list(trace.interval(0.95))}
+    fields = {f.name: getattr(trace, f.name) for f in dataclasses.fields(trace) if f.name not in _TRACE_ARRAYS}
+    return {**fields, "interval95": list(trace.interval(0.95))}
 
 
-def _trace_from(entry: Mapping[str, Any]) -> TraceEstimate:
-    return TraceEstimate(**{key: value for key, value in entry.items() if key != "interval95"})
+def _trace_from(entry: Mapping[str, Any], **arrays: Any) -> TraceEstimate:
+    return TraceEstimate(**{key: value for key, value in entry.items() if key != "interval95"}, **arrays)
 
 
 def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
@@ -181,7 +235,14 @@ def _block_to_json(block: BlockAnalysis) -> dict[str, Any]:
 
 
 def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> BlockAnalysis:
-    largest, smallest = (arrays.get(f"{prefix}/{edge}_eigenvectors") for edge in ("largest", "smallest"))
+    kept = {
+        edge: {
+            "eigenvectors": arrays.get(f"{prefix}/{edge}_eigenvectors"),
+            "data_influences": arrays.get(f"{prefix}/{edge}_influences"),
+        }
+        for edge in ("largest", "smallest")
+    }
+    ends = {"samples": "samples", "data_influences": "influences"}
     others = tuple(entry["others"]) if entry.get("others") else None
     names = ("num_atoms", "dtype", "rounding", "residual", "facts")
     known = {key: entry["spectrum"][key] for key in names if key in entry["spectrum"]}
@@ -189,9 +250,9 @@ def _block_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pref
     return BlockAnalysis(
         n=entry["n"],
         spectrum=Spectrum(arrays[f"{prefix}/nodes"], arrays[f"{prefix}/weights"], entry["n"], **known),
-        largest=_pairs_from(entry["largest"][::-1], eigenvectors=largest, others=others, rounding=entry["rounding"]),
-        smallest=_pairs_from(entry["smallest"], eigenvectors=smallest, others=others, rounding=entry["rounding"]),
-        trace=_trace_from(entry["trace"]),
+        largest=_pairs_from(entry["largest"][::-1], **kept["largest"], others=others, rounding=entry["rounding"]),
+        smallest=_pairs_from(entry["smallest"], **kept["smallest"], others=others, rounding=entry["rounding"]),
+        trace=_trace_from(entry["trace"], **{name: arrays.get(f"{prefix}/trace_{end}") for name, end in ends.items()}),
         frobenius=_trace_from(entry["frobenius"]),
         num_products=entry["num_products"],
         group_traces={name: _trace_from(trace) for name, trace in entry["group_traces"].items()},

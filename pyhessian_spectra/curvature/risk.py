@@ -207,7 +207,7 @@ class EmpiricalRisk:
         if dtype is not None:
             other.dtype, other.sample = dtype, self.sample.cast(dtype)
         if data is not None:
-            other.sample = self._sample(data)
+            other.sample, other._values = self._sample(data), None if self._values is None else []
         if memory_budget is not None:
             other.memory_budget = memory_budget
         return other
@@ -220,6 +220,10 @@ class EmpiricalRisk:
         other._processes = processes
         other.sample = other._sample(_Share(self.data, processes.rank, processes.size))
         return other
+
+    def part(self, first: int, step: int) -> EmpiricalRisk:
+        """The same risk over every ``step``-th batch of the data, from number ``first`` on."""
+        return self.replace(data=_Share(self.data, first, step))
 
     def point(self) -> Point:
         """A copy of the model's current parameters and buffers."""
@@ -245,6 +249,17 @@ class EmpiricalRisk:
         return self.sample.mean(
             lambda batch: autodiff.gradient(self.objective, point, batch), (self.n,), over=self.batches(point)
         )
+
+    def batch_gradients(self, point: Point | None = None) -> Iterator[tuple[float, Tensor]]:
+        """Shares and gradients (n,) of this process' batches that have any weight; their products add up to the whole.
+
+        Where the risk is a sum, each batch's gradient is divided by its share.
+        """
+        point, shares = point or self.point(), self.sample.shares.tolist()
+        for share, (_, batch) in zip(shares, self.batches(point), strict=True):
+            if share:
+                gradient = autodiff.gradient(self.objective, point, batch)
+                yield share, gradient / share if self.reduction == "sum" else gradient
 
     def held(self) -> EmpiricalRisk:
         """The same risk, which raises InputError once a pass at a copy of the model's parameters has another value."""
@@ -272,7 +287,7 @@ class EmpiricalRisk:
 
 
 class _Share:
-    """One process' share of the data: every ``step``-th batch, from batch number ``first`` on."""
+    """A share of the data: every ``step``-th batch, from batch number ``first`` on."""
 
     def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
         self._data, self._first, self._step = data, first, step

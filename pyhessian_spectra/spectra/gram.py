@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.dense import top_vectors
@@ -48,6 +49,11 @@ class GramMatrix:
         """A bound on how far rounding has moved any eigenvalue, and on the Frobenius norm of the error of ``K``."""
         # the error of (A + E)(A + E)^T, and Weyl's inequality
         return self.rows_off * (2 * self._norm**0.5 + self.rows_off) + self.sums_off + _SOLVED * self._norm
+
+    def among(self, rows: NDArray[np.bool_], share: float = 1.0) -> GramMatrix:
+        """The Gram matrix of some rows (m,) only, divided by ``share``: that of a mean over part of the data."""
+        chosen = self.matrix[np.ix_(rows, rows)] / share
+        return GramMatrix(chosen, self.n, self.dtype, self.rows_off / share**0.5, self.sums_off / share)
 
     def eigenvalues(self) -> Floats:
         """The eigenvalues (m,) of ``K``, ascending; where ``m > n``, the ``n`` largest of them."""

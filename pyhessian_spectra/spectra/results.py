@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,9 @@ class Eigenpairs:
         Standard error due to the data being a sample, not part of the other errors; None if unknown.
     rounding : float
         Measured bound on the error of the products with the eigenvectors, which ``lower`` and ``upper`` allow for.
+    data_influences : ndarray, shape (b, k), or None
+        How much each batch of the data, or each example, moves each eigenvalue: ``data_stderr`` is the root of the sum
+        of squares over them, and of the difference of eigenvalues on the same data it is that of the differences.
     """
 
     eigenvalues: Floats
@@ -51,6 +54,7 @@ class Eigenpairs:
     others: tuple[float, float] | None = None
     data_stderr: Floats | None = None
     rounding: float = 0.0
+    data_influences: Floats | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -66,6 +70,7 @@ class Eigenpairs:
             lower=None if self.lower is None else self.lower[index],
             upper=None if self.upper is None else self.upper[index],
             data_stderr=None if self.data_stderr is None else self.data_stderr[index],
+            data_influences=None if self.data_influences is None else self.data_influences[:, index],
         )
 
 
@@ -89,6 +94,11 @@ class TraceEstimate:
         Standard error due to the data being a sample, not part of ``stderr``; None if unknown.
     rounding : float
         Measured bound on the error of ``value`` due to the rounding of products, not part of ``stderr``.
+    samples : ndarray, shape (r,), or None
+        What each probe alone says, of which ``value`` is the mean.
+    data_influences : ndarray, shape (b,), or None
+        How much each batch of the data, or each example, moves the value: ``data_stderr`` is their norm, and of the
+        difference of two values on the same data it is that of the differences.
     """
 
     value: float
@@ -98,6 +108,8 @@ class TraceEstimate:
     num_samples: int = 0
     data_stderr: float | None = None
     rounding: float = 0.0
+    samples: Floats | None = field(default=None, repr=False, compare=False)
+    data_influences: Floats | None = field(default=None, repr=False, compare=False)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval at ``level``, by Student's t with ``num_samples - 1`` degrees of freedom.

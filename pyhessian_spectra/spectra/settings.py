@@ -53,6 +53,13 @@ class Settings:
     gauss_newton : {"auto", "always", "never"}
         Whether the Gram matrix of the Gauss-Newton part is taken, from which layers come where their blocks of the
         Hessian are those of that part: ``"auto"`` if it is expected to cost a fifth of all other products at most.
+    coupling_probes : int
+        Random vectors in each layer from which the masses of all blocks between layers are estimated, one product each,
+        where the whole matrix is not built; 0 for none.
+    data_parts : int, optional
+        Disjoint parts of the data, each analysed alone with probes of its own, which tell how far the spectra of layers
+        differ by chance: 6 or more are needed to tell differences from chance at a level of 5 %. By default 6 where the
+        whole matrix is built and there are as many batches, else none, since they cost as many products as the rest.
     accept_unverified : bool
         Go on, with a note, where a check finds that products, gradients or the weights of batches are not what
         differences of the loss say; by default such a risk is refused. Operators of other kinds are not checked.
@@ -82,6 +89,13 @@ class Settings:
     gauss_newton: str = _setting(
         "auto", "Whether exact spectra come from the Gauss-Newton part.", choices=("auto", "always", "never")
     )
+    coupling_probes: int = _setting(4, "Random vectors in each layer for the coupling of layers.", minimum=0)
+    data_parts: int | None = _setting(
+        None,
+        "Parts of the data whose spectra tell which differences between layers exceed chance; "
+        "default 6 where the matrix is built, else none.",
+        minimum=0,
+    )
     accept_unverified: bool = _setting(False, "Go on, with a note, where a check finds derivatives wrong.", repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +105,9 @@ class Settings:
                 raise InputError(f"{field.name} must be a number of at least {minimum:g}, got {value}")
             if field.metadata["choices"] and value not in field.metadata["choices"]:
                 raise InputError(f"{field.name} must be one of {', '.join(field.metadata['choices'])}, got {value!r}")
+
+        if self.coupling_probes == 1:
+            raise InputError("coupling_probes must be 0, or at least 2 for a standard error, got 1")
 
     def replace(self, **changes: Any) -> Settings:
         """These settings with other values of some fields; raises InputError for an unknown field or a bad value."""

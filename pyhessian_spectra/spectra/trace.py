@@ -108,7 +108,9 @@ def mean_of(samples: Floats, num_products: int, method: str, *, first_stage: int
         raise InputError("a standard error needs at least two samples; raise num_probes")
     behind = samples[: first_stage or len(samples)]
     stderr = float(np.std(behind, ddof=1) / np.sqrt(len(samples)))
-    return TraceEstimate(float(np.mean(samples)), stderr, num_products, method, len(behind))
+    return TraceEstimate(
+        float(np.mean(samples)), stderr, num_products, method, len(behind), samples=np.asarray(samples)
+    )
 
 
 def samples_for(first: Floats, rtol: float) -> int:
@@ -128,7 +130,7 @@ def square_root(estimate: TraceEstimate) -> TraceEstimate:
     """The square root of a non-negative estimate, with its standard error to first order (delta method)."""
     root = float(np.sqrt(max(estimate.value, 0.0)))
     stderr = estimate.stderr / (2 * root) if root > 0 else float(np.sqrt(estimate.stderr))
-    return replace(estimate, value=root, stderr=stderr)
+    return replace(estimate, value=root, stderr=stderr, samples=None)  # whose mean it is not
 
 
 def _hutchinson(op: LinearOperator, num_probes: int, generator: torch.Generator) -> _Estimated:

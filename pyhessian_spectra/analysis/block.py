@@ -1,0 +1,42 @@
+"""BlockAnalysis: what is known of the spectrum of one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pyhessian_spectra.spectra import Eigenpairs, Spectrum, TraceEstimate
+
+
+@dataclass(frozen=True)
+class BlockAnalysis:
+    """What is known of the spectrum of one operator: of the whole matrix, or of a diagonal block of it.
+
+    Parameters
+    ----------
+    n : int
+        Dimension.
+    spectrum : Spectrum
+    largest, smallest : Eigenpairs
+        The ``k`` algebraically largest and smallest eigenpairs, each ascending.
+    trace, frobenius : TraceEstimate
+        ``tr A`` and ``||A||_F``.
+    num_products : int
+        Products with this block that were spent on it.
+    group_traces : mapping of str to TraceEstimate
+        Traces of its own diagonal blocks, by the labels of a partition, from the same products.
+    """
+
+    n: int
+    spectrum: Spectrum
+    largest: Eigenpairs
+    smallest: Eigenpairs
+    trace: TraceEstimate
+    frobenius: TraceEstimate
+    num_products: int
+    group_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
+
+    @property
+    def unconverged(self) -> int:
+        """How many of the eigenpairs did not meet the tolerance."""
+        return int((~self.largest.converged).sum() + (~self.smallest.converged).sum())

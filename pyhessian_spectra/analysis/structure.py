@@ -1,0 +1,72 @@
+"""How layers, eigenvectors and the gradient of one checkpoint lie to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pyhessian_spectra.analysis.block import BlockAnalysis
+from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
+from pyhessian_spectra.analysis.eigenspaces import Localisation, localisation
+from pyhessian_spectra.analysis.gradient import GradientShares
+from pyhessian_spectra.curvature.partition import Group, Partition
+from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Settings
+from pyhessian_spectra.spectra.operator import LinearOperator
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one checkpoint's matrix says beyond spectra.
+
+    Parameters
+    ----------
+    coupling : LayerCoupling, optional
+        The masses of all blocks, and what the block diagonal misses; None with fewer than two groups or without probes.
+    localisation : Localisation, optional
+        How much of each of the largest eigenvectors lies in each layer; None where they were not kept.
+    gradient : GradientShares, optional
+        How much of the gradient lies in the space of the largest eigenvalues; None where it is zero.
+    """
+
+    coupling: LayerCoupling | None = None
+    localisation: Localisation | None = None
+    gradient: GradientShares | None = None
+
+
+def coupling_products(settings: Settings, groups: Sequence[Group], n: int) -> int:
+    """How many products :func:`coupling_of` takes where the whole matrix is not built."""
+    owned = sum(map(len, groups))
+    count = len(groups) + (owned < n)
+    return settings.coupling_probes * count + 2 if settings.coupling_probes and groups and count > 1 else 0
+
+
+def coupling_of(
+    op: LinearOperator, block: BlockAnalysis, settings: Settings, partition: Partition, seed: int
+) -> LayerCoupling | None:
+    """The coupling of the groups, with the eigenpairs that are known; None where there is nothing to couple."""
+    if not isinstance(op, MatrixOperator) and not coupling_products(settings, list(partition), op.n):
+        return None
+    if len(partition) + (not partition.complete) < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return layer_coupling(
+        op, partition, num_probes=settings.coupling_probes, known=_both_edges(block), generator=generator
+    )
+
+
+def localised(block: BlockAnalysis, partition: Partition) -> Localisation | None:
+    """The localisation of the largest eigenvectors, if they were kept."""
+    kept = block.largest.eigenvectors
+    return None if kept is None or not kept.shape[1] or not len(partition) else localisation(block, partition)
+
+
+def _both_edges(block: BlockAnalysis) -> Eigenpairs | None:
+    """The eigenpairs of both edges; None where vectors were not kept, or where edges of a small matrix overlap."""
+    low, high = block.smallest, block.largest
+    if low.eigenvectors is None or high.eigenvectors is None or len(low) + len(high) > block.n:
+        return None
+    values, vectors = np.append(low.eigenvalues, high.eigenvalues), np.hstack([low.eigenvectors, high.eigenvectors])
+    return replace(high, eigenvalues=values, eigenvectors=vectors)

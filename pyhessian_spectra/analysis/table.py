@@ -1,0 +1,205 @@
+"""One tidy table of everything that analyses say: checkpoint, block, quantity, value, error, and the kind of error."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pyhessian_spectra.analysis.block import BlockAnalysis
+from pyhessian_spectra.analysis.bulk import split_bulk
+from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
+from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
+from pyhessian_spectra.analysis.trajectory import follow
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
+
+if TYPE_CHECKING:
+    import pandas
+
+CERTIFIED, PROBES, DATA, EXACT, UNKNOWN = (
+    "certified half-width",
+    "95 % half-width, probes and rounding",
+    "standard error, data",
+    "exact up to rounding",
+    "unknown",
+)
+NULL = "null: mean distance from itself with other data and probes"
+_METRICS = (wasserstein, scaled_wasserstein, jensen_shannon)
+
+
+class Row(NamedTuple):
+    """One value and one kind of error; a value with errors of several kinds has as many rows."""
+
+    checkpoint: str
+    step: float | None
+    block: str
+    quantity: str
+    value: float
+    error: float | None
+    kind: str
+
+
+def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> list[Row]:
+    """The rows of all checkpoints, in their order; by default they are called what their ``problem`` says.
+
+    Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
+    and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
+    negative eigenvalues with half the distance of their bounds, the distances of layers to the whole with their null,
+    the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
+    checkpoint before.
+    """
+    names = [str(a.problem.get("checkpoint", i)) for i, a in enumerate(analyses)] if labels is None else labels
+    rows = []
+    for name, analysis in zip(names, analyses, strict=True):
+        step = analysis.problem.get("step")
+        step = float(step) if isinstance(step, (int, float)) else None
+        for block, quantity, value, error, kind in _of_one(analysis):
+            rows.append(Row(name, step, block, quantity, value, error, kind))
+    if len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1:
+        rows += _changes(analyses, names)
+    return rows
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as comma-separated values with a header; an unknown step or error is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(["" if field is None else field for field in row] for row in rows)
+    return text.getvalue()
+
+
+def to_frame(rows: Sequence[NamedTuple]) -> pandas.DataFrame:
+    """The rows as a pandas DataFrame; raises InputError where pandas is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("pandas is not installed; run pip install pandas, or use to_csv") from None
+    return pandas.DataFrame(rows, columns=type(rows[0])._fields if rows else Row._fields)
+
+
+_Told = tuple[str, str, float, float | None, str]
+
+
+def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
+    """Block, quantity, value, error and kind."""
+    top = float(analysis.full.largest.eigenvalues[-1]) if len(analysis.full.largest) else 0.0
+    for name, block in {WHOLE: analysis.full, **analysis.layers}.items():
+        yield from _of_block(name, block)
+        if name != WHOLE and top and len(block.largest):
+            yield name, "lambda_1 / lambda_1 of the whole", float(block.largest.eigenvalues[-1]) / top, None, UNKNOWN
+    bulk = split_bulk(analysis)
+    for quantity, value, bounds in (
+        ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
+        ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
+    ):
+        yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, "half the distance of 99 % bounds"
+    if bulk.separable:
+        yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
+        yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN
+    if analysis.layers:
+        for metric in _METRICS:
+            yield from _distances(similarity_matrix(analysis, metric=metric))
+    yield from _of_structure(analysis)
+
+
+def _of_block(name: str, block: BlockAnalysis) -> Iterator[_Told]:
+    for pairs, down in ((block.largest.take(slice(None, None, -1)), False), (block.smallest, True)):
+        for rank in range(len(pairs)):
+            place = ("n" if not rank else f"n-{rank}") if down else str(rank + 1)
+            yield from _eigenvalue(name, f"lambda_{place}", pairs, rank)
+    yield from _estimate(name, "trace", block.trace)
+    yield from _estimate(name, "frobenius", block.frobenius)
+
+
+def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[_Told]:
+    value = float(pairs.eigenvalues[rank])
+    if pairs.lower is not None and pairs.upper is not None:
+        reach = max(value - float(pairs.lower[rank]), float(pairs.upper[rank]) - value)
+        yield name, quantity, value, reach, CERTIFIED
+    else:
+        yield name, quantity, value, float(pairs.residuals[rank]), "residual"
+    if pairs.data_stderr is not None:
+        yield name, quantity, value, float(pairs.data_stderr[rank]), DATA
+
+
+def _estimate(name: str, quantity: str, found: TraceEstimate) -> Iterator[_Told]:
+    low, high = found.interval(0.95)
+    yield name, quantity, found.value, (high - low) / 2, PROBES if found.stderr else EXACT
+    if found.data_stderr is not None:
+        yield name, quantity, found.value, found.data_stderr, DATA
+
+
+def _distances(found: SimilarityMatrix) -> Iterator[_Told]:
+    """The distances of layers to the whole."""
+    at, null = found.labels.index(WHOLE), found.null
+    for i, label in enumerate(found.labels):
+        if i == at:
+            continue
+        quantity, value = f"{found.metric} to the whole", float(found.values[at, i])
+        yield label, quantity, value, float(found.probe_stderr[at, i]), "standard error, probes"
+        if found.data_stderr is not None:
+            yield label, quantity, value, float(found.data_stderr[at, i]), DATA
+        if null is not None:
+            yield label, quantity, value, float(null[i]), NULL
+
+
+def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
+    structure = analysis.structure
+    if structure is None:
+        return
+    if structure.coupling is not None:
+        coupling = structure.coupling
+        yield from _estimate(WHOLE, "error of the block diagonal", coupling.error)
+        yield from _estimate(WHOLE, "cosine with the block diagonal", coupling.cosine)
+        kind = "standard error, probes" if coupling.num_probes else EXACT
+        for i, one in enumerate(coupling.labels):
+            for j, other in enumerate(coupling.labels[: i + 1]):
+                mass, error = float(coupling.mass[i, j]), float(coupling.stderr[i, j])
+                yield one, f"squared norm of the block with {other}", mass, error, kind
+    if structure.localisation is not None:
+        where = structure.localisation
+        for label, shares in zip(where.labels, where.shares, strict=True):
+            for rank, (share, error) in enumerate(zip(shares, where.errors, strict=True), start=1):
+                yield label, f"share of eigenvector {rank}", float(share), float(error), CERTIFIED
+    if structure.gradient is not None:
+        gradient = structure.gradient
+        yield WHOLE, "gradient norm", gradient.norm, None, UNKNOWN
+        sums = np.cumsum(gradient.shares)
+        for k, (share, error) in enumerate(zip(sums, gradient.errors, strict=True), start=1):
+            quantity = f"share of the gradient in the top {k}"
+            yield WHOLE, quantity, float(share), float(error), CERTIFIED
+            if gradient.data_stderr is not None:
+                yield WHOLE, quantity, float(share), float(gradient.data_stderr[k - 1]), DATA
+
+
+def _changes(analyses: Sequence[SpectralAnalysis], names: Sequence[str]) -> Iterator[Row]:
+    """What changed since the checkpoint before."""
+    found = follow(analyses)
+
+    def rows(t: int, told: Iterator[_Told]) -> Iterator[Row]:
+        step: Any = analyses[t].problem.get("step")
+        for each in told:
+            yield Row(names[t], float(step) if isinstance(step, (int, float)) else None, *each)
+
+    for t in range(1, len(analyses)):
+        yield from rows(t, _estimate(WHOLE, "change of lambda_1", found.largest[t - 1]))
+        yield from rows(t, _estimate(WHOLE, "change of trace", found.trace[t - 1]))
+        for name, moved in found.layer_traces.items():
+            yield from rows(t, _estimate(name, "change of trace", moved[t - 1]))
+        value, error = found.persistence[t - 1]
+        if np.isfinite(value):
+            quantity = f"overlap of the top {found.k} eigenvectors with those before"
+            yield from rows(t, iter([(WHOLE, quantity, float(value), float(error), CERTIFIED)]))
+        for track, share in zip(found.tracks, found.overlaps, strict=True):
+            if np.isfinite(share[t - 1]):
+                quantity = f"overlap of eigenvector {track[t] + 1} with number {track[t - 1] + 1} before"
+                yield from rows(t, iter([(WHOLE, quantity, float(share[t - 1]), None, UNKNOWN)]))
+    for t, threshold in enumerate(found.thresholds):
+        if threshold is not None:
+            yield from rows(t, iter([(WHOLE, "edge of stability of the optimiser", threshold, 0.0, EXACT)]))

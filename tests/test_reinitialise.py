@@ -1,0 +1,331 @@
+"""Scores of weights by their layer's Hessian, and what a reset by them changes and leaves."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from oracle import Oracle
+from problems import CASES
+from torch import nn
+
+from pyhessian_spectra import EmpiricalRisk
+from pyhessian_spectra.curvature import HessianOperator
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.regularisers import CurvatureReinitializer, curvature_scores
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def problem(*, bias=True, dtype=torch.float64, widths=(4, 6, 5, 3), examples=20):
+    """A rectifier network and a batch, neither from the global random state."""
+    model = nn.Sequential(
+        *(part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b, bias=bias), nn.ReLU()))
+    )[:-1]
+    draw = generator()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.6)
+    x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64)
+    return model.to(dtype), (x.to(dtype), torch.randint(widths[-1], (examples,), generator=draw))
+
+
+def weights(risk):
+    return [name for name, shape in risk.layout.shapes.items() if len(shape) > 1]
+
+
+def expected(block, score):
+    rows = block.abs()
+    return {"sum": rows.sum(dim=1), "mean": rows.mean(dim=1), "diagonal": rows.diagonal()}[score]
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_are_those_of_the_dense_hessian_of_each_layer(case):
+    risk = CASES[case]()
+    hessian = Oracle(risk).hessian()
+    for score in ("sum", "mean", "diagonal"):
+        for name, found in curvature_scores(risk, weights(risk), score=score).items():
+            own = risk.layout.slices[name]
+            wanted = expected(hessian[own, own], score)
+            tolerance = 100 * risk.n * torch.finfo(torch.float64).eps * float(hessian.abs().max())
+            assert found.shape == risk.layout.shapes[name]
+            torch.testing.assert_close(found.flatten(), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss(), nn.MSELoss(reduction="sum")])
+def test_scores_do_not_depend_on_biases_or_on_the_form_of_the_loss(bias, loss):
+    model, (x, y) = problem(bias=bias)
+    targets = y if isinstance(loss, nn.CrossEntropyLoss) else nn.functional.one_hot(y, 3).double()
+    risk = EmpiricalRisk(model, loss, [(x[:12], targets[:12]), (x[12:], targets[12:])])
+    for name, found in curvature_scores(risk, 3).items():
+        parameters = dict(model.named_parameters())
+
+        def value(w, name=name, parameters=parameters):
+            return loss(torch.func.functional_call(model, {**parameters, name: w}, (x,)), targets)
+
+        block = torch.func.hessian(value)(parameters[name].detach()).reshape(found.numel(), -1)
+        torch.testing.assert_close(found.flatten(), expected(block, "sum"), rtol=1e-11, atol=1e-11)
+
+
+def test_the_closed_form_is_taken_where_it_is_the_hessian_and_nowhere_else():
+    def needs_products(case, name):
+        try:
+            curvature_scores(CASES[case](), name, limit=1)
+        except InputError:
+            return True
+        return False
+
+    assert not any(needs_products("relu_mlp", name) for name in ("0", "2", "4"))
+    assert not needs_products("uneven_last_batch", "2") and not needs_products("class_weights", "2")
+    assert not needs_products("mlp", "2") and needs_products("mlp", "0")  # a tanh follows the first layer
+    assert needs_products("shared_module", "0") and needs_products("tied_weights", "embed")
+    assert needs_products("batchnorm_train", "0") and needs_products("lstm", "lstm")
+
+
+def test_the_last_layer_of_a_classifier_has_the_scores_of_its_formula():
+    """With inputs x >= 0 all terms of a block have one sign: sum_j |H_ij| = E[2 p_a (1 - p_a) x_i |x|_1]."""
+    model, (x, y) = problem()
+    with torch.no_grad():
+        below = model[:-1](x)
+        p = model(x).softmax(dim=1)
+    formula = (2 * p * (1 - p)).T @ (below * below.sum(dim=1, keepdim=True)) / len(x)
+    torch.testing.assert_close(curvature_scores(EmpiricalRisk(model, LOSS, (x, y)))["4.weight"], formula)
+
+
+def test_a_layer_is_scored_whose_block_would_not_fit_the_memory():
+    """Of 30,000 weights the block has 7.2 GB; rows of it are compared with products."""
+    model, data = problem(widths=(8, 300, 100, 4), examples=8)
+    found = curvature_scores(EmpiricalRisk(model, LOSS, data), "2")["2.weight"].flatten()
+    op = HessianOperator(EmpiricalRisk(model, LOSS, data, params="2.weight"))
+    some = torch.cat([found.topk(3).indices, torch.tensor([0, 17_000])])
+    columns = torch.zeros(op.n, len(some), dtype=op.dtype)
+    columns[some, torch.arange(len(some))] = 1.0
+    torch.testing.assert_close(found[some], (op @ columns).abs().sum(dim=0))
+
+
+def test_scores_in_float32_are_those_in_float64_to_its_rounding():
+    model, data = problem(dtype=torch.float32)
+    exact = copy.deepcopy(model).double()
+    found = curvature_scores(EmpiricalRisk(model, LOSS, data), 3)
+    for name, wanted in curvature_scores(EmpiricalRisk(exact, LOSS, (data[0].double(), data[1])), 3).items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
+
+
+def test_too_many_products_are_refused_and_the_diagonal_is_named_where_it_helps():
+    risk = CASES["batchnorm_eval"]()
+    with pytest.raises(InputError, match=r"18 weights, more than limit = 3; take score='diagonal'"):
+        curvature_scores(risk, "0", limit=3)
+    assert curvature_scores(risk, "0", score="diagonal", limit=3)["0.weight"].shape == (2, 1, 3, 3)
+    with pytest.raises(InputError, match=r"more than limit = 3; score a smaller layer"):
+        curvature_scores(CASES["mlp"](), "0", limit=3)
+
+
+# ------------------------------------------------------------------------------------------------------------ resets
+
+
+def reset(model, **choices):
+    return CurvatureReinitializer(model, LOSS, generator=generator(), **choices)
+
+
+@pytest.mark.parametrize("select", ["top", "bottom"])
+def test_the_chosen_weights_are_zero_and_all_else_is_as_it_was(select):
+    model, data = problem()
+    model.train()
+    model(data[0]).square().sum().backward()
+    before, slopes = copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    scores = curvature_scores(EmpiricalRisk(model, LOSS, data))["4.weight"].flatten()
+    done = reset(model, k=20, select=select).step(data)
+    order = scores.argsort(descending=select == "top", stable=True)
+    assert set(done.coordinates["4.weight"].tolist()) == set(order[:3].tolist())  # 20 % of 15
+    after = before[4].weight.detach().flatten().clone()
+    after[done.coordinates["4.weight"]] = 0
+    assert torch.equal(model[4].weight.flatten(), after)
+    for (name, p), q, slope in zip(model.named_parameters(), before.parameters(), slopes, strict=True):
+        assert name == "4.weight" or torch.equal(p, q)
+        assert torch.equal(p.grad, slope)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_log_has_what_was_seen():
+    model, data = problem()
+    loss = float(LOSS(model(data[0]), data[1]).detach())
+    scores = curvature_scores(EmpiricalRisk(model, LOSS, data), 2)
+    steps = reset(model, layers=2, k=10)
+    done = steps.step(data)
+    assert steps.log == [done] and done.seed == 0 and done.cleared == ()
+    assert done.before == pytest.approx(loss, rel=1e-12)
+    assert done.after == pytest.approx(float(LOSS(model(data[0]), data[1]).detach()), rel=1e-12)
+    for name, values in scores.items():
+        np.testing.assert_allclose(done.quantiles[name], np.quantile(values, (0, 0.25, 0.5, 0.75, 0.9, 1)))
+    steps.step(data)
+    assert len(steps.log) == 2
+
+
+def test_sum_and_mean_choose_alike_within_a_layer_and_not_where_layers_are_pooled():
+    chosen = {}
+    for scope in ("layer", "pooled"):
+        for score in ("sum", "mean"):
+            model, data = problem()
+            found = reset(model, layers=3, k=20, score=score, scope=scope).step(data).coordinates
+            chosen[scope, score] = {name: c.tolist() for name, c in found.items()}
+    assert chosen["layer", "sum"] == chosen["layer", "mean"]
+    assert chosen["pooled", "sum"] != chosen["pooled", "mean"]
+    assert sum(map(len, chosen["pooled", "mean"].values())) == round(0.2 * (24 + 30 + 15))
+
+
+@pytest.mark.parametrize("unit", ["row", "column"])
+def test_a_unit_is_reset_whole_by_the_sum_of_its_scores(unit):
+    model, data = problem()
+    axis = 1 if unit == "row" else 0  # the axis along which a unit lies
+    units = curvature_scores(EmpiricalRisk(model, LOSS, data), "2")["2.weight"].sum(dim=axis)
+    reset(model, layers="2", k=40, unit=unit).step(data)
+    zero = (model[2].weight == 0).all(dim=axis)
+    assert set(zero.nonzero()[:, 0].tolist()) == set(units.topk(2).indices.tolist())  # 40 % of 5 and of 6
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_asked_for(count):
+    model, data = problem()
+    means = curvature_scores(EmpiricalRisk(model, LOSS, data), 3, score="mean")
+    rows = torch.cat([scores.mean(dim=1) for scores in means.values()])  # of 6, 5 and 3 units
+    reset(model, layers=3, k=100 * count / len(rows), score="mean", unit="row", scope="pooled").step(data)
+    zero = torch.cat([(model.get_parameter(name) == 0).all(dim=1) for name in means])
+    assert set(zero.nonzero()[:, 0].tolist()) == set(rows.topk(count).indices.tolist())
+
+
+def test_new_values_are_drawn_as_asked():
+    bounds = {"zeros": 0.0, "uniform": 0.05, "xavier": (6 / (6 + 5)) ** 0.5, "own": 6**-0.5}
+    for init, bound in bounds.items():
+        model, data = problem()
+        found = reset(model, layers="2", k=90, init=init).step(data).coordinates["2.weight"]
+        new = model[2].weight.detach().flatten()[found]
+        assert float(new.abs().max()) <= bound
+        assert init == "zeros" or (float(new.abs().max()) > 0.8 * bound and len(new.unique()) == 27)
+    model, data = problem()
+    own = lambda shape, draw: torch.full(shape, 7.0)  # noqa: E731
+    reset(model, k=10, init=own).step(data)
+    assert int((model[4].weight == 7).sum()) == 2
+    with pytest.raises(InputError, match=r"init gave shape \(2,\) for 4.weight, which has \(3, 5\)"):
+        reset(model, init=lambda shape, draw: torch.zeros(2)).step(data)
+
+
+@pytest.mark.parametrize("choices", [{"select": "random"}, {"init": "own"}, {"init": "xavier"}])
+def test_seeds_repeat(choices):
+    results = []
+    for seed in (0, 0, 1):
+        model, data = problem()
+        torch.rand(1)  # the global state has no part in it, and is left alone
+        state = torch.get_rng_state()
+        CurvatureReinitializer(model, LOSS, k=50, generator=generator(seed), **choices).step(data)
+        assert torch.equal(torch.get_rng_state(), state)
+        results.append(model[4].weight.detach())
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_a_random_selection_takes_no_hessian():
+    risk = CASES["mlp"]()
+    done = reset(risk.model, layers="0", k=10, select="random", limit=0).step(risk.data)
+    assert len(done.coordinates["0.weight"]) == 2 and not done.quantiles
+
+
+@pytest.mark.parametrize(
+    "optimizer, keys",
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), ["momentum_buffer"]),
+        (lambda p: torch.optim.Adam(p, amsgrad=True), ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+        (lambda p: torch.optim.SGD(p, lr=0.1), []),
+    ],
+)
+def test_the_optimizer_forgets_the_weights_that_are_reset_and_nothing_else(optimizer, keys):
+    model, (x, y) = problem()
+    steps = optimizer(model.parameters())
+    resets = reset(model, k=20, optimizer=steps)
+    assert resets.step((x, y)).cleared == ()  # there is no state yet
+    LOSS(model(x), y).backward()
+    steps.step()
+    before = copy.deepcopy(steps.state_dict()["state"])
+    done = resets.step((x, y))
+    assert list(done.cleared) == [f"4.weight {key}" for key in keys]
+    names = [name for name, _ in model.named_parameters()]
+    for number, entries in steps.state_dict()["state"].items():
+        for key, value in entries.items():
+            wanted = before[number][key]
+            if names[number] == "4.weight" and key in keys:
+                here = done.coordinates["4.weight"]
+                assert bool((wanted.view(-1)[here] != 0).all())
+                wanted.view(-1)[here] = 0
+            assert value is wanted or torch.equal(value, wanted)
+
+
+def test_state_that_cannot_be_cleared_is_refused_before_anything_changes():
+    model, (x, y) = problem()
+    steps = torch.optim.LBFGS(model[4].parameters())
+
+    def closure():
+        steps.zero_grad()
+        value = LOSS(model(x), y)
+        value.backward()
+        return value
+
+    steps.step(closure)
+    before = model[4].weight.detach().clone()
+    with pytest.raises(InputError, match=r"of 4.weight has no entry for each weight"):
+        reset(model, optimizer=steps).step((x, y))
+    assert torch.equal(model[4].weight, before)
+
+
+@pytest.mark.parametrize(
+    "choices, sentence",
+    [
+        ({"k": 0}, r"k must be a percentage between 0 and 100, both excluded, got 0"),
+        ({"k": 100}, r"k must be a percentage between 0 and 100"),
+        ({"k": float("nan")}, r"k must be a percentage"),
+        ({"layers": 4}, r"layers must be between 1 and 3, the number that have weights, got 4"),
+        ({"layers": 0}, r"layers must be between 1 and 3"),
+        ({"layers": "4.wieght"}, r"no trainable parameter matches '4.wieght'; did you mean '4.weight'\?"),
+        ({"layers": ["4", "1"]}, r"layer '1' is a ReLU without parameters"),
+        ({"layers": "4.bias"}, r"'4.bias' has no weight of two or more dimensions"),
+        ({"score": "max"}, r"score must be one of sum, mean, diagonal, got 'max'"),
+        ({"unit": "unit"}, r"unit must be one of weight, row, column"),
+        ({"scope": "all"}, r"scope must be one of layer, pooled"),
+        ({"select": "middle"}, r"select must be one of top, bottom, random"),
+        ({"init": "he"}, r"init must be one of zeros, uniform, xavier, own, or a function"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)}, r"optimizer does not hold 4.weight"),
+    ],
+)
+def test_wrong_choices_are_refused_with_a_sentence(choices, sentence):
+    with pytest.raises(InputError, match=sentence):
+        reset(problem()[0], **choices)
+
+
+def test_tied_weights_are_refused():
+    with pytest.raises(InputError, match=r"embed.weight is tied to out.weight"):
+        reset(CASES["tied_weights"]().model, layers="out")
+    with pytest.raises(InputError, match=r"0.weight is tied to 2.weight"):
+        reset(CASES["shared_module"]().model, layers=2)
+
+
+def test_an_embedding_that_has_no_way_of_drawing_is_refused_and_changes_nothing():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x):
+            return x @ self.w.T
+
+    model = Bare()
+    with pytest.raises(InputError, match=r"Bare, which owns w, has no reset_parameters"):
+        reset(model, layers="w", init="own").step((torch.ones(4, 2), torch.zeros(4, dtype=torch.long)))
+    assert bool((model.w == 1).all())

@@ -1,0 +1,170 @@
+"""Checkpoints beside one another: what is followed, what has changed, and how far that may be off."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from analyses import exact_analysis, training_run
+from oracle import Oracle
+
+from pyhessian_spectra import (
+    EmpiricalRisk,
+    HessianOperator,
+    MatrixOperator,
+    SpectralAnalysis,
+    analyze,
+    analyze_operator,
+)
+from pyhessian_spectra.analysis.table import CERTIFIED, DATA, tidy, to_csv, to_frame
+from pyhessian_spectra.analysis.trajectory import change, follow
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.spectra import TraceEstimate
+
+VECTORS = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+
+
+def of_matrix(values: torch.Tensor, vectors: torch.Tensor = VECTORS, **problem) -> SpectralAnalysis:
+    """An analysis of the matrix with these eigenvalues."""
+    op = MatrixOperator((vectors * values) @ vectors.T)
+    return SpectralAnalysis(
+        problem, analyze_operator(op, num_eigenvalues=3, generator=torch.Generator().manual_seed(1))
+    )
+
+
+def ladder(*top: float) -> torch.Tensor:
+    return torch.cat([torch.linspace(-0.1, 0.1, 40 - len(top)), torch.tensor(top)]).double()
+
+
+def test_an_eigenvalue_is_followed_by_its_vector_where_ranks_cross():
+    """The one that falls from the first rank to the second is one track, and so is the one that overtakes it."""
+    run = [of_matrix(ladder(1.0, 2.0, 5.0)), of_matrix(ladder(1.0, 3.0, 2.5)), of_matrix(ladder(0.05, 4.0, 2.0))]
+    found = follow(run)
+    tracks = {tuple(row) for row in found.tracks.tolist()}
+    assert {(0, 1, 1), (1, 0, 0), (2, 2, -1)} <= tracks
+    assert found.overlaps[0] == pytest.approx([1.0, 1.0])
+    assert len(found.tracks) == 4 and (found.tracks[3] == [-1, -1, 2]).all()
+
+
+def test_a_vector_that_is_new_begins_a_track_of_its_own():
+    turned = torch.roll(VECTORS, 1, dims=1)
+    found = follow([of_matrix(ladder(1.0, 2.0, 5.0)), of_matrix(ladder(1.0, 2.0, 5.0), turned)])
+    # the two largest vectors were the second and the third before; what is now third is new
+    assert {tuple(row) for row in found.tracks.tolist()} == {(0, -1), (1, 0), (2, 1), (-1, 2)}
+    assert found.persistence[0, 0] == pytest.approx(2 / 3) and found.persistence[0, 1] < 1e-6
+    assert found.chance == 3 / 40
+
+
+def test_without_vectors_nothing_is_followed():
+    found = follow(training_run())
+    assert (found.tracks[:, 1:][found.tracks[:, :1].repeat(3, axis=1) >= 0] == -1).all()
+    assert np.isnan(found.persistence).all()
+
+
+def network(moved: float, data, hidden: int = 5) -> EmpiricalRisk:
+    """A network, moved a little along a random direction that is always the same."""
+    generator = torch.Generator().manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(8, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 4)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            start, along = torch.randn(2, *p.shape, generator=generator, dtype=torch.float64)
+            p.copy_(0.4 * start + moved * along)
+    return EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+
+
+def examples(seed: int = 0, count: int = 120):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 8, generator=generator, dtype=torch.float64)
+    y = torch.randint(4, (count,), generator=generator)
+    return list(zip(x.split(count // 12), y.split(count // 12), strict=True))
+
+
+def analysed(moved: float, data, seed: int = 0, **fields) -> SpectralAnalysis:
+    """The whole matrix only."""
+    generator = torch.Generator().manual_seed(seed)
+    op = HessianOperator(network(moved, data))
+    block = analyze_operator(op, num_eigenvalues=3, num_steps=10, generator=generator, **fields)
+    return SpectralAnalysis({}, block)
+
+
+def test_a_change_of_trace_has_an_interval_of_its_own_that_covers_and_is_narrow():
+    data, covered, ratios = examples(), 0, []
+    truth = float(Oracle(network(0.02, data)).hessian().trace() - Oracle(network(0.0, data)).hessian().trace())
+    for seed in range(20):
+        one, other = (analysed(moved, data, seed, exact_limit=0, rtol=0.0).full.trace for moved in (0.0, 0.02))
+        found = change(one, other)
+        low, high = found.interval(0.95)
+        covered += low <= truth <= high
+        ratios.append(found.stderr / np.hypot(one.stderr, other.stderr))
+    assert covered >= 16 and np.median(ratios) < 0.5
+
+
+def test_the_error_of_the_data_of_a_change_is_the_spread_over_fresh_data():
+    changes, said, apart = [], [], []
+    for seed in range(30):
+        data = examples(seed)
+        one, other = (analysed(moved, data) for moved in (0.0, 0.02))
+        moved = follow([one, other])
+        changes.append([moved.trace[0].value, moved.largest[0].value])
+        said.append([moved.trace[0].data_stderr, moved.largest[0].data_stderr])
+        apart.append(np.hypot(one.full.trace.data_stderr, other.full.trace.data_stderr))
+    ratio = np.sqrt(np.mean(np.square(said), axis=0)) / np.std(changes, axis=0, ddof=1)
+    assert (ratio > 0.65).all() and (ratio < 1.7).all()
+    assert np.mean(said, axis=0)[0] < 0.5 * np.mean(apart)
+
+
+def test_other_data_give_errors_as_if_independent():
+    one, other = TraceEstimate(1.0, 0.0, 0, data_stderr=3.0), TraceEstimate(2.0, 0.0, 0, data_stderr=4.0)
+    assert change(one, other).data_stderr == 5.0 and change(one, other).value == 1.0
+    assert change(one, dataclasses.replace(other, data_stderr=None)).data_stderr is None
+
+
+def test_the_threshold_is_that_of_the_optimiser_and_unknown_where_it_is():
+    plain = exact_analysis(learning_rate=0.1)
+    heavy = exact_analysis(learning_rate=0.1, momentum=0.9)
+    adam, unknown = exact_analysis(learning_rate=0.1, optimizer="Adam"), exact_analysis()
+    assert follow([plain, heavy, adam, unknown]).thresholds == (pytest.approx(20.0), pytest.approx(38.0), None, None)
+
+
+def test_other_data_are_noted_and_wrong_arguments_refused():
+    assert follow([exact_analysis(N=5), exact_analysis()]).notes[0].kind == "comparison"
+    assert not follow([exact_analysis(sha256="a" * 64), exact_analysis()]).notes
+    with pytest.raises(InputError, match="at least two checkpoints, got 1"):
+        follow([exact_analysis()])
+    with pytest.raises(InputError, match="1,000 and 2,000 parameters"):
+        follow([exact_analysis(), exact_analysis(n=1000)])
+    with pytest.raises(InputError, match="between 1 and the 8 eigenvalues"):
+        follow([exact_analysis(), exact_analysis()], k=9)
+
+
+def test_the_table_says_what_the_analyses_say():
+    data = examples()
+    generator = torch.Generator().manual_seed(0)
+    run = [analyze(network(moved, data), num_eigenvalues=3, generator=generator) for moved in (0.0, 0.02)]
+    rows = tidy(run, ["first", "second"])
+
+    def find(**wanted):
+        return [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
+
+    top = run[1].full.largest
+    (row,) = find(checkpoint="second", block="whole", quantity="lambda_1", kind=CERTIFIED)
+    assert row.value == top.eigenvalues[-1] and top.lower[-1] >= row.value - row.error - 1e-15
+    (row,) = find(checkpoint="second", block="whole", quantity="lambda_1", kind=DATA)
+    assert row.error == top.data_stderr[-1]
+    (row,) = find(checkpoint="first", block="2", quantity="trace", kind="exact up to rounding")
+    assert row.value == run[0].layers["2"].trace.value
+    (row,) = find(checkpoint="second", quantity="change of trace", block="whole", kind=DATA)
+    assert row.value == run[1].full.trace.value - run[0].full.trace.value
+    assert find(quantity="wasserstein to the whole", block="0") and find(quantity="share of eigenvector 1", block="0")
+    assert not find(checkpoint="first", quantity="change of trace")
+    (mass,) = find(checkpoint="first", block="2", quantity="squared norm of the block with 0")
+    assert mass.value == run[0].structure.coupling.mass[1, 0]
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert len(read) == len(rows)
+    for text, row in zip(read, rows, strict=True):
+        assert float(text["value"]) == row.value and text["error"] == ("" if row.error is None else str(row.error))
+    frame = to_frame(rows)
+    assert list(frame.columns) == ["checkpoint", "step", "block", "quantity", "value", "error", "kind"]
+    assert len(frame) == len(rows)
