@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.inspection import refuse_once_differentiable
-from pyhessian_spectra.curvature.operators import GGNOperator
+from pyhessian_spectra.curvature.operators import GGNOperator, HessianOperator
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import GroupSpec, Partition
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError, SecondDerivativeError
+from pyhessian_spectra.regularisers.head import head_trace
 from pyhessian_spectra.spectra.space import VectorSpace, fresh_generator
 
 _Draw = Callable[[VectorSpace, torch.Generator, int], Tensor]
@@ -24,6 +25,9 @@ _PROBES: dict[str, _Draw] = {
     "rademacher": VectorSpace.rademacher,
     "gaussian": VectorSpace.randn,
 }
+
+# Those whose block of a last linear layer is known in closed form.
+_WITH_HEAD = (HessianOperator, GGNOperator)
 
 
 def trace_penalty(
@@ -48,7 +52,8 @@ def trace_penalty(
     gradient is the gradient of this sum; neither is divided by the number of parameters. A probe covers all groups at
     once: with ``L`` groups this never has more variance than ``L`` products with one group each, for a semidefinite
     matrix and Gaussian probes, since then ``sum_kl ||A_kl||_F^2 <= L sum_l ||A_ll||_F^2``. Where ``num_probes`` are
-    enough for a unit vector a coordinate, these take the place of random ones, and the trace is exact.
+    enough for a unit vector a coordinate, these take the place of random ones, and the trace is exact. So it is where
+    the one group is the last linear layer, in closed form, if the loss does not mix the outputs of examples.
 
     Parameters
     ----------
@@ -142,14 +147,17 @@ class TracePenalty:
         generator: torch.Generator,
     ) -> None:
         self.step, self.traces = 0, dict[str, Tensor]()
-        self._choose(partition)
         self._risk, self._matrix, self._num_probes, self._draw = risk, matrix, num_probes, draw
+        self._choose(partition)
         self._start, self._every = schedule
         self._generator, self._checked = generator, False
 
     def _choose(self, partition: Partition) -> None:
         self.partition, self._groups = partition, _within_their_parameters(partition)
         self._chosen = torch.cat([group.indices for group in self._groups])
+        (first, *more) = self._groups
+        modules = {name.rpartition(".")[0] for name in first.names}
+        self._may_be_head = not more and first.whole and len(modules) == 1 and self._matrix in _WITH_HEAD
 
     def __call__(self, batch: Any) -> Tensor:
         """The penalty on a batch: a scalar with a graph in the model's parameters; 0 without one where it is off.
@@ -168,15 +176,24 @@ class TracePenalty:
         whole = risk.replace(data=[batch])
         part = whole.restrict(self._groups.layout.names)  # backward passes end at these parameters
         op = self._matrix(part, point=part.live())
-        v = self._vectors(op.space)
-        diagonal = (v * op.product(v)).sum(dim=1)
-        traces = {group.label: group.take(diagonal).sum() for group in self._groups}
+        traces = self._traces(op)
         value = torch.stack([*traces.values()]).sum()
         if not self._checked:
             _require_derivatives(op, value, whole)
             self._checked = True
         self.traces = {label: trace.detach() for label, trace in traces.items()}
         return value
+
+    def _traces(self, op: RiskOperator) -> dict[str, Tensor]:
+        """The trace of each group's block, with a graph: exact where that is cheap."""
+        if self._may_be_head:
+            trace = head_trace(op)
+            if trace is not None:
+                return {group.label: trace for group in self._groups}
+            self._may_be_head = False
+        v = self._vectors(op.space)
+        diagonal = (v * op.product(v)).sum(dim=1)
+        return {group.label: group.take(diagonal).sum() for group in self._groups}
 
     def _vectors(self, space: VectorSpace) -> Tensor:
         """Columns (n, k) in the chosen coordinates; the expected sum of their outer products is the identity there."""
