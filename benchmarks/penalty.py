@@ -3,8 +3,8 @@
     python benchmarks/penalty.py [--threads N] [--rounds N] [--out FILE.json]
 
 One penalty and its backward pass, for one, three and ten probes, over all and over the middle parameters, of the
-Gauss-Newton matrix and of the Hessian; random images. What a run costs follows: with a penalty every 50 steps, a
-fiftieth of it a step.
+Gauss-Newton matrix and of the Hessian; and of the last layer, exactly. Random images. What a run costs follows: with a
+penalty every 50 steps, a fiftieth of it a step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def ways(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable[[], obj
                 penalty = trace_penalty(model, LOSS, groups=groups, matrix=matrix, num_probes=count)
                 label = f"{matrix.kind}, {groups}, {count} probe{'s' * (count > 1)}"
                 calls[label] = lambda penalty=penalty: penalty(batch).backward()
-    return calls
+    *_, last = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    head = trace_penalty(model, LOSS, groups=last)
+    return calls | {"last layer, exact": lambda: head(batch).backward()}
 
 
 def main() -> None:

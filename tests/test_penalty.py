@@ -139,6 +139,17 @@ def test_what_is_no_last_layer_or_is_mixed_by_the_loss_takes_random_probes(case,
     assert len({float(on_its_batch(penalty, risk).detach()) for _ in range(4)}) == 4
 
 
+def test_a_loss_that_uses_the_last_layer_itself_is_not_taken_for_one_of_outputs():
+    risk = mlp()
+    weight = risk.model[2].weight
+
+    def decayed(z: Tensor, y: Tensor) -> Tensor:
+        return risk.loss_fn(z, y) + weight.square().sum() ** 2
+
+    penalty = trace_penalty(risk.model, decayed, matrix=HessianOperator, mode="eval", groups="2", generator=seeded())
+    assert len({float(on_its_batch(penalty, risk).detach()) for _ in range(4)}) == 4
+
+
 @pytest.mark.parametrize("probes", ["rademacher", "gaussian"])
 def test_random_probes_are_unbiased_in_value_and_gradient(probes):
     risk, draws = relu_mlp(), 150

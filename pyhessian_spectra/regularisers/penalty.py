@@ -86,10 +86,10 @@ def trace_penalty(
     Returns
     -------
     TracePenalty
-        ``penalty(batch)`` is a scalar tensor. With its backward pass it took, in gradients of the loss, 4.5, 9.8 and 29
-        for 1, 3 and 10 probes of a LeNet (the middle parameters 2.8, 5.4 and 16; the Hessian up to a fifth more), and
-        8, 19 and 57 of a narrow ResNet20 (``benchmarks/penalty.py``; one core among other programs). The graphs of
-        all probes are held until then.
+        ``penalty(batch)`` is a scalar tensor. With its backward pass it took, in gradients of the loss, 4.9, 11 and 31
+        for 1, 3 and 10 probes of a LeNet (the middle parameters 3.0, 5.8 and 16, the last layer exactly 1.6), and 8.6,
+        19 and 59 of a narrow ResNet20; the Hessian takes up to a half more (``benchmarks/penalty.py``, on one core
+        among other programs). The graphs of all probes are held until then.
 
     Raises
     ------
