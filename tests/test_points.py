@@ -236,3 +236,14 @@ def test_a_loss_that_uses_the_models_own_parameters_is_seen_whole():
     moved = moved.at(moved.point.moved(vector(risk.n, 3), 0.2))
     there = torch.autograd.functional.hessian(whole, (theta + 0.2 * vector(risk.n, 3)).detach())
     assert relative_error(moved.to_dense(), there) < 1e-10
+
+
+@every_case
+def test_columns_with_a_graph_are_the_products_one_by_one(case):
+    risk = CASES[case]()
+    op = HessianOperator(risk, point=risk.live())
+    columns = torch.stack([vector(risk.n, seed) for seed in range(3)], dim=1)
+    found = op.product(columns)
+    assert relative_error(found.detach(), op @ columns) < 1e-12
+    curvature = [float((v @ op.product(v)).detach()) for v in columns.unbind(1)]
+    assert (columns * found.detach()).sum(dim=0).tolist() == pytest.approx(curvature, rel=1e-10)

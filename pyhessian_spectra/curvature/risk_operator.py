@@ -154,15 +154,24 @@ class RiskOperator(TermwiseOperator):
         return all(self.risk.sample.processes.gather(works))
 
     def product(self, v: Tensor) -> Tensor:
-        """The product with ``v`` (n,) with a graph: it can be differentiated in the point and in ``v``.
+        """The product with ``v`` (n,), or columns (n, k), with a graph: to be differentiated in the point and in ``v``.
 
-        At ``risk.live()`` this gives gradients of curvature penalties in the model's parameters. In a process group it
-        is the mean over this rank's batches only, like gradients before data parallelism averages them.
+        At ``risk.live()`` this gives gradients of curvature penalties in the model's parameters. Columns share one
+        forward pass and one gradient. In a process group it is the mean over this rank's batches only, like gradients
+        before data parallelism averages them.
         """
         self._check(v)
-        if v.dim() != 1:
-            raise InputError(f"a product with a graph is taken with one vector ({self.n},), got {tuple(v.shape)}")
-        return self.risk.sample.local_mean(lambda batch: self._once(batch, v, create_graph=True))
+        return self.risk.sample.local_mean(lambda batch: self._with_graph(batch, v))
+
+    def _with_graph(self, batch: Batch, v: Tensor) -> Tensor:
+        def call() -> Tensor:
+            linearisation = self._linearise(batch)
+            if v.dim() == 1:
+                return linearisation.matvec(v, create_graph=True)
+            # one by one: torch's vmap over double backward is wrong for some operations
+            return torch.stack([linearisation.matvec(column, create_graph=True) for column in v.unbind(1)], dim=1)
+
+        return self.risk.objective.run(self.point, batch, call)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._mean(v, None, 0)[0]
