@@ -6,9 +6,18 @@ import scipy.stats
 import torch
 from oracle import Oracle
 
-from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Partition, SpectralAnalysis, analyze
+from pyhessian_spectra import (
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    Partition,
+    Settings,
+    SpectralAnalysis,
+    analyze,
+)
 from pyhessian_spectra.analysis.similarity import WHOLE, similarity_matrix
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.runs.doctor import examine
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -134,3 +143,15 @@ def test_influences_add_up_to_the_errors_of_the_data(way):
         if block.trace.data_influences is not None:
             assert np.linalg.norm(block.trace.data_influences) == pytest.approx(block.trace.data_stderr)
     assert found.full.trace.data_influences is not None
+
+
+def test_the_doctor_says_what_coupling_and_parts_will_take():
+    told = [f.sentence for f in examine(network(), Settings(exact_limit=0, num_eigenvalues=4, data_parts=3))]
+    assert "the coupling of layers: 14 more products with the whole matrix" in told
+    assert any(sentence.startswith("3 parts of the data: ") for sentence in told)
+    taken = analyze(network(), exact_limit=0, num_eigenvalues=4, gauss_newton="never", generator=generator())
+    assert 12 < taken.structure.coupling.num_products <= 14
+    told = [f.sentence for f in examine(network(), Settings())]
+    assert any(sentence.startswith("6 parts of the data: 170 products each") for sentence in told)
+    (failed,) = [f for f in examine(network(), Settings(data_parts=7)) if f.level == "FAIL"]
+    assert failed.sentence == "data_parts = 7 needs as many batches, got 6"

@@ -15,7 +15,7 @@ import torch
 from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part
 from pyhessian_spectra.analysis.gradient import gradient_shares
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
-from pyhessian_spectra.analysis.parts import Parts, further_products, number_of_parts
+from pyhessian_spectra.analysis.parts import Parts, require_parts
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import data_notes
 from pyhessian_spectra.analysis.structure import Structure, coupling_of, localised
@@ -38,7 +38,13 @@ from pyhessian_spectra.runs.journal import open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings, Spectrum
 from pyhessian_spectra.spectra.basis import readable
-from pyhessian_spectra.spectra.cost import forecast_products, is_dense
+from pyhessian_spectra.spectra.cost import (
+    forecast_products,
+    is_dense,
+    number_of_parts,
+    products_of_a_part,
+    products_of_coupling,
+)
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
 from pyhessian_spectra.spectra.space import fresh_generator
 
@@ -108,10 +114,12 @@ def analyze(
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
     op = matrix(risk)
-    sizes, parts = [risk.n, *map(len, groups)], number_of_parts(risk, settings, groups)
+    sizes = [risk.n, *map(len, groups)]
+    require_parts(risk, settings.data_parts)
+    parts = 0 if risk.sample.processes else number_of_parts(settings, sizes, risk.num_batches)
     forecasts = forecast_products(settings, sizes)
     identity = [settings, _LAYER_ATOL, [(group.label, group.indices) for group in groups], op.kind]
-    further = further_products(settings, groups, risk.n, forecasts, parts)
+    further = [products_of_coupling(settings, sizes), *[products_of_a_part(settings, sizes)] * parts]
     size = sum(n * products for n, products in zip(sizes, forecasts, strict=True)) * risk.dtype.itemsize
     size += sum(further) * risk.n * risk.dtype.itemsize
     folder = None if journal is None else Path(journal)

@@ -11,7 +11,6 @@ import torch
 from pyhessian_spectra.analysis.gauss_newton import Part
 from pyhessian_spectra.analysis.operators import estimated
 from pyhessian_spectra.analysis.similarity import WHOLE, merged
-from pyhessian_spectra.analysis.structure import coupling_products
 from pyhessian_spectra.curvature import EmpiricalRisk
 from pyhessian_spectra.curvature.blocks import block_operator
 from pyhessian_spectra.curvature.partition import Group
@@ -20,30 +19,13 @@ from pyhessian_spectra.spectra import LinearOperator, Meter, Settings, Spectrum
 from pyhessian_spectra.spectra.cost import is_built, is_dense
 from pyhessian_spectra.spectra.dense import build
 
-# Parts that are taken where they cost little: with six, the best of all exchanges has a probability of 1 / 32.
-_USUAL = 6
 
-
-def number_of_parts(risk: EmpiricalRisk, settings: Settings, groups: Sequence[Group]) -> int:
-    """How many parts of the data are to be analysed; raises InputError if more are asked for than there are batches."""
-    wanted, batches = settings.data_parts, risk.num_batches
+def require_parts(risk: EmpiricalRisk, wanted: int | None) -> None:
+    """Raise InputError if the data cannot be divided into so many parts."""
     if wanted and risk.sample.processes:
         raise InputError("data_parts is for one process; leave it out, or run on one")
-    if wanted and wanted > batches:
-        raise InputError(f"data_parts = {wanted} needs as many batches, got {batches}; make batches smaller")
-    if wanted is not None:
-        return wanted if groups else 0
-    few = risk.sample.processes or batches < _USUAL or not is_built(settings, risk.n)
-    return 0 if few or not groups else _USUAL
-
-
-def further_products(
-    settings: Settings, groups: Sequence[Group], n: int, forecasts: Sequence[int], parts: int
-) -> list[int]:
-    """Products that the coupling of layers and each part of the data take, given those of the whole and the layers."""
-    coupling = 0 if is_built(settings, n) else coupling_products(settings, groups, n)
-    each = n if is_built(settings, n) else sum(forecasts) - settings.resolve
-    return [coupling, *(each for _ in range(parts))]
+    if wanted and wanted > risk.num_batches:
+        raise InputError(f"data_parts = {wanted} needs as many batches, got {risk.num_batches}; make batches smaller")
 
 
 @dataclass(frozen=True)

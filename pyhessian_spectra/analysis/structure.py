@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
 from pyhessian_spectra.analysis.eigenspaces import Localisation, localisation
 from pyhessian_spectra.analysis.gradient import GradientShares
-from pyhessian_spectra.curvature.partition import Group, Partition
+from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Settings
 from pyhessian_spectra.spectra.operator import LinearOperator
 
@@ -36,20 +35,13 @@ class Structure:
     gradient: GradientShares | None = None
 
 
-def coupling_products(settings: Settings, groups: Sequence[Group], n: int) -> int:
-    """How many products :func:`coupling_of` takes where the whole matrix is not built."""
-    owned = sum(map(len, groups))
-    count = len(groups) + (owned < n)
-    return settings.coupling_probes * count + 2 if settings.coupling_probes and groups and count > 1 else 0
-
-
 def coupling_of(
     op: LinearOperator, block: BlockAnalysis, settings: Settings, partition: Partition, seed: int
 ) -> LayerCoupling | None:
     """The coupling of the groups, with the eigenpairs that are known; None where there is nothing to couple."""
-    if not isinstance(op, MatrixOperator) and not coupling_products(settings, list(partition), op.n):
+    if len(partition) + (not partition.complete) < 2 or not len(partition):
         return None
-    if len(partition) + (not partition.complete) < 2:
+    if not isinstance(op, MatrixOperator) and not settings.coupling_probes:
         return None
     generator = torch.Generator().manual_seed(seed)
     return layer_coupling(

@@ -19,7 +19,15 @@ from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import OutOfMemoryError, UnverifiedError
 from pyhessian_spectra.spectra import LinearOperator, Settings
 from pyhessian_spectra.spectra.basis import forecast, free_bytes, readable
-from pyhessian_spectra.spectra.cost import bytes_needed, bytes_of_basis, forecast_products, is_built
+from pyhessian_spectra.spectra.cost import (
+    bytes_needed,
+    bytes_of_basis,
+    forecast_products,
+    is_built,
+    number_of_parts,
+    products_of_a_part,
+    products_of_coupling,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ def examine(
     counts = f"n = {risk.n:,} parameters, N = {risk.num_examples:,} examples in {risk.num_batches} batches"
     groups = chosen_layers(risk.layout, layers)
     op, parts = matrix(risk), (block_operator(matrix, risk, group) for group in groups)
-    forecasts, seconds = forecast_products(settings, [risk.n, *map(len, groups)]), repeatable_gradient(risk)
+    sizes = [risk.n, *map(len, groups)]
+    forecasts, seconds = forecast_products(settings, sizes), repeatable_gradient(risk)
     return [
         Finding("ok", counts),
         *_modules(risk),
@@ -52,6 +61,7 @@ def examine(
         *_graph(risk),
         _verification(op, settings),
         *_products(op, parts, forecasts),
+        *_further(settings, sizes, risk.num_batches),
         *_gram(worth_taking(op, risk, settings, groups, forecasts), seconds, len(groups)),
         *_memory(risk, settings),
     ]
@@ -127,6 +137,18 @@ def _products(op: LinearOperator, parts: Iterator[LinearOperator], forecasts: li
             part @ v  # builds the linearisation
             spent += count * _timed(part, v)[1]
         yield _time(f"{len(of_layers)} layers", sum(of_layers), spent)
+
+
+def _further(settings: Settings, sizes: list[int], num_batches: int) -> Iterator[Finding]:
+    """Say what the coupling of layers and parts of the data take."""
+    if coupling := products_of_coupling(settings, sizes):
+        yield Finding("ok", f"the coupling of layers: {coupling:,} more products with the whole matrix")
+    if parts := number_of_parts(settings, sizes, num_batches):
+        each = products_of_a_part(settings, sizes)
+        told = f"{parts} parts of the data: {each:,} products each, over a part of the examples"
+        yield Finding("ok", f"{told}; together they take about as long as all else")
+    if (settings.data_parts or 0) > num_batches:
+        yield Finding("FAIL", f"data_parts = {settings.data_parts} needs as many batches, got {num_batches}")
 
 
 def _gram(cost: GramCost | None, seconds: float, layers: int) -> Iterator[Finding]:

@@ -11,6 +11,10 @@ from pyhessian_spectra.spectra.settings import Settings
 # Products for the trace's error from the data being a sample, where the trace itself is exact.
 DATA_PROBES = 30
 
+#: Parts of the data that are analysed where they cost little: with six, the best of all exchanges of two spectra has a
+#: probability of 1 / 32.
+USUAL_PARTS = 6
+
 # Lanczos steps per eigenvalue sought at both edges: the tenth of a trained ResNet20 took 90 to a residual of 1e-4.
 _STEPS_PER_EIGENVALUE = 9
 
@@ -35,6 +39,29 @@ def forecast_products(settings: Settings, sizes: Sequence[int]) -> list[int]:
     return [
         products_to_build(s, n) if is_dense(s, n) else products_of_a_pass(s) for s, n in zip(each, sizes, strict=True)
     ]
+
+
+def products_of_coupling(settings: Settings, sizes: Sequence[int]) -> int:
+    """Products for the coupling of blocks; ``sizes`` are those of the whole matrix and of its blocks."""
+    whole, *blocks = sizes
+    count = len(blocks) + (sum(blocks) < whole)
+    if is_built(settings, whole) or not settings.coupling_probes or not blocks or count < 2:
+        return 0
+    return settings.coupling_probes * count + 2
+
+
+def products_of_a_part(settings: Settings, sizes: Sequence[int]) -> int:
+    """Products that one part of the data takes, each over this part only."""
+    return sizes[0] if is_built(settings, sizes[0]) else sum(forecast_products(settings, sizes)) - settings.resolve
+
+
+def number_of_parts(settings: Settings, sizes: Sequence[int], num_batches: int) -> int:
+    """How many parts of the data are to be analysed."""
+    if len(sizes) < 2:
+        return 0
+    if settings.data_parts is not None:
+        return settings.data_parts
+    return USUAL_PARTS if num_batches >= USUAL_PARTS and is_built(settings, sizes[0]) else 0
 
 
 def products_to_build(settings: Settings, n: int) -> int:
