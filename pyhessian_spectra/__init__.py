@@ -6,11 +6,18 @@ from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.carriers import Carriers, carriers
 from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
+from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
 from pyhessian_spectra.analysis.data_curve import DataCurve, data_curve
+from pyhessian_spectra.analysis.eigenspaces import Localisation, eigenspace_overlap, localisation
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
+from pyhessian_spectra.analysis.gradient import GradientShares, gradient_shares
 from pyhessian_spectra.analysis.operators import analyze_operator
 from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
+from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
+from pyhessian_spectra.analysis.structure import Structure
+from pyhessian_spectra.analysis.table import Row, tidy, to_csv, to_frame
+from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
 from pyhessian_spectra.curvature import *  # noqa: F403 - both rooms list what is public
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra import *  # noqa: F403
@@ -23,19 +30,35 @@ __all__ = [
     "ClassStructure",
     "DataCurve",
     "GaussNewton",
+    "GradientShares",
+    "LayerCoupling",
+    "Localisation",
     "Note",
+    "Row",
+    "SimilarityMatrix",
     "SpectralAnalysis",
+    "Structure",
+    "Trajectory",
     "__version__",
     "analyze",
     "analyze_operator",
     "carriers",
     "class_structure",
     "data_curve",
+    "eigenspace_overlap",
     "fit_marchenko_pastur",
     "fit_semicircle",
+    "follow_checkpoints",
+    "gradient_shares",
+    "layer_coupling",
     "load_analyses",
+    "localisation",
     "save_analyses",
+    "similarity_matrix",
     "split_bulk",
+    "tidy",
+    "to_csv",
+    "to_frame",
 ]
 __all__ += spectra.__all__
 __all__ += curvature.__all__

@@ -14,7 +14,7 @@ import torch
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.report import results_schema
 
-OWN = {"report.html", "results.json", "spectra.npz", "figures"}
+OWN = {"report.html", "results.json", "spectra.npz", "table.csv", "figures"}
 FAST = ("--layers", "none", "--num-eigenvalues", 2)
 
 

@@ -22,8 +22,8 @@ from click.testing import CliRunner
 from torch import nn
 
 import pyhessian_spectra
-from pyhessian_spectra import EmpiricalRisk, ensembles, errors, plots, problems, report, testing
-from pyhessian_spectra.analysis import bulk, fits, symmetry
+from pyhessian_spectra import EmpiricalRisk, ensembles, errors, plots, problems, regularisers, report, testing
+from pyhessian_spectra.analysis import bulk, fits, metrics, symmetry
 from pyhessian_spectra.cli.main import commands
 
 ROOT = Path(__file__).parents[1]
@@ -140,9 +140,9 @@ def test_the_reference_lists_every_public_name() -> None:
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.rst"))
     listed = set(re.findall(r"^   ([A-Za-z_]+)$", pages, re.MULTILINE)) - {"python", "singularity"}
     public = {name for name in pyhessian_spectra.__all__ if not name.startswith("__")}
-    for package in (ensembles, plots, problems, report):
+    for package in (ensembles, plots, problems, regularisers, report):
         public |= {name for name, value in vars(package).items() if _is_ours(value)}
-    for module in (errors, bulk, fits, symmetry, testing):
+    for module in (errors, bulk, fits, metrics, symmetry, testing):
         public |= {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
     public = {name for name in public if not name.startswith("_")}
     assert not public - listed, "missing from docs/reference"

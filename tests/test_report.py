@@ -225,7 +225,7 @@ def test_several_checkpoints_have_an_overview_and_a_section_each(several):
 def test_every_figure_is_a_file_and_inline(several):
     files = sorted(path.name for path in (several.parent / "figures").iterdir())
     images = [attrs for tag, attrs in Page(several).tags if tag == "img"]
-    assert len(files) == len(images) == 3 + 3 * 6 + 1  # one spectrum is an estimate, whose CDF has bounds
+    assert len(files) == len(images) == 2 + 3 * 6 + 1  # one spectrum is an estimate, whose CDF has bounds
     assert all(attrs["alt"] and attrs["src"].startswith("data:image/svg+xml;base64,") for attrs in images)
 
 

@@ -19,7 +19,7 @@ from pyhessian_spectra import (
     analyze_operator,
 )
 from pyhessian_spectra.analysis.table import CERTIFIED, DATA, tidy, to_csv, to_frame
-from pyhessian_spectra.analysis.trajectory import change, follow
+from pyhessian_spectra.analysis.trajectory import change, follow_checkpoints
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import TraceEstimate
 
@@ -41,7 +41,7 @@ def ladder(*top: float) -> torch.Tensor:
 def test_an_eigenvalue_is_followed_by_its_vector_where_ranks_cross():
     """The one that falls from the first rank to the second is one track, and so is the one that overtakes it."""
     run = [of_matrix(ladder(1.0, 2.0, 5.0)), of_matrix(ladder(1.0, 3.0, 2.5)), of_matrix(ladder(0.05, 4.0, 2.0))]
-    found = follow(run)
+    found = follow_checkpoints(run)
     tracks = {tuple(row) for row in found.tracks.tolist()}
     assert {(0, 1, 1), (1, 0, 0), (2, 2, -1)} <= tracks
     assert found.overlaps[0] == pytest.approx([1.0, 1.0])
@@ -50,7 +50,7 @@ def test_an_eigenvalue_is_followed_by_its_vector_where_ranks_cross():
 
 def test_a_vector_that_is_new_begins_a_track_of_its_own():
     turned = torch.roll(VECTORS, 1, dims=1)
-    found = follow([of_matrix(ladder(1.0, 2.0, 5.0)), of_matrix(ladder(1.0, 2.0, 5.0), turned)])
+    found = follow_checkpoints([of_matrix(ladder(1.0, 2.0, 5.0)), of_matrix(ladder(1.0, 2.0, 5.0), turned)])
     # the two largest vectors were the second and the third before; what is now third is new
     assert {tuple(row) for row in found.tracks.tolist()} == {(0, -1), (1, 0), (2, 1), (-1, 2)}
     assert found.persistence[0, 0] == pytest.approx(2 / 3) and found.persistence[0, 1] < 1e-6
@@ -58,7 +58,7 @@ def test_a_vector_that_is_new_begins_a_track_of_its_own():
 
 
 def test_without_vectors_nothing_is_followed():
-    found = follow(training_run())
+    found = follow_checkpoints(training_run())
     assert (found.tracks[:, 1:][found.tracks[:, :1].repeat(3, axis=1) >= 0] == -1).all()
     assert np.isnan(found.persistence).all()
 
@@ -106,7 +106,7 @@ def test_the_error_of_the_data_of_a_change_is_the_spread_over_fresh_data():
     for seed in range(30):
         data = examples(seed)
         one, other = (analysed(moved, data) for moved in (0.0, 0.02))
-        moved = follow([one, other])
+        moved = follow_checkpoints([one, other])
         changes.append([moved.trace[0].value, moved.largest[0].value])
         said.append([moved.trace[0].data_stderr, moved.largest[0].data_stderr])
         apart.append(np.hypot(one.full.trace.data_stderr, other.full.trace.data_stderr))
@@ -125,18 +125,23 @@ def test_the_threshold_is_that_of_the_optimiser_and_unknown_where_it_is():
     plain = exact_analysis(learning_rate=0.1)
     heavy = exact_analysis(learning_rate=0.1, momentum=0.9)
     adam, unknown = exact_analysis(learning_rate=0.1, optimizer="Adam"), exact_analysis()
-    assert follow([plain, heavy, adam, unknown]).thresholds == (pytest.approx(20.0), pytest.approx(38.0), None, None)
+    assert follow_checkpoints([plain, heavy, adam, unknown]).thresholds == (
+        pytest.approx(20.0),
+        pytest.approx(38.0),
+        None,
+        None,
+    )
 
 
 def test_other_data_are_noted_and_wrong_arguments_refused():
-    assert follow([exact_analysis(N=5), exact_analysis()]).notes[0].kind == "comparison"
-    assert not follow([exact_analysis(sha256="a" * 64), exact_analysis()]).notes
+    assert follow_checkpoints([exact_analysis(N=5), exact_analysis()]).notes[0].kind == "comparison"
+    assert not follow_checkpoints([exact_analysis(sha256="a" * 64), exact_analysis()]).notes
     with pytest.raises(InputError, match="at least two checkpoints, got 1"):
-        follow([exact_analysis()])
+        follow_checkpoints([exact_analysis()])
     with pytest.raises(InputError, match="1,000 and 2,000 parameters"):
-        follow([exact_analysis(), exact_analysis(n=1000)])
+        follow_checkpoints([exact_analysis(), exact_analysis(n=1000)])
     with pytest.raises(InputError, match="between 1 and the 8 eigenvalues"):
-        follow([exact_analysis(), exact_analysis()], k=9)
+        follow_checkpoints([exact_analysis(), exact_analysis()], k=9)
 
 
 def test_the_table_says_what_the_analyses_say():

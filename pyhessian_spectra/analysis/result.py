@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from pyhessian_spectra.analysis.structure import Structure
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra import Spectrum
+
+if TYPE_CHECKING:
+    import pandas
 
 #: The inputs of so many examples are kept, to be seen.
 NUM_THUMBNAILS = 12
@@ -119,6 +122,12 @@ class SpectralAnalysis:
         from pyhessian_spectra.analysis.saved import entry_of
 
         return entry_of(self)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Every number as a row of a pandas DataFrame, with its error and the kind of error; see :func:`tidy`."""
+        from pyhessian_spectra.analysis.table import tidy, to_frame
+
+        return to_frame(tidy([self]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``path`` with the suffixes ``.json`` (numbers) and ``.npz`` (quadrature and eigenvectors)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra import Spectrum
 from pyhessian_spectra.spectra.results import Floats
 
+if TYPE_CHECKING:
+    import pandas
+
 #: The label of the whole matrix beside those of its layers.
 WHOLE = "whole"
 
@@ -26,6 +30,18 @@ LEVEL = 0.05
 _DATA, _CHECKPOINT = ("data", "split", "N", "loss", "matrix"), ("sha256", "checkpoint")
 
 Given = SpectralAnalysis | BlockAnalysis | Spectrum
+
+
+class _Pair(NamedTuple):
+    """A row of the table of a similarity matrix."""
+
+    first: str
+    second: str
+    value: float | None
+    probe_stderr: float | None
+    data_stderr: float | None
+    across: float | None
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,19 @@ class SimilarityMatrix:
     def exceeds(self) -> NDArray[np.bool_] | None:
         """Which differences (p, p) exceed the null: those with a p-value of at most 0.05. Each pair is judged alone."""
         return None if self.p_values is None else self.p_values <= LEVEL
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Each pair of spectra as a row of a pandas DataFrame, with what is known of their distance."""
+        from pyhessian_spectra.analysis.table import to_frame
+
+        known = ("values", "probe_stderr", "data_stderr", "across", "p_values")
+        columns = {name: getattr(self, name) for name in known}
+        rows = [
+            _Pair(one, other, *(None if table is None else float(table[i, j]) for table in columns.values()))
+            for i, one in enumerate(self.labels)
+            for j, other in enumerate(self.labels[: i + 1])
+        ]
+        return to_frame(rows)
 
     def among(self, labels: Sequence[str]) -> SimilarityMatrix:
         """The rows and columns of some labels only; raises InputError for one that is not there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,12 @@ from pyhessian_spectra.analysis.bulk import split_bulk
 from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import follow
+from pyhessian_spectra.analysis.trajectory import (
+    Trajectory,
+    checkpoint_names,
+    checkpoint_step,
+    follow_checkpoints,
+)
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 
@@ -53,15 +58,13 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
     the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
     checkpoint before.
     """
-    names = [str(a.problem.get("checkpoint", i)) for i, a in enumerate(analyses)] if labels is None else labels
+    names = checkpoint_names(analyses) if labels is None else labels
     rows = []
     for name, analysis in zip(names, analyses, strict=True):
-        step = analysis.problem.get("step")
-        step = float(step) if isinstance(step, (int, float)) else None
-        for block, quantity, value, error, kind in _of_one(analysis):
-            rows.append(Row(name, step, block, quantity, value, error, kind))
-    if len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1:
-        rows += _changes(analyses, names)
+        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis)]
+    one_model = len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1
+    if one_model and all(len(analysis.full.largest) for analysis in analyses):
+        rows += changes(follow_checkpoints(analyses, labels=names))
     return rows
 
 
@@ -178,28 +181,27 @@ def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
                 yield WHOLE, quantity, float(share), float(gradient.data_stderr[k - 1]), DATA
 
 
-def _changes(analyses: Sequence[SpectralAnalysis], names: Sequence[str]) -> Iterator[Row]:
-    """What changed since the checkpoint before."""
-    found = follow(analyses)
+def changes(found: Trajectory) -> Iterator[Row]:
+    """What changed since the checkpoint before, and what the optimiser's edge of stability is."""
+    for t, (name, step) in enumerate(zip(found.labels, found.steps, strict=True)):
+        if t:
+            for told in _since(found, t):
+                yield Row(name, step, *told)
+        if (threshold := found.thresholds[t]) is not None:
+            yield Row(name, step, WHOLE, "edge of stability of the optimiser", threshold, 0.0, EXACT)
 
-    def rows(t: int, told: Iterator[_Told]) -> Iterator[Row]:
-        step: Any = analyses[t].problem.get("step")
-        for each in told:
-            yield Row(names[t], float(step) if isinstance(step, (int, float)) else None, *each)
 
-    for t in range(1, len(analyses)):
-        yield from rows(t, _estimate(WHOLE, "change of lambda_1", found.largest[t - 1]))
-        yield from rows(t, _estimate(WHOLE, "change of trace", found.trace[t - 1]))
-        for name, moved in found.layer_traces.items():
-            yield from rows(t, _estimate(name, "change of trace", moved[t - 1]))
-        value, error = found.persistence[t - 1]
-        if np.isfinite(value):
-            quantity = f"overlap of the top {found.k} eigenvectors with those before"
-            yield from rows(t, iter([(WHOLE, quantity, float(value), float(error), CERTIFIED)]))
-        for track, share in zip(found.tracks, found.overlaps, strict=True):
-            if np.isfinite(share[t - 1]):
-                quantity = f"overlap of eigenvector {track[t] + 1} with number {track[t - 1] + 1} before"
-                yield from rows(t, iter([(WHOLE, quantity, float(share[t - 1]), None, UNKNOWN)]))
-    for t, threshold in enumerate(found.thresholds):
-        if threshold is not None:
-            yield from rows(t, iter([(WHOLE, "edge of stability of the optimiser", threshold, 0.0, EXACT)]))
+def _since(found: Trajectory, t: int) -> Iterator[_Told]:
+    yield from _estimate(WHOLE, "change of lambda_1", found.largest[t - 1])
+    yield from _estimate(WHOLE, "change of trace", found.trace[t - 1])
+    for name, moved in found.layer_traces.items():
+        yield from _estimate(name, "change of trace", moved[t - 1])
+    value, error = found.persistence[t - 1]
+    if np.isfinite(value):
+        yield (
+            WHOLE, f"overlap of the top {found.k} eigenvectors with those before", float(value), float(error), CERTIFIED
+        )  # fmt: skip
+    for track, share in zip(found.tracks, found.overlaps[:, t - 1], strict=True):
+        if np.isfinite(share):
+            quantity = f"overlap of eigenvector {track[t] + 1} with number {track[t - 1] + 1} before"
+            yield WHOLE, quantity, float(share), None, UNKNOWN

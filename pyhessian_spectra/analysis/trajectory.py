@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from pyhessian_spectra.spectra.krylov import FIRST_STAGE
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.trace import mean_of
 
+if TYPE_CHECKING:
+    import pandas
+
 # Two orthonormal sets have at most one vector each with more than half of its length along a given vector of the other.
 _SAME = 0.5
 
@@ -34,6 +38,10 @@ class Trajectory:
 
     Parameters
     ----------
+    labels : tuple of str, length T
+        What the checkpoints are called.
+    steps : tuple of (float or None), length T
+        Their optimisation steps, where known.
     tracks : ndarray of int, shape (m, T)
         The rank of each followed eigenvalue at each of ``T`` checkpoints, 0 for the largest, and -1 where it is not
         among those found. An eigenvalue is followed from one checkpoint to the next if more than half of the squared
@@ -59,6 +67,8 @@ class Trajectory:
         What makes the comparison doubtful.
     """
 
+    labels: tuple[str, ...]
+    steps: tuple[float | None, ...]
     tracks: NDArray[np.int64]
     overlaps: Floats
     persistence: Floats
@@ -70,14 +80,24 @@ class Trajectory:
     thresholds: tuple[float | None, ...]
     notes: tuple[Note, ...] = ()
 
+    def to_frame(self) -> pandas.DataFrame:
+        """Every change as a row of a pandas DataFrame, with its error and the kind of error."""
+        from pyhessian_spectra.analysis.table import changes, to_frame
 
-def follow(analyses: Sequence[SpectralAnalysis], *, k: int | None = None) -> Trajectory:
+        return to_frame(list(changes(self)))
+
+
+def follow_checkpoints(
+    analyses: Sequence[SpectralAnalysis], *, labels: Sequence[str] | None = None, k: int | None = None
+) -> Trajectory:
     """Follow a run through its checkpoints, given in the order of training.
 
     Parameters
     ----------
     analyses : sequence of SpectralAnalysis
         On the same examples with the same seed, so that changes have small errors.
+    labels : sequence of str, optional
+        By default what each ``problem`` calls its checkpoint, or its number.
     k : int, optional
         Size of the spaces whose persistence is measured; by default all eigenvalues found at the upper edge.
 
@@ -100,6 +120,8 @@ def follow(analyses: Sequence[SpectralAnalysis], *, k: int | None = None) -> Tra
     shared = [name for name in analyses[0].layers if all(name in analysis.layers for analysis in analyses)]
     tracks, overlaps = _tracks(blocks)
     return Trajectory(
+        checkpoint_names(analyses) if labels is None else tuple(labels),
+        tuple(checkpoint_step(analysis) for analysis in analyses),
         tracks,
         overlaps,
         np.array([_persistence(one.full, other.full, k) for one, other in steps]),
@@ -114,6 +136,17 @@ def follow(analyses: Sequence[SpectralAnalysis], *, k: int | None = None) -> Tra
         tuple(_threshold(analysis) for analysis in analyses),
         comparable({str(i): analysis for i, analysis in enumerate(analyses)}, checkpoints=False),
     )
+
+
+def checkpoint_names(analyses: Sequence[SpectralAnalysis]) -> tuple[str, ...]:
+    """What each ``problem`` calls its checkpoint, or its number in the list."""
+    return tuple(str(analysis.problem.get("checkpoint", i)) for i, analysis in enumerate(analyses))
+
+
+def checkpoint_step(analysis: SpectralAnalysis) -> float | None:
+    """The optimisation step, where it is known."""
+    step = analysis.problem.get("step")
+    return float(step) if isinstance(step, (int, float)) else None
 
 
 def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:

@@ -15,7 +15,7 @@ import filelock
 from pyhessian_spectra.errors import InputError
 
 # What a report's directory holds; --force replaces a directory of these, results.json among them, and no other.
-_OWN = ("report.html", "results.json", "spectra.npz", "figures", "figures/*.svg")
+_OWN = ("report.html", "results.json", "spectra.npz", "table.csv", "figures", "figures/*.svg")
 _OWN_AFTER_TRAINING = (*_OWN, "checkpoints", "checkpoints/step-[0-9]*.pt")
 
 

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from pyhessian_spectra.analysis.coupling import LayerCoupling
 from pyhessian_spectra.analysis.eigenspaces import Localisation
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.trajectory import follow
+from pyhessian_spectra.analysis.trajectory import follow_checkpoints
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import scale_values
 from pyhessian_spectra.plots.eigenvalues import place_checkpoints
@@ -82,9 +82,9 @@ def plot_tracks(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = None)
 
     A line ends where no vector of the next checkpoint has more than half of its squared length along it. The dashed
     line is the curvature above which the optimiser is unstable, where its rate is known; see
-    :func:`~pyhessian_spectra.analysis.trajectory.follow`, which says what is refused.
+    :func:`~pyhessian_spectra.analysis.trajectory.follow_checkpoints`, which says what is refused.
     """
-    found = follow(analyses)
+    found = follow_checkpoints(analyses)
     values = [analysis.full.largest.eigenvalues[::-1] for analysis in analyses]
     colors = sns.color_palette("colorblind", 10)
     with style.drawing(ax, height=style.HEIGHT + 0.2) as ax:

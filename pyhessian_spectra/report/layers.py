@@ -10,7 +10,7 @@ import numpy as np
 from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import Trajectory, follow
+from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
 from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
@@ -44,7 +44,7 @@ def describe_steps(analyses: Sequence[SpectralAnalysis], labels: Sequence[str]) 
         return None
     if not all(len(analysis.full.largest) for analysis in analyses):
         return None
-    found = follow(analyses)
+    found = follow_checkpoints(analyses)
     return {
         "rows": [_step(found, t, labels) for t in range(1, len(analyses))],
         "k": found.k,
