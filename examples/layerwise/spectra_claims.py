@@ -154,8 +154,8 @@ def criteria_of(network: str) -> tuple[Criterion, ...]:
             Criterion(
                 "U-shape",
                 f"{network}: by {metric}, distance against depth is U-shaped",
-                "first and last layer are both farther from the whole than the middle ones on average, by more than the "
-                f"mean null, in {MOST:.0%} of the runs (last checkpoint, both steps)",
+                "first and last layer are both farther from the whole than the middle ones on average, by more than "
+                f"the mean null, in {MOST:.0%} of the runs (last checkpoint, both steps)",
                 u_shaped(network, metric),
             )
             for metric in NAMES

@@ -31,14 +31,14 @@ def draw_spectra(profiles: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
     A panel a network: its first run of the largest step.
     """
-    chosen: dict[str, str] = {}
+    chosen: list[str] = []
     for name, network in NETWORKS.items():
         of = [run for run in profiles if run.startswith(f"{name}, step {network.rates[-1]:g},")]
-        chosen |= {name: run for run in of[:1]}
+        chosen += of[:1]
     if not chosen:
         return None
     figure, axes = new_figure(1, len(chosen), width=1.0 + 3.4 * len(chosen), height=3.6)
-    for ax, run in zip(axes[0], chosen.values(), strict=True):
+    for ax, run in zip(axes[0], chosen, strict=True):
         layers = [label for label in profiles[run] if label != WHOLE]
         colours = {WHOLE: INK} | dict(zip(layers, sns.color_palette("viridis_r", len(layers)), strict=True))
         for label, colour in colours.items():
