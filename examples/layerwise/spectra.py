@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from examples.experiment import parse, write
 from examples.layerwise import spectra_figures as figures
@@ -91,9 +92,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def told(network: Network, data: str | None) -> dict[str, Any]:
     """What a reader must know of a network."""
-    description = images(data, network)[-1]
-    kept = {"epochs": list(network.kept), "rates": list(network.rates), "seeds": network.seeds}
-    return {"images": description, **kept, "subsets": network.subsets, "analysed": 10 * network.a_class}
+    x, _, description = images(data, network)
+    with torch.random.fork_rng(devices=[]):
+        parameters = sum(p.numel() for p in network.build(channels=x.shape[1]).parameters())
+    return {
+        "images": description,
+        "parameters": parameters,
+        "epochs": list(network.kept),
+        "rates": list(network.rates),
+        "seeds": network.seeds,
+        "subsets": network.subsets,
+        "analysed": 10 * network.a_class,
+    }
 
 
 def shortened(numbers: dict[str, Any]) -> str:
