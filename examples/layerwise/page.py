@@ -112,6 +112,8 @@ def control(numbers: dict[str, Any], network: str) -> list[dict[str, Any]]:
             row[matrix] = ", ".join(
                 f"{each} in {names.count(each)}" for each in sorted({*names}, key=names.count)[::-1]
             )
+            apart = np.median([run["last"][matrix][metric]["distances"] for run in runs], axis=0)
+            row[f"{matrix}_course"] = (apart[0], apart[1:-1].mean(), apart[-1])
             row[f"{matrix}_largest"] = sum(place == int(np.argmax(sizes)) for place in places)
         rows.append(row)
     return rows

@@ -85,7 +85,7 @@ def ratio(
 
 def factor(found: Paired) -> str:
     mean, low, high = np.exp([found.mean, found.lower, found.upper])
-    return f"x {mean:.3g} [{low:.2g}, {high:.2g}]"
+    return f"x {mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def falls(network: str, rate: float, quantity: str, since: int, *, layerwise: bool) -> Judgement:
