@@ -47,6 +47,12 @@ def run_all(once: Callable[[Run], Run], runs: Sequence[Run], path: Path, *, proc
     return [known[_key(run)] for run in runs]
 
 
+def finished(runs: Sequence[Run], path: Path) -> list[Run]:
+    """Those of the runs that have ended, by the lines of ``path``."""
+    known = dict(_lines(path))
+    return [run for run in runs if _key(run) in known]
+
+
 class _Once:
     """``run -> (run, found)``, which other processes can be sent."""
 
