@@ -121,16 +121,27 @@ def test_other_data_give_errors_as_if_independent():
     assert change(one, dataclasses.replace(other, data_stderr=None)).data_stderr is None
 
 
-def test_the_threshold_is_that_of_the_optimiser_and_unknown_where_it_is():
-    plain = exact_analysis(learning_rate=0.1)
-    heavy = exact_analysis(learning_rate=0.1, momentum=0.9)
-    adam, unknown = exact_analysis(learning_rate=0.1, optimizer="Adam"), exact_analysis()
-    assert follow_checkpoints([plain, heavy, adam, unknown]).thresholds == (
-        pytest.approx(20.0),
-        pytest.approx(38.0),
-        None,
-        None,
-    )
+def diverges(curvature: float, rate: float, **how) -> bool:
+    """Whether torch's SGD leaves the minimum of a quadratic."""
+    w = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=rate, **how)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        (curvature * w**2 / 2).sum().backward()
+        optimizer.step()
+    return bool(w.abs() > 1)
+
+
+@pytest.mark.parametrize("how", [{}, {"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}], ids=str)
+def test_the_threshold_is_where_the_optimiser_becomes_unstable(how):
+    limit = follow_checkpoints([exact_analysis(learning_rate=0.1, **how), exact_analysis()]).thresholds[0]
+    assert diverges(1.02 * limit, 0.1, **how) and not diverges(0.98 * limit, 0.1, **how)
+
+
+@pytest.mark.parametrize("unknown", [{}, {"optimizer": "Adam"}, {"optimiser": "AdamW"}, {"dampening": 0.5}], ids=str)
+def test_no_threshold_is_told_where_it_is_not_known(unknown):
+    rate = {"learning_rate": 0.1} if unknown else {}
+    assert follow_checkpoints([exact_analysis(**rate, **unknown), exact_analysis()]).thresholds == (None, None)
 
 
 def test_other_data_are_noted_and_wrong_arguments_refused():

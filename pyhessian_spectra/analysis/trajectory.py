@@ -60,9 +60,9 @@ class Trajectory:
     layer_traces : mapping of str to tuple of TraceEstimate
         The changes of the traces of layers.
     thresholds : tuple of (float or None), length T
-        The curvature above which plain gradient descent is unstable, ``2 / lr``, or ``(2 + 2 momentum) / lr`` with
-        heavy-ball momentum (Cohen et al. 2021); None where the problem does not say ``learning_rate``, or another
-        optimiser than SGD.
+        The curvature above which plain gradient descent is unstable, ``2 / lr``; with heavy-ball momentum ``(2 + 2
+        momentum) / lr``, with Nesterov's that over ``1 + 2 momentum`` (Cohen et al. 2021). None where the problem does
+        not say ``learning_rate``, or says ``dampening`` or another ``optimizer`` than SGD.
     notes : tuple of Note
         What makes the comparison doubtful.
     """
@@ -240,8 +240,9 @@ def _persistence(one: BlockAnalysis, other: BlockAnalysis, k: int) -> tuple[floa
 def _threshold(analysis: SpectralAnalysis) -> float | None:
     problem = analysis.problem
     rate, momentum = problem.get("learning_rate"), problem.get("momentum") or 0.0
-    if str(problem.get("optimizer", "SGD")).upper() != "SGD":
+    named = problem.get("optimizer", problem.get("optimiser", "SGD"))
+    if str(named).upper() != "SGD" or problem.get("dampening"):
         return None
     if not (isinstance(rate, (int, float)) and isinstance(momentum, (int, float)) and rate > 0):
         return None
-    return (2 + 2 * momentum) / rate
+    return (2 + 2 * momentum) / (rate * (1 + 2 * momentum if problem.get("nesterov") else 1))
