@@ -15,7 +15,7 @@ from pyhessian_spectra import (
     analyze_operator,
 )
 from pyhessian_spectra.analysis.coupling import REST, layer_coupling
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 
 LAYOUT = ParameterLayout({"a.weight": torch.Size([5, 6]), "b.weight": torch.Size([20]), "c.weight": torch.Size([30])})
 LAYERS = Partition.by_module(LAYOUT)
@@ -135,3 +135,17 @@ def test_products_are_counted_and_wrong_arguments_refused():
         layer_coupling(op, LAYERS, num_probes=1)
     with pytest.raises(InputError, match="80 coordinates and the operator has 5"):
         layer_coupling(MatrixOperator(torch.eye(5)), LAYERS)
+
+
+def test_the_mass_of_a_single_parameter_is_exact_from_one_sign():
+    layout = ParameterLayout({"a.weight": torch.Size([79]), "b.weight": torch.Size([1])})
+    entries = coupled()
+    found = layer_coupling(Products(entries), Partition.by_module(layout))
+    assert found.mass[1, 1] == pytest.approx(float(entries[79, 79] ** 2), rel=1e-9)
+
+
+def test_products_that_are_no_numbers_and_partitions_that_are_none_are_refused():
+    with pytest.raises(NonFiniteError, match="so are the masses"):
+        layer_coupling(Products(torch.full((80, 80), torch.nan)), LAYERS)
+    with pytest.raises(InputError, match="partition must be a Partition, got list"):
+        layer_coupling(Products(coupled()), ["a"])

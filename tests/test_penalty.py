@@ -12,7 +12,7 @@ from problems import CASES, batchnorm_train, lstm, mlp, relu_mlp
 from torch import Tensor, nn
 
 from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Partition, RiskOperator
-from pyhessian_spectra.errors import InputError, SecondDerivativeError
+from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
 from pyhessian_spectra.regularisers import TracePenalty, trace_penalty
 
 MATRICES = {HessianOperator: Oracle.hessian, GGNOperator: Oracle.ggn}
@@ -415,3 +415,31 @@ class Through(nn.Module):
 def test_an_operation_without_further_derivatives_is_named(function, named, matrix):
     with pytest.raises(SecondDerivativeError, match=named):
         trace_penalty(Through(function), nn.CrossEntropyLoss(), matrix=matrix)(BATCH)
+
+
+@pytest.mark.parametrize("matrix", [HessianOperator, GGNOperator])
+def test_a_loss_that_mixes_examples_only_in_its_third_derivative_is_no_loss_of_each(matrix):
+    """Below a head of zeros the mixing has no curvature, but its curvature changes with the head."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    x, y = torch.randn(6, 4, generator=seeded(), dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss = lambda z, y: nn.functional.cross_entropy(z, y) + (z.mean(dim=0) ** 3).sum()  # noqa: E731
+    penalty = trace_penalty(model, loss, groups="2", matrix=matrix, num_probes=100)
+    along = torch.randn(3, 5, generator=seeded(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad(penalty((x, y)), [model[2].weight])
+    risk, values = EmpiricalRisk(model, loss, (x, y)).restrict("2"), []
+    for step in (1e-4, -1e-4):
+        with torch.no_grad():
+            model[2].weight.copy_(step * along)
+        values.append(float(matrix(risk).to_dense().trace()))
+    assert float((found * along).sum()) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-6)
+
+
+def test_a_batch_without_a_trace_and_switched_off_derivatives_are_told_as_such():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.ones(2, 3)
+    penalty = trace_penalty(model, nn.CrossEntropyLoss())
+    with torch.no_grad(), pytest.raises(InputError, match="outside of"):
+        penalty((x, torch.tensor([0, 1])))
+    with pytest.raises(NonFiniteError, match="whether it has any target that counts"):
+        penalty((x, torch.tensor([-100, -100])))

@@ -216,7 +216,7 @@ def test_new_values_are_drawn_as_asked():
     own = lambda shape, draw: torch.full(shape, 7.0)  # noqa: E731
     reset(model, k=10, init=own).step(data)
     assert int((model[4].weight == 7).sum()) == 2
-    with pytest.raises(InputError, match=r"init gave shape \(2,\) for 4.weight, which has \(3, 5\)"):
+    with pytest.raises(InputError, match=r"a real tensor \(3, 5\) for 4.weight, and gave shape \(2,\)"):
         reset(model, init=lambda shape, draw: torch.zeros(2)).step(data)
 
 
@@ -329,3 +329,50 @@ def test_an_embedding_that_has_no_way_of_drawing_is_refused_and_changes_nothing(
     with pytest.raises(InputError, match=r"Bare, which owns w, has no reset_parameters"):
         reset(model, layers="w", init="own").step((torch.ones(4, 2), torch.zeros(4, dtype=torch.long)))
     assert bool((model.w == 1).all())
+
+
+def test_new_values_that_are_no_numbers_are_refused_and_change_nothing():
+    model, data = problem()
+    before = model[4].weight.detach().clone()
+    for values, sentence in (
+        (float("nan"), "NaN or infinite values for 4.weight; nothing was reset"),
+        (None, "NoneType"),
+    ):
+        made = (lambda shape, draw: None) if values is None else (lambda shape, draw: torch.full(shape, float("nan")))
+        with pytest.raises(InputError, match=sentence):
+            reset(model, init=made).step(data)
+    assert torch.equal(model[4].weight, before)
+
+
+def test_weights_are_those_that_the_model_has_when_a_step_is_taken():
+    model, data = problem()
+    again = reset(model, k=50)
+    model.load_state_dict({name: p.clone() for name, p in model.state_dict().items()}, assign=True)
+    found = again.step(data).coordinates["4.weight"]
+    assert (model[4].weight.flatten()[found] == 0).all()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = reset(model, optimizer=optimizer)
+    model[4].weight = nn.Parameter(model[4].weight.detach().clone())
+    with pytest.raises(InputError, match="the optimizer does not hold"):
+        held.step(data)
+
+
+def test_weights_in_the_memory_of_others_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = nn.Parameter(model[0].weight.data.t())
+    with pytest.raises(InputError, match="lies in the memory of"):
+        CurvatureReinitializer(model, nn.CrossEntropyLoss())
+    model[2].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
+    with pytest.raises(InputError, match="is an expanded tensor"):
+        CurvatureReinitializer(model, nn.CrossEntropyLoss())
+    lstm = nn.LSTM(3, 4)  # whose weights lie side by side in one memory
+    assert CurvatureReinitializer(lstm, nn.CrossEntropyLoss()).names == ("weight_ih_l0", "weight_hh_l0")
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 2, groups=2), nn.ConvTranspose2d(4, 3, 2)], ids=["grouped", "transposed"]
+)
+def test_units_of_convolutions_whose_rows_are_none_are_refused(layer):
+    with pytest.raises(InputError, match="rows and columns of weight are not its units"):
+        CurvatureReinitializer(layer, nn.CrossEntropyLoss(), unit="row")
+    CurvatureReinitializer(layer, nn.CrossEntropyLoss())

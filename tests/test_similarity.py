@@ -193,3 +193,31 @@ def test_one_spectrum_cannot_be_compared_and_a_part_must_have_all():
     parts = [{"a": exact(1.0)}] * 2
     with pytest.raises(InputError, match="has no spectrum of 'b'"):
         similarity_matrix({"a": exact(1.0), "b": exact(2.0)}, parts=parts)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.ones(2)])
+def test_a_metric_that_gives_no_finite_number_is_refused(bad):
+    given = {"a": exact(1.0), "b": exact(2.0)}
+    with pytest.raises(InputError, match="it must give a finite number"):
+        similarity_matrix(given, metric=lambda first, second: bad)
+    with pytest.raises(InputError, match="metric must be a function of two spectra"):
+        similarity_matrix(given, metric="wasserstein")
+
+
+def test_rounding_of_spectra_of_zeros_is_no_difference():
+    rng = np.random.default_rng(0)
+
+    def zeros() -> Spectrum:
+        return Spectrum.from_eigenvalues(1e-16 * rng.normal(size=5), rounding=1e-15)
+
+    parts = [{"a": zeros(), "b": zeros()} for _ in range(6)]
+    for metric in ALL[:6]:
+        found = similarity_matrix(parts[0], parts=parts, metric=metric)
+        assert found.values[0, 1] == 0 and found.p_values[0, 1] == 1
+
+
+def test_many_parts_are_exchanged_at_random():
+    parts = parts_of({"a": lambda rng: rng.normal(size=9), "b": lambda rng: rng.normal(9, 1, size=9)}, 30, 0)
+    assert similarity_matrix(parts[0], parts=parts).p_values[0, 1] == 2.0**-11
+    alike = parts_of({name: lambda rng: rng.normal(size=9) for name in "ab"}, 14, 0)
+    assert 0.05 < similarity_matrix(alike[0], parts=alike).p_values[0, 1] <= 1

@@ -155,3 +155,12 @@ def test_the_doctor_says_what_coupling_and_parts_will_take():
     assert any(sentence.startswith("6 parts of the data: 170 products each") for sentence in told)
     (failed,) = [f for f in examine(network(), Settings(data_parts=7)) if f.level == "FAIL"]
     assert failed.sentence == "data_parts = 7 needs as many batches, got 6"
+
+
+def test_a_layer_that_is_called_as_the_whole_is_must_have_another_label():
+    model = torch.nn.ModuleDict({"whole": torch.nn.Linear(6, 3)}).double()
+    model.forward = lambda x: model["whole"](x)
+    risk = EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), network().data)
+    with pytest.raises(InputError, match="a layer is called 'whole', which stands for the whole matrix"):
+        analyze(risk)
+    assert list(analyze(risk, layers={"layer whole": "whole"}).layers) == ["layer whole"]

@@ -132,7 +132,9 @@ def diverges(curvature: float, rate: float, **how) -> bool:
     return bool(w.abs() > 1)
 
 
-@pytest.mark.parametrize("how", [{}, {"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}, {"weight_decay": 5.0}], ids=str
+)
 def test_the_threshold_is_where_the_optimiser_becomes_unstable(how):
     limit = follow_checkpoints([exact_analysis(learning_rate=0.1, **how), exact_analysis()]).thresholds[0]
     assert diverges(1.02 * limit, 0.1, **how) and not diverges(0.98 * limit, 0.1, **how)
@@ -144,9 +146,30 @@ def test_no_threshold_is_told_where_it_is_not_known(unknown):
     assert follow_checkpoints([exact_analysis(**rate, **unknown), exact_analysis()]).thresholds == (None, None)
 
 
+def test_checkpoints_on_other_data_or_another_loss_are_noted_and_not_paired():
+    risk, generator = network(0.0, examples()), torch.Generator().manual_seed(0)
+
+    def of(data, loss=None) -> SpectralAnalysis:
+        other = EmpiricalRisk(risk.model, loss or risk.loss_fn, data)
+        return analyze(other, layers=False, num_eigenvalues=3, generator=generator.manual_seed(0))
+
+    first = of(risk.data)
+    assert not follow_checkpoints([first, of(risk.data)]).notes
+    assert follow_checkpoints([first, of(risk.data)]).trace[0].data_stderr < 1e-6
+    for other in (of(risk.data[::-1]), of(examples(1)), of(risk.data, torch.nn.CrossEntropyLoss(label_smoothing=0.3))):
+        found = follow_checkpoints([first, other])
+        assert [note.kind for note in found.notes] == ["comparison"]
+        errors = first.full.trace.data_stderr, other.full.trace.data_stderr
+        assert found.trace[0].data_stderr == pytest.approx(np.hypot(*errors))
+
+
 def test_other_data_are_noted_and_wrong_arguments_refused():
     assert follow_checkpoints([exact_analysis(N=5), exact_analysis()]).notes[0].kind == "comparison"
     assert not follow_checkpoints([exact_analysis(sha256="a" * 64), exact_analysis()]).notes
+    with pytest.raises(InputError, match="a sequence of SpectralAnalysis"):
+        follow_checkpoints(exact_analysis())
+    with pytest.raises(InputError, match="1 labels were given for 2 checkpoints"):
+        tidy([exact_analysis(), exact_analysis()], ["one"])
     with pytest.raises(InputError, match="at least two checkpoints, got 1"):
         follow_checkpoints([exact_analysis()])
     with pytest.raises(InputError, match="1,000 and 2,000 parameters"):

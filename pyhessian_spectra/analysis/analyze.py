@@ -18,6 +18,7 @@ from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.parts import Parts, require_parts
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.sampling import data_notes
+from pyhessian_spectra.analysis.similarity import WHOLE
 from pyhessian_spectra.analysis.structure import Structure, coupling_of, localised
 from pyhessian_spectra.curvature import (
     EmpiricalRisk,
@@ -34,7 +35,7 @@ from pyhessian_spectra.curvature.partition import Group, GroupSpec
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError, UnverifiedError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.runs.journal import open_journal
+from pyhessian_spectra.runs.journal import digests, open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
 from pyhessian_spectra.spectra import LinearOperator, MatrixOperator, Settings, Spectrum
 from pyhessian_spectra.spectra.basis import readable
@@ -109,6 +110,11 @@ def analyze(
     settings = (settings or Settings()).replace(**fields)
     risk = risk.replace(memory_budget=settings.memory_budget).held()
     groups = chosen_layers(risk.layout, layers)
+    if WHOLE in (group.label for group in groups):
+        raise InputError(
+            f"a layer is called {WHOLE!r}, which stands for the whole matrix; give it another label, such as "
+            f"layers={{'layer {WHOLE}': {WHOLE!r}, ...}}"
+        )
     drawn = torch.randint(2**62, (), generator=generator or fresh_generator())
     seed = risk.sample.processes.from_first(int(drawn))
     start = time.perf_counter()
@@ -145,6 +151,7 @@ def analyze(
         "matrix": op.kind,
         "tol": settings.tol,
         "verified": verified,
+        **{f"{what}_digest": text[:16] for what, text in digests(risk).items()},
         **(problem or {}),
     }
 

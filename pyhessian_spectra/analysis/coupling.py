@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.partition import Partition
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, TraceEstimate
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
@@ -84,7 +84,8 @@ def layer_coupling(
 ) -> LayerCoupling:
     """Estimate the mass of every block from ``num_probes`` products for each group.
 
-    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for normal vectors ``v_k`` in group ``k``. The masses of approximate eigenpairs
+    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for random vectors ``v_k`` in group ``k``, uniform on a
+    sphere. The masses of approximate eigenpairs
     are known exactly, so that what the same vectors make of them says how much chance has moved each sample: a control
     variate, which does not bias the mean however good the eigenpairs are.
 
@@ -107,6 +108,8 @@ def layer_coupling(
         Too few probes, or a partition of other coordinates.
     """
     require_operator(op)
+    if not isinstance(partition, Partition):
+        raise InputError(f"partition must be a Partition, got {type(partition).__name__}; see Partition.of")
     if partition.layout.n != op.n:
         raise InputError(f"the partition is of {partition.layout.n:,} coordinates and the operator has {op.n:,}")
     groups = {group.label: group.indices for group in partition}
@@ -120,14 +123,17 @@ def layer_coupling(
         squares, parts = op.matrix.double() ** 2, list(groups.values())
         mass = np.array([[float(squares[rows][:, columns].sum()) for columns in parts] for rows in parts])
         return LayerCoupling(labels, mass, np.zeros_like(mass), 0, _outside(mass[None], 0, 0.0), 0.0)
-    if num_probes < 2:
+    if not isinstance(num_probes, int) or num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     generator, meter = generator or fresh_generator(), Meter.of(op)
     before, places = meter.num_products, [indices.to(op.device) for indices in groups.values()]
     part = _KnownPart(known, places, op)
     plain, controls, products = [], [], []
     for _ in range(num_probes):
-        drawn, image = op.space.randn(generator), torch.zeros(op.n, dtype=op.dtype, device=op.device)
+        drawn, image = (
+            _spherical(op.space.randn(generator), places),
+            torch.zeros(op.n, dtype=op.dtype, device=op.device),
+        )
         columns, of_part = [], []
         for at in places:
             v = torch.zeros_like(drawn)
@@ -145,12 +151,26 @@ def layer_coupling(
     seen = samples.std(axis=0, ddof=1) / num_probes**0.5
     # few values may agree by chance: what one outlier may hide is added, as for traces
     unseen = (2 / num_probes) ** 0.5 * np.abs(mass - part.mass) * 2.0 ** ((1 - num_probes) / 2)
-    error, spent = _outside(samples, num_probes, off), meter.num_products - before
+    if not np.isfinite(mass).all():
+        raise NonFiniteError("products are NaN or infinite, and so are the masses; look at the operator")
+    sampled = min(1.0, float(np.abs(mass - part.mass).sum() / (np.abs(mass).sum() or 1.0)))
+    error, spent = _outside(samples, num_probes, off, sampled), meter.num_products - before
     return LayerCoupling(labels, mass, np.hypot(seen, unseen), num_probes, error, off, spent)
 
 
-def _outside(samples: Floats, num_probes: int, off: float) -> TraceEstimate:
-    """The share of mass off the block diagonal, from samples (r, p, p) of all masses; by the jackknife over these."""
+def _spherical(v: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """A normal vector with each group's part brought to the length that it has on average: a sign in a group of one."""
+    found = torch.zeros_like(v)
+    for at in places:
+        found[at] = v[at] * (len(at) ** 0.5 / torch.linalg.vector_norm(v[at]))
+    return found
+
+
+def _outside(samples: Floats, num_probes: int, off: float, sampled: float = 1.0) -> TraceEstimate:
+    """The share of mass off the block diagonal, from samples (r, p, p) of all masses; by the jackknife over these.
+
+    ``sampled`` is the part of the mass that no known eigenpairs explain, of which few samples may hide an outlier.
+    """
 
     def share(mass: Floats) -> float:
         total = float(mass.sum())
@@ -162,8 +182,9 @@ def _outside(samples: Floats, num_probes: int, off: float) -> TraceEstimate:
     if not num_probes:
         return TraceEstimate(value, 0.0, 0, rounding=rounding)
     left = np.array([share(np.delete(samples, i, axis=0).mean(axis=0)) for i in range(len(samples))])
-    stderr = float(((num_probes - 1) / num_probes * ((left - left.mean()) ** 2).sum()) ** 0.5)
-    return TraceEstimate(value, stderr, 0, "probes of each group", num_probes, rounding=rounding)
+    seen = float(((num_probes - 1) / num_probes * ((left - left.mean()) ** 2).sum()) ** 0.5)
+    unseen = sampled * abs(value * (1 - value)) * (2 / num_probes) ** 0.5 * 2.0 ** ((1 - num_probes) / 2)
+    return TraceEstimate(value, float(np.hypot(seen, unseen)), 0, "probes of each group", num_probes, rounding=rounding)
 
 
 class _KnownPart:

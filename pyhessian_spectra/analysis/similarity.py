@@ -26,8 +26,12 @@ WHOLE = "whole"
 #: A difference is marked if chance makes it as large with at most this probability.
 LEVEL = 0.05
 
+# Up to so many parts all exchanges are made, beyond it as many at random.
+_ALL_WAYS = 12
+
 # What must be equal for two analyses to be of the same data, and of the same checkpoint.
-_DATA, _CHECKPOINT = ("data", "split", "N", "loss", "matrix"), ("sha256", "checkpoint")
+_DATA = ("data", "split", "N", "loss", "reduction", "matrix", "data_digest", "loss_digest")
+_CHECKPOINT = ("sha256", "checkpoint")
 
 Given = SpectralAnalysis | BlockAnalysis | Spectrum
 
@@ -161,13 +165,28 @@ def similarity_matrix(
         raise InputError(f"a part of the data has no spectrum of {lacking[0]!r}; give the same spectra of each part")
     chosen = [_spectrum(given[label]) for label in labels]
     name = getattr(metric, "__name__", type(metric).__name__)
+    if not callable(metric):
+        raise InputError(f"metric must be a function of two spectra, such as metrics.wasserstein, got {metric!r}")
     whole = [merged(spectrum) for spectrum in chosen]
+    metric = _checked(metric)
     values, probe = np.zeros((len(labels),) * 2), np.zeros((len(labels),) * 2)
     for i, j in itertools.combinations(range(len(labels)), 2):
         values[i, j] = values[j, i] = metric(whole[i], whole[j])
         probe[i, j] = probe[j, i] = _probe_error(metric, chosen[i], chosen[j], values[i, j])
     found = SimilarityMatrix(labels, name, values, probe, notes=notes)
     return found if len(parts) < 2 else _beside_null(found, metric, parts)
+
+
+def _checked(metric: Metric) -> Metric:
+    """The metric, which raises InputError where it gives no finite number."""
+
+    def call(first: Spectrum, second: Spectrum) -> float:
+        value = metric(first, second)
+        if np.ndim(value) or not np.isfinite(value):
+            raise InputError(f"the metric gave {value!r} for two spectra; it must give a finite number")
+        return float(value)
+
+    return call
 
 
 def _beside_null(found: SimilarityMatrix, metric: Metric, parts: Sequence[Mapping[str, Spectrum]]) -> SimilarityMatrix:
@@ -203,7 +222,12 @@ def _exchange_test(between: Floats) -> float:
         return float(crossed - sum(within) / 2)
 
     # exchanging all is no change, so the first part keeps its labels
-    ways = [statistic(np.array([0, *way])) for way in itertools.product((0, 1), repeat=count - 1)]
+    if count <= _ALL_WAYS:
+        others = np.array([*itertools.product((0, 1), repeat=count - 1)])
+    else:  # a random set of exchanges, of which none is the first, gives an exact test too
+        others = np.random.default_rng(0).integers(0, 2, (2 ** (_ALL_WAYS - 1), count - 1))
+        others[0] = 0
+    ways = [statistic(np.array([0, *way])) for way in others]
     rounding = 1e-9 * float(np.abs(table).max())
     return float(np.mean(np.array(ways) >= ways[0] - rounding))
 
@@ -226,8 +250,12 @@ def _without(spectrum: Spectrum, row: int) -> Spectrum:
 
 
 def merged(spectrum: Spectrum) -> Spectrum:
-    """The same measure with one row and each node once: metrics take less time where most eigenvalues are zero."""
+    """The same measure with one row and each node once: metrics take less time where most eigenvalues are zero.
+
+    What is zero to rounding becomes zero, so that no metric compares rounding errors.
+    """
     nodes, weights = spectrum.flat()
+    nodes = np.where(np.abs(nodes) <= spectrum.rounding, 0.0, nodes)
     values, at = np.unique(nodes[weights > 0], return_inverse=True)
     merged = np.bincount(at, weights[weights > 0])
     return Spectrum(values[None], merged[None] / merged.sum(), spectrum.n, num_atoms=0, dtype=spectrum.dtype)

@@ -58,7 +58,11 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
     the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
     checkpoint before.
     """
+    if isinstance(analyses, SpectralAnalysis):
+        raise InputError("analyses must be a sequence; put a single one in a list")
     names = checkpoint_names(analyses) if labels is None else labels
+    if len(names) != len(analyses):
+        raise InputError(f"{len(names)} labels were given for {len(analyses)} checkpoints; give one for each")
     rows = []
     for name, analysis in zip(names, analyses, strict=True):
         rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis)]

@@ -7,6 +7,7 @@ than the difference of two errors would say.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -61,8 +62,8 @@ class Trajectory:
         The changes of the traces of layers.
     thresholds : tuple of (float or None), length T
         The curvature above which plain gradient descent is unstable, ``2 / lr``; with heavy-ball momentum ``(2 + 2
-        momentum) / lr``, with Nesterov's that over ``1 + 2 momentum`` (Cohen et al. 2021). None where the problem does
-        not say ``learning_rate``, or says ``dampening`` or another ``optimizer`` than SGD.
+        momentum) / lr``, with Nesterov's that over ``1 + 2 momentum`` (Cohen et al. 2021), less ``weight_decay``. None
+        where the problem does not say ``learning_rate``, or says ``dampening`` or another ``optimizer`` than SGD.
     notes : tuple of Note
         What makes the comparison doubtful.
     """
@@ -106,19 +107,26 @@ def follow_checkpoints(
     InputError
         There are fewer than two, or they are of models of different size.
     """
+    if not all(isinstance(each, SpectralAnalysis) for each in (analyses if isinstance(analyses, Sequence) else [None])):
+        raise InputError("analyses must be a sequence of SpectralAnalysis, in the order of training")
     if len(analyses) < 2:
         raise InputError(f"a trajectory needs at least two checkpoints, got {len(analyses)}")
+    if labels is not None and len(labels) != len(analyses):
+        raise InputError(f"{len(labels)} labels were given for {len(analyses)} checkpoints; give one for each")
     blocks = [analysis.full for analysis in analyses]
     sizes = sorted({block.n for block in blocks})
     if len(sizes) > 1:
         raise InputError(f"checkpoints have {sizes[0]:,} and {sizes[1]:,} parameters; follow one model at a time")
     count = min(len(block.largest) for block in blocks)
     k = count if k is None else k
-    if not 1 <= k <= count:
+    if not isinstance(k, int) or not 1 <= k <= count:
         raise InputError(f"k must be between 1 and the {count} eigenvalues found at each checkpoint, got {k}")
     steps = list(itertools.pairwise(analyses))
     shared = [name for name in analyses[0].layers if all(name in analysis.layers for analysis in analyses)]
     tracks, overlaps = _tracks(blocks)
+    notes = comparable({str(i): analysis for i, analysis in enumerate(analyses)}, checkpoints=False)
+    if notes:  # batches are not the same ones, and their influences not to be paired
+        steps = [(_unpaired(one), other) for one, other in steps]
     return Trajectory(
         checkpoint_names(analyses) if labels is None else tuple(labels),
         tuple(checkpoint_step(analysis) for analysis in analyses),
@@ -134,7 +142,7 @@ def follow_checkpoints(
             for name in shared
         },
         tuple(_threshold(analysis) for analysis in analyses),
-        comparable({str(i): analysis for i, analysis in enumerate(analyses)}, checkpoints=False),
+        notes,
     )
 
 
@@ -169,6 +177,18 @@ def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:
         rounding=first.rounding + second.rounding,
         data_stderr=_paired_error(first, second),
         samples=None,
+    )
+
+
+def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
+    """The analysis without the influences of its batches."""
+
+    def without(block: BlockAnalysis) -> BlockAnalysis:
+        largest = replace(block.largest, data_influences=None)
+        return replace(block, largest=largest, trace=replace(block.trace, data_influences=None))
+
+    return replace(
+        analysis, full=without(analysis.full), layers={name: without(b) for name, b in analysis.layers.items()}
     )
 
 
@@ -243,6 +263,9 @@ def _threshold(analysis: SpectralAnalysis) -> float | None:
     named = problem.get("optimizer", problem.get("optimiser", "SGD"))
     if str(named).upper() != "SGD" or problem.get("dampening"):
         return None
-    if not (isinstance(rate, (int, float)) and isinstance(momentum, (int, float)) and rate > 0):
+    decay = problem.get("weight_decay") or 0.0
+    if not all(isinstance(each, (int, float)) and math.isfinite(each) for each in (rate, momentum, decay)):
         return None
-    return (2 + 2 * momentum) / (rate * (1 + 2 * momentum if problem.get("nesterov") else 1))
+    if rate is None or not (rate > 0 and 0 <= momentum < 1 and decay >= 0):
+        return None
+    return (2 + 2 * momentum) / (rate * (1 + 2 * momentum if problem.get("nesterov") else 1)) - decay

@@ -16,7 +16,7 @@ from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import GroupSpec, Partition
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
-from pyhessian_spectra.errors import InputError, SecondDerivativeError
+from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
 from pyhessian_spectra.regularisers.head import head_trace
 from pyhessian_spectra.spectra.space import VectorSpace, fresh_generator
 
@@ -58,7 +58,8 @@ def trace_penalty(
     Parameters
     ----------
     model : torch.nn.Module
-        It is not changed: no running statistics move, no ``.grad`` is written.
+        It is not changed: no running statistics move, no ``.grad`` is written. Under autocast the trace has the
+        precision of that.
     loss_fn : callable
         ``loss_fn(outputs, targets) -> scalar``, as for :class:`EmpiricalRisk`. The trace is that of its own matrix: of
         the mean of a mean, of the sum with ``reduction="sum"``.
@@ -105,10 +106,14 @@ def trace_penalty(
     """
     if probes not in _PROBES:
         raise InputError(f"probes must be one of {', '.join(_PROBES)}, got {probes!r}")
-    if num_probes < 1 or start < 0 or every < 1:
+    counts = (num_probes, every, start)
+    if not all(isinstance(each, int) for each in counts) or num_probes < 1 or start < 0 or every < 1:
         raise InputError(
-            f"num_probes and every must be at least 1 and start at least 0, got {num_probes}, {every} and {start}"
+            f"num_probes and every must be whole numbers of at least 1 and start of at least 0, got {num_probes}, "
+            f"{every} and {start}"
         )
+    if not callable(matrix):
+        raise InputError(f"matrix must be GGNOperator, HessianOperator or another RiskOperator, got {matrix!r}")
     generator = generator or fresh_generator()
 
     @functools.cache
@@ -120,6 +125,8 @@ def trace_penalty(
         return risk_in(mode or _mode_of(model))
 
     partition = _partition(risk().layout, groups, generator)
+    if not len(partition):
+        raise InputError("groups choose no parameter; name some, or take 'all'")
     return TracePenalty(risk, partition, matrix, num_probes, _PROBES[probes], (start, every), generator)
 
 
@@ -165,10 +172,15 @@ class TracePenalty:
         Raises
         ------
         SecondDerivativeError
-            The loss has no second or no third derivative, so that the penalty would change nothing.
+            The loss has no second or no third derivative on the first batch where it is on, so that the penalty would
+        change nothing. A function of the model that silently drops higher derivatives is not found.
+        NonFiniteError
+            The trace is NaN or infinite.
         InputError
-            Modules of the model are in both modes, or what :class:`EmpiricalRisk` raises for a batch.
+            Derivatives are switched off, modules are in both modes, or what :class:`EmpiricalRisk` raises for a batch.
         """
+        if not torch.is_grad_enabled():
+            raise InputError("a penalty needs derivatives; call it outside of torch.no_grad() and inference mode")
         risk, now = self._risk(), self.step
         self.step += 1
         if now < self._start or (now - self._start) % self._every:
@@ -178,6 +190,12 @@ class TracePenalty:
         op = self._matrix(part, point=part.live())
         traces = self._traces(op)
         value = torch.stack([*traces.values()]).sum()
+        seen = [value.detach(), *([] if risk.objective.latest is None else [risk.objective.latest])]
+        if not all(bool(torch.isfinite(each)) for each in seen):
+            raise NonFiniteError(
+                "the trace is NaN or infinite on this batch; look at its inputs, and whether it has any target that "
+                "counts"
+            )
         if not self._checked:
             _require_derivatives(op, value, whole)
             self._checked = True

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyhessian_spectra.curvature.parameters import trainable_layout
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.regularisers.owned import own_weights
 from pyhessian_spectra.regularisers.scores import LIMIT, SCORES, curvature_scores, weights_of
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.space import fresh_generator
@@ -80,8 +81,8 @@ class CurvatureReinitializer:
         Sum and mean order the weights of a layer alike, and differ where layers are pooled.
     unit : {"weight", "row", "column"}
         What is reset: single weights, or all that enter one of the layer's units (a row of torch's weight), or all that
-        leave one unit of the layer below (a column). The score of several is their sum, or mean with
-        ``score="mean"``.
+        leave one unit of the layer below (a column); of linear layers and plain convolutions. The score of several is
+        their sum, or mean with ``score="mean"``.
     scope : {"layer", "pooled"}
         ``k`` per cent of each weight tensor, or of all together.
     init : {"zeros", "uniform", "xavier", "own"} or callable
@@ -109,8 +110,9 @@ class CurvatureReinitializer:
     Raises
     ------
     InputError
-        Another choice than these, ``k`` outside (0, 100), unknown layers or ones without weights, tied weights, an
-        optimiser that does not hold the weights, or, when a step is taken, one whose state cannot be cleared.
+        Another choice than these, ``k`` outside (0, 100), unknown layers or ones without weights, weights that are tied
+        or share memory, an optimiser that does not hold the weights, or, when a step is taken, one whose state cannot
+        be cleared. Nothing is reset then.
 
     Examples
     --------
@@ -139,8 +141,8 @@ class CurvatureReinitializer:
         limit: int = LIMIT,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0 < k < 100:
-            raise InputError(f"k must be a percentage between 0 and 100, both excluded, got {k:g}")
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or not 0 < k < 100:
+            raise InputError(f"k must be a percentage between 0 and 100, both excluded, got {k!r}")
         given = (
             ("score", score, SCORES),
             ("unit", unit, UNITS),
@@ -152,21 +154,11 @@ class CurvatureReinitializer:
                 raise InputError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
         if not callable(init) and init not in INITS:
             raise InputError(f"init must be one of {', '.join(INITS)}, or a function, got {init!r}")
-        layout = trainable_layout(model)[0]
-        self.names = weights_of(model, layout, layers)
-        for name in self.names:
-            tied = [alias for alias, own in layout.aliases.items() if own == name]
-            if tied:
-                raise InputError(
-                    f"{name} is tied to {tied[0]}, and a reset would change both layers; name layers whose weights are "
-                    "their own"
-                )
-        self._weights = {name: model.get_parameter(name) for name in self.names}
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
-        for name, weight in self._weights.items():
-            if optimizer and id(weight) not in held:
-                raise InputError(f"the optimizer does not hold {name}; pass the one that trains it")
+        self.names = weights_of(model, trainable_layout(model)[0], layers)
+        if not self.names:
+            raise InputError("layers names no layer; name some, or say how many of the last ones")
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
+        self._weights = own_weights(model, self.names, optimizer, unit)
         self._k, self._score, self._unit, self._scope, self._init, self._select = k, score, unit, scope, init, select
         self._mode, self._limit = mode, limit
         self._generator = fresh_generator() if generator is None else generator
@@ -174,6 +166,8 @@ class CurvatureReinitializer:
 
     def step(self, data: Iterable[Any]) -> Reinitialisation:
         """Score the weights on ``data`` (batches, or one batch), reset the chosen ones in place, and log it."""
+        # the model may have got other parameters since
+        self._weights = own_weights(self._model, self.names, self._optimizer, self._unit)
         risk = EmpiricalRisk(self._model, self._loss_fn, data, params=self.names, mode=self._mode)
         states = {name: self._state(name) for name in self.names}
         before, scores = risk.loss(), self._scores(risk)
@@ -231,8 +225,11 @@ class CurvatureReinitializer:
         values = torch.zeros(weight.shape, dtype=weight.dtype, device=generator.device)
         if callable(self._init):
             values = self._init(weight.shape, generator)
-            if values.shape != weight.shape:
-                raise InputError(f"init gave shape {tuple(values.shape)} for {name}, which has {tuple(weight.shape)}")
+            if not isinstance(values, Tensor) or values.shape != weight.shape or values.is_complex():
+                shape = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+                raise InputError(f"init must give a real tensor {tuple(weight.shape)} for {name}, and gave {shape}")
+            if not torch.isfinite(values).all():
+                raise InputError(f"init gave NaN or infinite values for {name}; nothing was reset")
         elif self._init == "uniform":
             values.uniform_(-_UNIFORM, _UNIFORM, generator=generator)
         elif self._init == "xavier":

@@ -196,8 +196,7 @@ def open_journal(
         "settings": digest([*settings, risk.layout.names, risk.mode, str(risk.dtype), str(risk.device)]),
         "seed": "drawn" if drawn else str(seed),
         "checkpoint": digest([[*risk.model.named_parameters(), *risk.model.named_buffers()], str(risk.model)]),
-        "data": digest(processes.gather(digest([w, b.inputs, b.targets] for w, b in risk.sample.read()))),
-        "loss": digest(_loss_parts(risk.loss_fn)),
+        **digests(risk),
     }
     # The gradient shows all that the loss and the model's code do. On the CPU it repeats bit for bit, as long as the
     # number of threads is the same. On other devices it need not, but the steps between products do.
@@ -217,12 +216,19 @@ def agreed(processes: Processes) -> Iterator[None]:
     processes.agree(failure)
 
 
+def digests(risk: EmpiricalRisk) -> dict[str, str]:
+    """Digests of the batches of all processes, in their order, and of the loss."""
+    data = digest([w, b.inputs, b.targets] for w, b in risk.sample.read())
+    return {"data": digest(risk.sample.processes.gather(data)), "loss": digest(_loss_parts(risk.loss_fn))}
+
+
 def _loss_parts(loss: Callable[..., Any]) -> list[Any]:
     """What identifies a loss as far as its code is not looked at: names, settings and the tensors it holds."""
     if isinstance(loss, functools.partial):
         return [*_loss_parts(loss.func), loss.args, loss.keywords]
     if isinstance(loss, nn.Module):
-        return [str(loss), loss.state_dict()]
+        plain = {k: v for k, v in vars(loss).items() if isinstance(v, (int, float, str)) and k != "training"}
+        return [str(loss), plain, loss.state_dict()]
     return [getattr(loss, "__module__", ""), getattr(loss, "__qualname__", type(loss).__qualname__)]
 
 
