@@ -98,7 +98,7 @@ def test_coupling_localisation_and_gradient_are_those_of_the_dense_matrix(way, m
     mass = np.array([[float((dense[i][:, j] ** 2).sum()) for j in groups] for i in groups])
     structure = found.structure
     assert structure.coupling.labels == ("0", "2", "4")
-    exact = way == "built"
+    exact = way == "built" or (way == "rows" and matrix is GGNOperator)
     reach = 1e-8 * mass.max() + scipy.stats.t.ppf(0.9995, 3) * structure.coupling.stderr
     assert (np.abs(structure.coupling.mass - mass) <= reach).all()
     assert (structure.coupling.stderr < 0.4 * mass.max()).all() and (structure.coupling.stderr.max() == 0) == exact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, TraceEstimate
+from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.rounding import Rounding
@@ -156,6 +157,16 @@ def layer_coupling(
     sampled = min(1.0, float(np.abs(mass - part.mass).sum() / (np.abs(mass).sum() or 1.0)))
     error, spent = _outside(samples, num_probes, off, sampled), meter.num_products - before
     return LayerCoupling(labels, mass, np.hypot(seen, unseen), num_probes, error, off, spent)
+
+
+def coupling_of_rows(whole: GramMatrix, groups: Mapping[str, GramMatrix]) -> LayerCoupling:
+    """The exact masses of ``G = A^T A`` from Gram matrices: ``||G_lk||_F^2 = tr(K_l K_k)``."""
+    matrices = {label: gram.matrix for label, gram in groups.items()}
+    if sum(gram.n for gram in groups.values()) < whole.n:
+        matrices[REST] = whole.matrix - sum(matrices.values())
+    mass = np.array([[float((one * other).sum()) for other in matrices.values()] for one in matrices.values()])
+    error = _outside(mass[None], 0, whole.rounding)
+    return LayerCoupling(tuple(matrices), mass, np.zeros_like(mass), 0, error, whole.rounding)
 
 
 def _spherical(v: Tensor, places: Sequence[Tensor]) -> Tensor:
