@@ -18,7 +18,7 @@ from matplotlib.ticker import LogFormatter
 from examples.experiment import Criterion, Judgement, judge, new_figure, parse, write
 from examples.layerwise.resetting import ARMS, BATCH, CURVES, MAIN, MOMENTUM, RATE, Setting, images, train
 from examples.paired import LEVEL, Paired, paired
-from examples.store import run_all
+from examples.store import finished, run_all
 from pyhessian_spectra.plots.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, theme
 
 #: A run is dead if its test accuracy before the last reset is below this, in per cent, or a loss is not finite.
@@ -179,6 +179,7 @@ def more(parser: ArgumentParser) -> None:
     """Where finished runs are kept, and how many go side by side."""
     parser.add_argument("--runs", type=Path, help="file of finished runs; by default one in --out")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--finished", action="store_true", help="judge and draw the runs that have ended; start none")
 
 
 @theme()
@@ -195,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ARMS
         for seed in range(seeds[name])
     ]
-    path = options.runs or options.out / "reinitialisation_runs.jsonl"
+    path, planned = options.runs or options.out / "reinitialisation_runs.jsonl", len(runs)
+    runs = finished(runs, path) if options.finished else runs
     every = run_all(functools.partial(train, setting=setting), runs, path, processes=options.processes)
     by_arm: dict[str, dict[str, Any]] = {name: {} for name in ARMS}
     for run, found in zip(runs, every, strict=True):
@@ -236,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"the last two layers; exact scores of the last three layers at {setting.pooled_seeds} ends of plain training "
         f"only, on {setting.pooled[1]} images, and otherwise by the diagonal; sweeps over 3 seeds, without verdicts"
     )
+    if len(runs) < planned:
+        shortened += f"; {len(runs)} of {planned} runs, those that had ended"
     write(options, __file__, numbers, findings, figures, curves, shortened=shortened)
 
 
@@ -268,13 +272,12 @@ def drawn_curves(by_arm: Mapping[str, Mapping[str, Any]], numbers: dict[str, Any
 def drawn_choices(numbers: dict[str, Any]) -> Figure:
     """Paired differences of all arms from plain training, and what zeroing weights does."""
     figure, axes = new_figure(1, 2, width=9.0, height=3.8)
-    arms = [name for name in ARMS if name != "plain"][::-1]
+    # fewer than two pairs have no interval
+    arms = [name for name in ARMS if name != "plain" and apart(numbers, name, "plain", "accuracy").pairs > 1][::-1]
     told = {"accuracy": "final accuracy", "area": "mean over epochs"}
     for offset, quantity, colour in ((0.15, "accuracy", BLUE), (-0.15, "area", ORANGE)):
         for place, name in enumerate(arms):
             found = apart(numbers, name, "plain", quantity)
-            if found.pairs < 2:  # and no interval
-                continue
             label, reach = told.pop(quantity, None), [[found.mean - found.lower], [found.upper - found.mean]]
             axes[0, 0].errorbar(
                 found.mean, place + offset, xerr=reach, fmt="o", ms=3.5, lw=1.2, color=colour, label=label
