@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -130,6 +131,21 @@ def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3
     """A figure and its axes, shape (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def page_template(folder: Path) -> jinja2.Template:
+    """The template of a page of experiments, ``page.rst.jinja`` in their folder, with filters for numbers."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["sig"] = lambda value, digits=2: f"{value:.{digits}g}"
+    environment.filters["percent"] = lambda value, digits=0: f"{value:.{digits}%}".replace("%", " %")
+    environment.filters["thousands"] = lambda value: f"{value:,.0f}"
+    return environment.get_template("page.rst.jinja")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

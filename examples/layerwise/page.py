@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from examples.experiment import FEWEST
+from examples.experiment import FEWEST, page_template
 from examples.layerwise.spectra_claims import NAMES, closest, counted, layers_of
 from examples.layerwise.trained import METRICS, MOMENTUM
 
@@ -24,21 +23,11 @@ EXPERIMENTS = ("layer_spectra", "htr_mnist", "htr_cifar", "reinitialisation")
 
 def render(results: Path) -> str:
     """The page as reStructuredText, from those JSON files that are in the folder ``results``."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["sig"] = lambda value, digits=2: f"{value:.{digits}g}"
-    environment.filters["thousands"] = lambda value: f"{value:,.0f}"
     paths = {name: results / f"{name}.json" for name in EXPERIMENTS}
     documents = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     pictures = {path.stem for path in results.glob("*.png")}
     helpers = {each.__name__: each for each in (tally, course, null_of_whole, layers, control, arms, resets)}
-    template = environment.get_template("page.rst.jinja")
-    return template.render(documents=documents, pictures=pictures, fewest=FEWEST, **helpers)
+    return page_template(Path(__file__).parent).render(documents=documents, pictures=pictures, fewest=FEWEST, **helpers)
 
 
 def tally(findings: Sequence[dict[str, str]]) -> dict[str, dict[str, int]]:
