@@ -74,6 +74,5 @@ def test_a_course_is_of_medians_and_knows_the_edge_of_stability():
     assert row["best"] == pytest.approx(0.5) and np.isclose(row["shift"], 0.5)
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="nothing is published yet")
 def test_the_page_is_what_the_published_numbers_give():
     assert PAGE.read_text() == page.render(RESULTS)

@@ -241,10 +241,6 @@ def test_dead_runs_count_for_nothing():
 # ------------------------------------------------------------------------------------------------ what was published
 
 
-needs_results = pytest.mark.skipif(not (RESULTS / "layer_spectra.json").exists(), reason="nothing is published yet")
-
-
-@needs_results
 def test_published_verdicts_follow_from_the_published_numbers():
     document = read(RESULTS / "layer_spectra.json")
     assert " --fast" not in document["command"] and document["shortened"]
@@ -252,7 +248,6 @@ def test_published_verdicts_follow_from_the_published_numbers():
     assert [vars(finding) for finding in again] == document["findings"]
 
 
-@needs_results
 def test_published_profiles_end_at_the_published_largest_eigenvalues():
     numbers, arrays = read(RESULTS / "layer_spectra.json")["numbers"], np.load(RESULTS / "layer_spectra.npz")
     for run in (each for each in numbers["runs"] if each["counts"]):

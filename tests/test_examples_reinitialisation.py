@@ -134,10 +134,6 @@ def test_weights_have_an_impact_if_zeroing_them_costs_more_than_zeroing_random_o
 # ------------------------------------------------------------------------------------------------ what was published
 
 
-needs_results = pytest.mark.skipif(not (RESULTS / "reinitialisation.json").exists(), reason="nothing is published yet")
-
-
-@needs_results
 def test_published_verdicts_follow_from_the_published_numbers():
     document = read(RESULTS / "reinitialisation.json")
     assert " --fast" not in document["command"] and document["shortened"]
@@ -145,7 +141,6 @@ def test_published_verdicts_follow_from_the_published_numbers():
     assert [vars(finding) for finding in again] == document["findings"]
 
 
-@needs_results
 def test_published_numbers_follow_from_the_published_curves():
     numbers, curves = read(RESULTS / "reinitialisation.json")["numbers"], np.load(RESULTS / "reinitialisation.npz")
     for arm, runs in numbers["arms"].items():
