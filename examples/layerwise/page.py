@@ -99,7 +99,8 @@ def control(numbers: dict[str, Any], network: str) -> list[dict[str, Any]]:
             places = [closest(run["last"][matrix][metric]["distances"]) for run in runs]
             names = ["a tie" if place is None else labels[place] for place in places]
             row[matrix] = ", ".join(
-                f"{each} in {names.count(each)}" for each in sorted({*names}, key=names.count)[::-1]
+                f"{each} in {names.count(each)}"
+                for each in sorted({*names}, key=lambda each: (-names.count(each), each))
             )
             apart = np.median([run["last"][matrix][metric]["distances"] for run in runs], axis=0)
             row[f"{matrix}_course"] = (apart[0], apart[1:-1].mean(), apart[-1])
