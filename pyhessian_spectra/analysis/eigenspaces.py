@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
+
+# Rows of vectors that are brought to float64 at once.
+_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,10 @@ class Localisation:
 def localisation(block: BlockAnalysis, partition: Partition) -> Localisation:
     """Where the largest eigenvectors of a matrix live; raises InputError if they were not kept."""
     vectors = _top_vectors(block, len(block.largest))[:, ::-1]
-    squares = vectors**2
-    shares = np.array([squares[group.indices.numpy()].sum(axis=0) for group in partition])
+    at = [group.indices.numpy() for group in partition]
+    # one vector after another: squares of all of them in float64 would take more memory than they do
+    columns = [[float((column[i].astype(np.float64) ** 2).sum()) for i in at] for column in vectors.T]
+    shares = np.array(columns).T
     # a unit vector at an angle of sine s has shares that differ by s at most
     errors = [_sine(block, rank, rank + 1) for rank in range(vectors.shape[1])]
     values = block.largest.eigenvalues[::-1]
@@ -58,8 +65,14 @@ def eigenspace_overlap(first: BlockAnalysis, second: BlockAnalysis, k: int) -> t
     u, v = _top_vectors(first, k), _top_vectors(second, k)
     if len(u) != len(v):
         raise InputError(f"eigenvectors of {len(u):,} and {len(v):,} coordinates have no overlap; embed them first")
-    value = float(((u.T @ v) ** 2).sum() / k)
+    value = float((inner_products(u, v) ** 2).sum() / k)
     return value, min(1.0, space_error(first, k) + space_error(second, k))
+
+
+def inner_products(u: NDArray[np.floating[Any]], v: NDArray[np.floating[Any]]) -> Floats:
+    """``u^T v`` in float64, for columns (n, k) and (n, l), a part of the rows at a time."""
+    rows = range(0, len(u), _ROWS)
+    return sum((u[i : i + _ROWS].T.astype(np.float64) @ v[i : i + _ROWS].astype(np.float64) for i in rows), np.zeros(1))
 
 
 def space_error(block: BlockAnalysis, k: int) -> float:
@@ -67,13 +80,13 @@ def space_error(block: BlockAnalysis, k: int) -> float:
     return _sine(block, 0, k)
 
 
-def _top_vectors(block: BlockAnalysis, k: int) -> Floats:
-    """The vectors (n, k) of the ``k`` largest eigenvalues, ascending, in float64."""
+def _top_vectors(block: BlockAnalysis, k: int) -> NDArray[np.floating[Any]]:
+    """The vectors (n, k) of the ``k`` largest eigenvalues, ascending."""
     vectors = block.largest.eigenvectors
     if vectors is None or not 1 <= k <= vectors.shape[1]:
         kept = "none" if vectors is None else f"{vectors.shape[1]}"
         raise InputError(f"{k} eigenvectors are needed and {kept} were kept; raise num_eigenvalues, or take fewer")
-    return vectors[:, vectors.shape[1] - k :].astype(np.float64)
+    return vectors[:, vectors.shape[1] - k :]
 
 
 def _sine(block: BlockAnalysis, first: int, last: int) -> float:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
-from pyhessian_spectra.analysis.eigenspaces import space_error
+from pyhessian_spectra.analysis.eigenspaces import inner_products, space_error
 from pyhessian_spectra.analysis.sampling import jackknife
 from pyhessian_spectra.curvature import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.results import Floats
 
-# Gradients of all batches are held at once if they take at most this share of the free memory.
+# Gradients of all batches are held at once if they fit the memory budget, or this share of the free memory.
 _SHARE = 0.25
 
 
@@ -59,17 +59,16 @@ def gradient_shares(risk: EmpiricalRisk, block: BlockAnalysis) -> GradientShares
     vectors = block.largest.eigenvectors
     if vectors is None or not vectors.shape[1]:
         return None
-    basis = torch.from_numpy(vectors[:, ::-1].astype(np.float64))
     batches = risk.num_batches
-    held = (
-        not risk.sample.processes and batches > 1 and batches * risk.n * 8 <= _SHARE * free_bytes(torch.device("cpu"))
-    )
+    room = _SHARE * free_bytes(torch.device("cpu")) if risk.memory_budget is None else risk.memory_budget
+    held = not risk.sample.processes and batches > 1 and batches * risk.n * risk.dtype.itemsize <= room
     if held:
-        shares_of, rows = zip(*((weight, g.double().cpu()) for weight, g in risk.batch_gradients()), strict=True)
+        shares_of, rows = zip(*((weight, g.cpu()) for weight, g in risk.batch_gradients()), strict=True)
         weights, gradients = np.array(shares_of), torch.stack(rows)
     else:
-        weights, gradients = np.ones(1), risk.gradient().double().cpu()[None]
-    along, gram = (gradients @ basis).numpy(), (gradients @ gradients.T).numpy()
+        weights, gradients = np.ones(1), risk.gradient().cpu()[None]
+    columns = gradients.numpy().T
+    along, gram = inner_products(columns, vectors[:, ::-1]), inner_products(columns, columns)
 
     def cumulative(w: Floats) -> Floats:
         squared = float(w @ gram @ w)

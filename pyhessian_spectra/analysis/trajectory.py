@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
-from pyhessian_spectra.analysis.eigenspaces import eigenspace_overlap
+from pyhessian_spectra.analysis.eigenspaces import eigenspace_overlap, inner_products
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import comparable
 from pyhessian_spectra.errors import InputError
@@ -242,7 +242,7 @@ def _links(one: BlockAnalysis, other: BlockAnalysis) -> dict[int, tuple[int, flo
     u, v = one.largest.eigenvectors, other.largest.eigenvectors
     if u is None or v is None:
         return {}
-    squares = (u[:, ::-1].T.astype(np.float64) @ v[:, ::-1]) ** 2
+    squares = inner_products(u[:, ::-1], v[:, ::-1]) ** 2
     found = {}
     for rank, row in enumerate(squares):
         best = int(row.argmax())
