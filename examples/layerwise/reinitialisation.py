@@ -222,7 +222,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     quantities = ("accuracy", "area", "gap", "train_loss", "falls")
     numbers["against_plain"] = {
-        name: {q: str(apart(numbers, name, "plain", q)) for q in quantities} for name in ARMS if name != "plain"
+        name: {q: str(apart(numbers, name, "plain", q)) for q in quantities}
+        for name in ARMS
+        if name != "plain" and apart(numbers, name, "plain", "accuracy").pairs
     }
     fewest = min(len(values(numbers, name, "accuracy")) for name in MAIN)
     findings = judge(CRITERIA, numbers, fast=options.fast, fewest=fewest)
