@@ -64,3 +64,22 @@ def test_h_minus_g_by_operator_algebra(case):
 def test_products_in_one_backward_pass_equal_products_one_by_one_or_are_not_used(case, columns):
     risk = CASES[case]()
     assert relative_error(HessianOperator(risk, columns=columns).to_dense(), Oracle(risk).hessian()) < TOLERANCE
+
+
+@every_case
+@every_matrix
+@pytest.mark.parametrize("memory_budget", [None, 0], ids=["kept", "rebuilt"])
+def test_a_block_is_the_block_of_the_matrix_and_builds_nothing_of_its_own(case, matrix, memory_budget):
+    risk = CASES[case]()
+    if matrix == "fisher" and case == "batchnorm_train":
+        pytest.skip("examples of one batch are not independent when statistics are of the batch")
+    op = MATRICES[matrix][0](risk, memory_budget=memory_budget)
+    dense, calls = op.to_dense(), []
+    risk.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for name in (risk.layout.names[0], risk.layout.names[-1]):
+        part = op.block(name)
+        place = risk.layout.slices[name]
+        assert part.shape == (place.stop - place.start,) * 2
+        found = torch.stack([part @ row for row in torch.eye(part.n, dtype=torch.float64)], dim=1)
+        assert (found - dense[place, place]).abs().max() < 1e-12 * dense.abs().max()
+    assert bool(calls) == (op.linearised is Linearised.REBUILT)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from problems import CASES
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyhessian_spectra import (
     BlockDiagonalOperator,
@@ -25,7 +26,7 @@ from pyhessian_spectra import (
     cg,
     eigh,
 )
-from pyhessian_spectra.errors import InputError, SpectraError
+from pyhessian_spectra.errors import InputError, NonFiniteError, SpectraError
 from pyhessian_spectra.spectra.cg import relative_progress
 from pyhessian_spectra.testing import check_operator, matrix_with_spectrum
 
@@ -165,6 +166,44 @@ def test_cg_stops_where_it_is_told_to():
     assert found.status == "stopped" and 10 <= found.num_iterations < 300
     assert (found.model[-1] - found.model[-1 - k]) / found.model[-1] < k * 5e-4
     assert cg(op, torch.zeros_like(b)).status == "converged"
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often a number is read back from the device, for which a GPU would be waited."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("matrix", [A, MatrixOperator(DENSE - 2 * torch.eye(12, dtype=torch.float64))])
+@pytest.mark.parametrize("warm", [False, True])
+def test_how_often_cg_is_looked_at_changes_its_products_only(matrix, warm):
+    x0 = vector(1) if warm else None
+    often = cg(matrix, vector(), x0=x0, rtol=1e-8)
+    seldom = cg(matrix, vector(), x0=x0, rtol=1e-8, look_every=7)
+    assert seldom.status == often.status and torch.equal(seldom.x, often.x)
+    assert (seldom.residuals == often.residuals).all() and (seldom.model == often.model).all()
+    assert (seldom.direction is None) == (often.direction is None)
+    assert seldom.direction is None or torch.equal(seldom.direction, often.direction)
+
+
+def test_cg_reads_nothing_from_the_device_between_two_looks():
+    reads = []
+    for iterations in (5, 20):
+        with _Reads() as mode:
+            cg(A, vector(), max_iterations=iterations, rtol=0.0, look_every=100)
+        reads.append(mode.count)
+    assert reads[0] == reads[1] > 0
+
+
+def test_cg_says_that_a_product_is_not_a_number():
+    poisoned = MatrixOperator(torch.eye(3, dtype=torch.float64))
+    poisoned.matrix[1, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        cg(poisoned, torch.ones(3, dtype=torch.float64))
 
 
 def test_what_cg_cannot_take_is_refused():

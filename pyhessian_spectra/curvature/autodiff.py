@@ -8,9 +8,10 @@ operator that owns it decides whether to keep it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
+
+_G = TypeVar("_G", bound="_Graph")
 
 
 class _Product(Protocol):
@@ -36,6 +39,16 @@ def gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
     """The gradient of one batch's loss, shape (n,)."""
 
     return objective.run(point, batch, lambda: joined(gradients(objective.evaluate(batch)[1], point.coordinates), ()))
+
+
+def loss_and_gradient(objective: Objective, point: Point, batch: Batch) -> Tensor:
+    """The loss of one batch and its gradient, shape (1 + n,)."""
+
+    def call() -> Tensor:
+        value = objective.evaluate(batch)[1]
+        return joined((value.detach(), *gradients(value, point.coordinates)))
+
+    return objective.run(point, batch, call)
 
 
 def slopes(objective: Objective, point: Point, batch: Batch) -> tuple[Tensor, ...]:
@@ -61,9 +74,14 @@ def pulled_back(objective: Objective, point: Point, batch: Batch, cotangents: Se
 class Linearisation:
     """A symmetric matrix of one batch, built once and applied to many vectors."""
 
-    def __init__(self, objective: Objective, point: Point, batch: Batch, product: _Product) -> None:
+    def __init__(self, objective: Objective, point: Point, batch: Batch, graph: _Graph, matrix: str) -> None:
         self.index, self._objective, self._point, self._batch = batch.index, objective, point, batch
-        self._product = product
+        self._graph, self._matrix = graph, matrix
+        self._product: _Product = getattr(graph, matrix)
+
+    def block(self, layout: ParameterLayout) -> Linearisation:
+        """The diagonal block of some parameters, on the same graph: passes go no further than these."""
+        return Linearisation(self._objective, self._point, self._batch, self._graph.block(layout), self._matrix)
 
     def matvec(self, v: Tensor, *, last: bool = False, create_graph: bool = False) -> Tensor:
         """The product with ``v`` of shape (n,); ``last`` frees the graph during the product."""
@@ -83,7 +101,7 @@ def hessian(objective: Objective, point: Point, batch: Batch) -> Linearisation:
     def call() -> GradientGraph:
         return GradientGraph(point.layout, objective.evaluate(batch)[1], point.coordinates)
 
-    return Linearisation(objective, point, batch, objective.run(point, batch, call).derivative)
+    return Linearisation(objective, point, batch, objective.run(point, batch, call), "derivative")
 
 
 class Split(Linearisation):
@@ -95,10 +113,10 @@ class Split(Linearisation):
             return SplitGraph(point.layout, objective.selected(outputs), value, point.coordinates)
 
         graph = objective.run(point, batch, call)
-        super().__init__(objective, point, batch, graph.together)
-        self.hessian = Linearisation(objective, point, batch, graph.hessian)
-        self.ggn = Linearisation(objective, point, batch, graph.ggn)
-        self.residual = Linearisation(objective, point, batch, graph.residual)
+        super().__init__(objective, point, batch, graph, "together")
+        self.hessian = Linearisation(objective, point, batch, graph, "hessian")
+        self.ggn = Linearisation(objective, point, batch, graph, "ggn")
+        self.residual = Linearisation(objective, point, batch, graph, "residual")
 
 
 def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable[[Any], float]) -> Linearisation:
@@ -113,7 +131,7 @@ def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable
         losses, shares, _ = example_losses(objective, outputs, batch, num_terms)
         return SplitGraph(point.layout, (losses,), (shares * losses**2).sum() / 2, point.coordinates)
 
-    return Linearisation(objective, point, batch, objective.run(point, batch, call).ggn)
+    return Linearisation(objective, point, batch, objective.run(point, batch, call), "ggn")
 
 
 def example_losses(
@@ -128,19 +146,34 @@ def example_losses(
     return losses, (terms[counted] / terms.sum()).to(losses), counted
 
 
-class GradientGraph:
+class _Graph:
+    """The gradient of a scalar with its graph, by parameter."""
+
+    def __init__(self, layout: ParameterLayout, coordinates: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+        self._layout, self._coordinates, self._gradient = layout, coordinates, gradient
+
+    def block(self: _G, layout: ParameterLayout) -> _G:
+        """The same graph for some of the parameters only; all others are constants."""
+        part, places = copy.copy(self), {name: i for i, name in enumerate(self._layout.names)}
+        chosen = [places[name] for name in layout.names]
+        part._layout = layout
+        part._coordinates = [self._coordinates[i] for i in chosen]
+        part._gradient = [self._gradient[i] for i in chosen]
+        return part
+
+
+class GradientGraph(_Graph):
     """The gradient of a scalar with its graph, for derivatives along vectors."""
 
     def __init__(self, layout: ParameterLayout, value: Tensor, coordinates: Sequence[Tensor]) -> None:
-        self._layout, self._coordinates = layout, coordinates
-        self._gradient = gradients(value, coordinates, create_graph=True)
+        super().__init__(layout, coordinates, gradients(value, coordinates, create_graph=True))
 
     def derivative(self, v: Tensor, **how: bool) -> Tensor:
         """The scalar's Hessian times ``v`` (n,), or times the rows of (k, n) if ``batched``."""
         return joined(gradients(self._gradient, self._coordinates, self._layout.unflatten(v), **how), v.shape[:-1])
 
 
-class SplitGraph:
+class SplitGraph(_Graph):
     """The graph of the gradient ``J^T s`` of a scalar function of outputs; ``s`` is its gradient in the outputs.
 
     The derivative of ``v^T J^T s`` in the parameters is ``H v``, and ``R v`` if ``s`` is held fixed. Its derivative in
@@ -151,7 +184,6 @@ class SplitGraph:
     def __init__(
         self, layout: ParameterLayout, outputs: Sequence[Tensor], value: Tensor, coordinates: Sequence[Tensor]
     ) -> None:
-        self._layout, self._coordinates = layout, coordinates
         slopes = gradients(value, outputs, create_graph=True)
         # if the scalar is linear in the outputs, the slopes have no graph
         self._slopes = [s if s.requires_grad else s.requires_grad_() for s in slopes]
@@ -159,7 +191,7 @@ class SplitGraph:
         for slope in self._slopes:
             slope.register_hook(self._gate)
         self._cotangents = [slope.view_as(slope) for slope in self._slopes]
-        self._gradient = gradients(outputs, coordinates, self._cotangents, create_graph=True)
+        super().__init__(layout, coordinates, gradients(outputs, coordinates, self._cotangents, create_graph=True))
 
     def hessian(self, v: Tensor, **how: bool) -> Tensor:
         """The products with H."""

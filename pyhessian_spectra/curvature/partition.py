@@ -111,6 +111,11 @@ class Partition:
         """Whether every coordinate belongs to a group."""
         return bool((self._owner >= 0).all())
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the parameters with coordinates that belong to no group."""
+        return tuple(name for name, part in self.layout.slices.items() if bool((self._owner[part] < 0).any()))
+
     def sections(self) -> tuple[list[int], dict[str, list[int]]]:
         """Lengths of runs of coordinates that share a group or have none, and the runs of each group by label."""
         _, counts = torch.unique_consecutive(self._owner, return_counts=True)

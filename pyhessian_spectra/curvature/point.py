@@ -67,6 +67,11 @@ class Point:
         values = {**self.values, **dict(zip(self.layout.names, moved, strict=True))}
         return replace(self, coordinates=moved, values=values, is_models=False)
 
+    def restrict(self, layout: ParameterLayout) -> Point:
+        """The same point with fewer coordinates, those of ``layout``; all other parameters are constants."""
+        places = dict(zip(self.layout.names, self.coordinates, strict=True))
+        return replace(self, layout=layout, coordinates=tuple(places[name] for name in layout.names))
+
     def cast(self, model: nn.Module, dtype: torch.dtype) -> Point:
         """The point in another floating dtype, with values for all the model's parameters and buffers."""
         own = {**dict(model.named_parameters()), **dict(model.named_buffers()), **self.values}

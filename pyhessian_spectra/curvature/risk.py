@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.batches import Batch, Batches, num_terms, setting
 from pyhessian_spectra.curvature.distributed import Processes
-from pyhessian_spectra.curvature.objective import BatchObjective, Objective, tensors_in
+from pyhessian_spectra.curvature.objective import BatchObjective, ClosureObjective, Objective, tensors_in
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample
@@ -121,6 +121,22 @@ class EmpiricalRisk:
         risk.weights_guessed = weight is None
         return risk
 
+    @classmethod
+    def from_closure(
+        cls, named: Mapping[str, Tensor], closure: Callable[[], Any], *, group: Any | None = None
+    ) -> EmpiricalRisk:
+        """A risk that a function computes at the parameters as they are: ``closure() -> loss`` or ``(loss, outputs)``.
+
+        ``named`` maps names to the leaf tensors that the loss depends on; those that require a gradient are the
+        coordinates. Only its live point has meaning. Gauss-Newton and Fisher matrices need the outputs, a tensor or
+        several. The function calls the model in the mode that it is in, and what it changes is changed. Of another
+        function it is ``risk.replace(data=[closure])``.
+        """
+        risk = cls.__new__(cls)
+        risk.objective = ClosureObjective(named)
+        risk._finish([closure], lambda batch: (batch, None), lambda batch: 1.0, None, group, None)
+        return risk
+
     def _finish(
         self,
         data: Iterable[Any],
@@ -212,6 +228,18 @@ class EmpiricalRisk:
             other.memory_budget = memory_budget
         return other
 
+    def along(self, layout: ParameterLayout) -> EmpiricalRisk:
+        """The same risk at points of another layout of its parameters, in another order or under other names."""
+        other = copy.copy(self)
+        other.layout = layout
+        return other
+
+    def unchecked(self) -> EmpiricalRisk:
+        """The same risk, whose products are not read back to look for NaN and infinity: the caller does."""
+        other = copy.copy(self)
+        other.sample = self.sample.unchecked()
+        return other
+
     def dealt(self, processes: Processes) -> EmpiricalRisk:
         """The same risk with its batches distributed over processes; itself if there is one process only."""
         if not processes or self.sample.processes:
@@ -242,6 +270,15 @@ class EmpiricalRisk:
         return float(
             self.sample.mean(lambda batch: autodiff.loss(self.objective, point, batch), over=self.batches(point))
         )
+
+    def loss_and_gradient(self, point: Point) -> tuple[Tensor, Tensor]:
+        """The value of the risk, a scalar, and its gradient (n,) at ``point``, from one pass over the data."""
+        both = self.sample.mean(
+            lambda batch: autodiff.loss_and_gradient(self.objective, point, batch),
+            (self.n + 1,),
+            over=self.batches(point),
+        )
+        return both[0], both[1:]
 
     def gradient(self, point: Point | None = None) -> Tensor:
         """The gradient (n,) at ``point``, by default at the model's current parameters."""

@@ -7,6 +7,7 @@ import enum
 import functools
 import itertools
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +118,27 @@ class RiskOperator(TermwiseOperator):
         other = copy.copy(self)
         other.point, other._kept, other._is_new = point, None, True
         return other
+
+    def linearise(self) -> None:
+        """Build the linearisations now, if this operator keeps them, rather than with the first products."""
+        self._is_new = False
+        self._decide()
+
+    def block(self, params: str | Sequence[str]) -> RiskOperator:
+        """The diagonal block of some parameters, named as for :meth:`EmpiricalRisk.restrict`, at the same point.
+
+        Linearisations that this operator keeps serve its blocks too. Passes of a product end at these parameters.
+        """
+        self.linearise()
+        part = copy.copy(self)
+        part.risk = self.risk.restrict(params)
+        part.point = self.point.restrict(part.risk.layout)
+        part.space = VectorSpace(part.risk.n, dtype=self.dtype, device=self.device)
+        part._decision = copy.copy(self._decision)
+        part._versions = part._current_versions()
+        if self._kept is not None:
+            part._kept = [(weight, kept.block(part.risk.layout)) for weight, kept in self._kept]
+        return part
 
     def reference(self) -> RiskOperator | None:
         """This matrix in float64; if that is its dtype, or the model does not compute in it, at other parameters.
@@ -245,7 +267,7 @@ class RiskOperator(TermwiseOperator):
 
     def _decide(self) -> None:
         """Keep the linearisations of all batches or of none: the order of batches may change between passes."""
-        versions = tuple(c._version for c in self.point.coordinates)
+        versions = self._current_versions()
         if self._kept is not None and versions != self._versions:  # the parameters have changed in place
             self._kept = None
         self._versions = versions
@@ -256,6 +278,9 @@ class RiskOperator(TermwiseOperator):
             self._is_new = False
         elif self.linearised is Linearised.KEPT and self._kept is None:
             self._kept = [(weight, self._linearise(batch)) for weight, batch in self.risk.batches(self.point)]
+
+    def _current_versions(self) -> tuple[int, ...]:
+        return tuple(c._version for c in self.point.coordinates)
 
     def _decided_together(self) -> list[tuple[float, autodiff.Linearisation]] | None:
         """The linearisations with their weights, or None if they do not fit the budget on some rank."""

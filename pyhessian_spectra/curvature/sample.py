@@ -39,6 +39,7 @@ class Sample:
         self._batches, self.processes, self.reduction = batches, processes, reduction
         self._dtype, self._device = dtype, device
         self._first_pass: tuple[int, float] | None = None
+        self._checks = True
 
     @property
     def data(self) -> Iterable[Any]:
@@ -65,6 +66,12 @@ class Sample:
         """The same data in another floating dtype; what one pass over them has counted is shared."""
         other = copy.copy(self)
         other._dtype = dtype
+        return other
+
+    def unchecked(self) -> Sample:
+        """The same data, whose terms are not looked at for NaN and infinity."""
+        other = copy.copy(self)
+        other._checks = False
         return other
 
     @cached_property
@@ -115,7 +122,7 @@ class Sample:
         """
         for count, (weight, item) in enumerate(self.read() if over is None else over):
             value = fn(item)
-            if not math.isfinite(float(value.detach().sum())):
+            if self._checks and not math.isfinite(float(value.detach().sum())):
                 raise NonFiniteError(
                     f"the {'product' if value.dim() else 'loss'} of batch {getattr(item, 'index', count)} is NaN or "
                     "infinite; look at that batch's inputs, or use float64"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.space import VectorSpace
+
+# Iterations on a GPU between two looks at whether it is done: as many more products are taken in vain at most, and the
+# GPU is waited for that much less often.
+_LOOK_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def cg(
     rtol: float = 1e-5,
     preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
     stop: Callable[[Floats], bool] | None = None,
+    look_every: int | None = None,
 ) -> CGResult:
     """Solve ``A x = b`` by the method of conjugate gradients (Hestenes and Stiefel 1952).
 
@@ -69,8 +77,12 @@ def cg(
         An approximate inverse of ``A``, symmetric and positive definite, which maps a residual (n,) to a direction
         (n,).
     stop : callable, optional
-        Called after each iteration with the values so far of ``CGResult.model``; the iteration ends if it returns true.
+        Called after iterations with the values so far of ``CGResult.model``; the iteration ends if it returns true.
         See :func:`relative_progress`.
+    look_every : int, optional
+        Iterations between two looks at whether it has ended, by default 1 on the CPU and more on a GPU, which is waited
+        for at each. It changes how many products are taken, and neither the solution nor the iterations unless ``stop``
+        is given, which is asked at each look only.
 
     Returns
     -------
@@ -80,6 +92,8 @@ def cg(
     ------
     InputError
         ``b`` or ``x0`` does not fit the operator, or a setting is out of range.
+    NonFiniteError
+        A product is NaN or infinite.
 
     Examples
     --------
@@ -90,40 +104,96 @@ def cg(
     (tensor([1.0000, 0.5000]), 'converged')
     """
     require_operator(op)
+    op._check(b)
+    steps = conjugate_gradients(
+        op.space,
+        b.detach(),
+        x0=x0,
+        max_iterations=max_iterations,
+        rtol=rtol,
+        preconditioner=preconditioner,
+        stop=stop,
+        look_every=look_every,
+    )
+    try:
+        p = next(steps)
+        while True:
+            p = steps.send(op @ p)
+    except StopIteration as end:
+        return end.value
+
+
+def conjugate_gradients(
+    space: VectorSpace,
+    b: Tensor,
+    *,
+    x0: Tensor | None = None,
+    max_iterations: int = 100,
+    rtol: float = 1e-5,
+    preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
+    stop: Callable[[Floats], bool] | None = None,
+    look_every: int | None = None,
+) -> Generator[Tensor, Tensor, CGResult]:
+    """The method of :func:`cg`, which yields vectors, is sent their products, and returns a :class:`CGResult`.
+
+    Several systems are solved side by side by taking the products of their vectors together. All numbers stay on the
+    device between looks at them, so that a GPU is never waited for in between: what an iteration has ended, the next
+    ones leave as it is.
+    """
     if max_iterations < 1 or not rtol >= 0:
         raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
-    op._check(b)
-    space, b = op.space, b.detach()
-    x = b.new_zeros(b.shape) if x0 is None else x0.detach().clone()
-    r = b.clone() if x0 is None else b - op @ x
+    look_every = look_every or (1 if space.device.type == "cpu" else _LOOK_EVERY)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
+    x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
+    r = b.clone() if x0 is None else b - (yield x)
     z = r if apply is None else apply(r)
-    p, rz = z.clone(), space.inner(r, z)
-    goal = rtol * space.norm(b)
-    residuals = [space.norm(r)]
-    model = [-0.5 * (space.inner(x, r) + space.inner(x, b)) if x0 is not None else 0.0]
-    status = "converged" if residuals[0] <= goal else "max_iterations"
-    direction = None
-    while status != "converged" and len(residuals) <= max_iterations:
-        ap = op @ p
-        curvature = space.inner(p, ap)
-        if not curvature > 0:
-            status, direction = "negative curvature", p
+    p, rz, squared = z.clone(), space.dot(r, z), space.dot(r, r)
+    model = torch.zeros_like(rz) if x0 is None else -0.5 * (space.dot(x, r) + space.dot(x, b))
+    goal = rtol**2 * space.dot(b, b)
+    over, curved = squared <= goal, torch.ones_like(squared)  # whether it has ended, and p^T A p where it did
+    history, count, stopped = [torch.stack([squared, model])], [over.logical_not()], False
+    for iteration in range(max_iterations):
+        if iteration % look_every == 0 and bool(over):
             break
-        alpha = rz / curvature
-        x.add_(p, alpha=alpha)
-        r = r.sub(ap, alpha=alpha)
-        model.append(model[-1] - 0.5 * alpha * rz)
-        residuals.append(space.norm(r))
-        if residuals[-1] <= goal:
-            status = "converged"
-        elif stop is not None and stop(np.array(model)):
-            status = "stopped"
-            break
+        ap = yield p
+        curvature = space.dot(p, ap)
+        curved = torch.where(over, curved, curvature)
+        over = over | ~(curvature > 0)
+        alpha = torch.where(over, 0.0, rz / curvature)
+        x, r = _added(x, alpha, p), _added(r, -alpha, ap)
+        model, count = model - 0.5 * alpha * rz, [*count, ~over]
+        squared = torch.where(over, squared, space.dot(r, r))
+        history.append(torch.stack([squared, model]))
+        over = over | (squared <= goal)
         z = r if apply is None else apply(r)
-        rz, before = space.inner(r, z), rz
-        p = z.add(p, alpha=rz / before)
-    return CGResult(x, np.array(residuals), np.array(model), status, direction)
+        before, rz = rz, torch.where(over, rz, space.dot(r, z))
+        p = torch.where(over, p, _added(z, rz / before, p))
+        if stop is not None and (iteration + 1) % look_every == 0 and not bool(over):
+            stopped = stop(torch.stack(history)[:, 1].cpu().numpy())
+            if stopped:
+                break
+    taken = int(torch.stack(count[1:]).sum()) if len(count) > 1 else 0
+    residuals, models = torch.stack(history[: taken + 1]).T.cpu().numpy()
+    if not np.isfinite(models).all() or math.isnan(float(curved)):
+        raise NonFiniteError(
+            "conjugate gradients met a product that is NaN or infinite; look at the data, or damp more"
+        )
+    bent = not float(curved) > 0
+    status = (
+        "negative curvature"
+        if bent
+        else "converged"
+        if residuals[-1] <= float(goal)
+        else "stopped"
+        if stopped
+        else "max_iterations"
+    )
+    return CGResult(x, np.sqrt(residuals), models, status, p if bent else None)
+
+
+def _added(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
+    """``x + scale y`` for a scalar that lies on the device."""
+    return torch.addcmul(x, scale.to(x.dtype), y)
 
 
 def relative_progress(model: Floats, *, tolerance: float = 5e-4, fewest: int = 10) -> bool:

@@ -57,10 +57,14 @@ class VectorSpace:
         """The sum of ``partial`` over all processes that hold coordinates; here there is only one process."""
         return partial
 
-    def inner(self, a: Tensor, b: Tensor) -> float:
-        """``a^T b`` for vectors (n,), summed in float64; only parts of the vectors are converted at a time."""
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a^T b`` for vectors (n,), a float64 scalar on their device; only parts of them are converted at a time."""
         parts = zip(a.split(_CONVERTED), b.split(_CONVERTED), strict=True)
-        return float(self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()))
+        return self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum())
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        """``a^T b`` for vectors (n,), as :meth:`dot`."""
+        return float(self.dot(a, b))
 
     def norm(self, v: Tensor) -> float:
         """``||v||`` for a vector (n,)."""

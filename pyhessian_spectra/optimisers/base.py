@@ -1,0 +1,245 @@
+"""What optimisers with curvature share: closures become risks, and a step that leads nowhere is taken back.
+
+They own no derivative: a step asks a risk at the model's live parameters for its loss, its gradient and an operator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyhessian_spectra.curvature.parameters import ParameterLayout
+from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
+from pyhessian_spectra.spectra.space import VectorSpace
+
+#: A loss at parameters that are as they are: a risk, or a function that returns the loss, or the loss and the outputs.
+Closure = Callable[[], Any] | EmpiricalRisk
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A step: its direction (n,), the reduction that the model predicts, the dampings, and how it was found."""
+
+    direction: Tensor
+    predicted: float
+    damping: tuple[float, ...]
+    solves: tuple[SolveRecord, ...]
+
+
+class CurvatureOptimizer(torch.optim.Optimizer):
+    """A ``torch.optim.Optimizer`` whose direction comes from a curvature matrix at the live parameters.
+
+    Attributes
+    ----------
+    layout : ParameterLayout
+        Names and positions of the parameters: names as given by ``model.named_parameters()``, else numbers.
+    records : list of StepRecord
+        What each step since the start, or since loading, did.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        averaging: float,
+        line_search: Callable[[Callable[[float], float], float, float], float] | None,
+        group: Any | None,
+    ) -> None:
+        if not 0 <= averaging < 1:
+            raise InputError(f"averaging must be at least 0 and less than 1, got {averaging}")
+        self.records: list[StepRecord] = []
+        self._averaging, self._line_search, self._group = averaging, line_search, group
+        self._num_steps = 0
+        super().__init__(params, defaults)
+        self._arrange()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own, as ``torch.optim.Optimizer`` does."""
+        super().add_param_group(param_group)
+        if hasattr(self, "layout"):
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """Lay out the parameters as one vector; called again where some are added."""
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            numbers = range(len(named), len(named) + len(group["params"]))
+            named.update(zip(group.get("param_names") or map(str, numbers), group["params"], strict=True))
+        self._closures = EmpiricalRisk.from_closure(named, _nothing, group=self._group)
+        self.layout: ParameterLayout = self._closures.layout
+        self._params = [named[name] for name in self.layout.names]
+        self._point = Point(self.layout, tuple(self._params), {})
+        self._space = VectorSpace(self.layout.n, dtype=self._closures.dtype, device=self._closures.device)
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """The group that each parameter belongs to, by name: its settings as schedulers have left them."""
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        return {name: groups[id(p)] for name, p in zip(self.layout.names, self._params, strict=True)}
+
+    def _risk(self, closure: Closure) -> EmpiricalRisk:
+        """The closure as a risk whose coordinates are the optimiser's parameters."""
+        if not isinstance(closure, EmpiricalRisk):
+            if not callable(closure):
+                raise InputError(
+                    f"step needs a closure that returns (loss, outputs), or an EmpiricalRisk, got "
+                    f"{type(closure).__name__}"
+                )
+            return self._closures.replace(data=[closure])
+        own = {id(p) for p in closure.model.parameters()}
+        for name, p in zip(self.layout.names, self._params, strict=True):
+            if id(p) not in own:
+                raise InputError(f"the risk's model does not have the optimiser's parameter {name}; build both from it")
+        return closure.along(self.layout)
+
+    @torch.no_grad()
+    def step(self, closure: Closure, subset: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """Take one step.
+
+        Parameters
+        ----------
+        closure : EmpiricalRisk or callable
+            The minibatch, from which loss and gradient are taken: ``EmpiricalRisk(model, loss_fn, (x, y))``, or a
+            function without arguments that returns ``(loss, outputs)``, or the loss alone where no Gauss-Newton matrix
+            is asked for. It does not call ``backward``. A risk calls the model in its own mode, with right second
+            derivatives on every device and without changing running statistics; a function calls it as it is.
+        subset : EmpiricalRisk or callable, optional
+            The part of the minibatch on which the curvature is taken, strictly smaller; by default the minibatch.
+
+        Returns
+        -------
+        Tensor
+            The minibatch's loss before the step, a scalar. ``records[-1]`` says what the step did.
+
+        Raises
+        ------
+        NonFiniteError
+            The loss, its gradient or a product is NaN or infinite. Parameters are as before.
+        InputError
+            The closure returns no loss with a graph, or a subset that is not smaller; or what a risk raises.
+
+        Warns
+        -----
+        RuntimeWarning
+            The step, or the loss after it, is NaN or infinite: the parameters are taken back to what they were.
+        """
+        risk, point = self._risk(closure), self._point
+        loss, gradient = risk.loss_and_gradient(point)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                "the loss is NaN or infinite before the step, which is not taken; look at the batch, or lower lr"
+            )
+        proposal = self._propose(risk, None if subset is None else self._risk(subset), gradient)
+        lrs = [float(group["lr"]) for group in self._settings().values()]
+        parts = zip(lrs, self.layout.unflatten(proposal.direction), strict=True)
+        step = self.layout.flatten([lr * part for lr, part in parts])
+        norm = self._space.norm(step)
+        loss_after, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
+        self._num_steps += 1
+        record = StepRecord(
+            self._num_steps,
+            float(loss),
+            loss_after,
+            proposal.predicted,
+            self._space.norm(gradient),
+            norm,
+            proposal.damping,
+            proposal.solves,
+            rejected,
+        )
+        self.records.append(record)
+        self._finish(record, proposal)
+        if self._averaging and rejected is None:
+            self._average()
+        if rejected is not None:
+            warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=3)
+        return loss
+
+    @abstractmethod
+    def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
+        """The direction of the next step; parameters are not touched."""
+
+    def _finish(self, record: StepRecord, proposal: Proposal) -> None:
+        """What is remembered of a step for the next."""
+
+    def _moved(
+        self, risk: EmpiricalRisk, step: Tensor, loss: float, slope: float, norm: float
+    ) -> tuple[float, str | None]:
+        """Move the parameters; return the loss there, and why they were moved back, if they were."""
+        if not math.isfinite(norm):
+            return math.nan, "the step is NaN or infinite; damp more, or look at the curvature's batch"
+        before, parts = [p.detach().clone() for p in self._params], self.layout.unflatten(step)
+
+        def place(factor: float) -> None:
+            for p, start, part in zip(self._params, before, parts, strict=True):
+                p.copy_(torch.add(start, part, alpha=factor) if factor else start)
+
+        def loss_at(factor: float) -> float:
+            place(factor)
+            try:
+                return risk.loss(self._point)
+            except NonFiniteError:
+                return math.inf
+
+        try:
+            factor = 1.0 if self._line_search is None else self._line_search(loss_at, loss, slope)
+            after = loss_at(factor)
+        except BaseException:
+            place(0.0)
+            raise
+        if math.isfinite(after):
+            return after, None
+        place(0.0)
+        return after, "the loss after it is NaN or infinite; damp more, or lower lr"
+
+    def _average(self) -> None:
+        for p in self._params:
+            state = self.state[p]
+            if "average" in state:
+                state["average"].lerp_(p.detach(), 1 - self._averaging)
+            else:
+                state["average"] = p.detach().clone()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the parameters are their exponential average over the steps (Polyak and Juditsky 1992).
+
+        ``average <- averaging * average + (1 - averaging) * parameters`` after each step, from the first one on. Raises
+        InputError if ``averaging`` is 0 or no step was taken.
+        """
+        if not all("average" in self.state[p] for p in self._params):
+            raise InputError("there is no average yet; pass averaging=, such as .99, and take a step")
+        own = [p.detach().clone() for p in self._params]
+        with torch.no_grad():
+            for p in self._params:
+                p.copy_(self.state[p]["average"])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(self._params, own, strict=True):
+                    p.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""
+        return {**super().state_dict(), "num_steps": self._num_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self._num_steps = state_dict["num_steps"]
+
+
+def _nothing() -> None:
+    """Stands for a closure until the first step gives one."""

@@ -1,0 +1,94 @@
+"""What a step with curvature did, for the record: figures and tests read it, the optimisers do not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyhessian_spectra.spectra.results import Floats
+
+
+@dataclass(frozen=True)
+class SolveRecord:
+    """How the linear system of one block was solved.
+
+    Parameters
+    ----------
+    label : str
+        The block's name.
+    status : str
+        Why it ended, as in :class:`CGResult`; ``"exact"`` if the matrix was decomposed.
+    iterations : int
+        Iterations of conjugate gradients.
+    num_products : int
+        Products with the block: its iterations, one for a start that is not zero, and those taken in vain between two
+        looks at a GPU; as many as it has columns where the matrix was built.
+    residuals : ndarray, shape (iterations + 1,), float64
+        ``||g + (A + damping) d||`` before each iteration and after the last.
+    model : ndarray, shape (iterations + 1,), float64
+        ``g^T d + d^T (A + damping) d / 2``.
+    """
+
+    label: str
+    status: str
+    iterations: int
+    num_products: int
+    residuals: Floats
+    model: Floats
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of an optimiser.
+
+    Parameters
+    ----------
+    step : int
+        Counted from 1.
+    loss, loss_after : float
+        The minibatch's loss before the step and at the parameters that it proposed.
+    predicted : float
+        By how much the quadratic model without damping, ``g^T s + s^T A s / 2``, says that the loss falls along the
+        step ``s``, with ``A`` block-diagonal if there are several blocks. NaN if parameters of one block have steps of
+        different lengths, and a line search does not count in it.
+    gradient_norm, step_norm : float
+        Of the minibatch's gradient, and of the proposed step.
+    damping : tuple of float
+        Of each block.
+    solves : tuple of SolveRecord
+        One for each block.
+    rejected : str or None
+        Why the parameters are what they were, if they are.
+    """
+
+    step: int
+    loss: float
+    loss_after: float
+    predicted: float
+    gradient_norm: float
+    step_norm: float
+    damping: tuple[float, ...]
+    solves: tuple[SolveRecord, ...]
+    rejected: str | None
+
+    @property
+    def actual(self) -> float:
+        """By how much the minibatch's loss fell."""
+        return self.loss - self.loss_after
+
+    @property
+    def num_products(self) -> int:
+        """Products of all blocks."""
+        return sum(solve.num_products for solve in self.solves)
+
+    @property
+    def negative_curvature(self) -> bool:
+        """Whether a block met a direction along which its matrix is not positive."""
+        return any(solve.status == "negative curvature" for solve in self.solves)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON has them."""
+        found = asdict(self)
+        for solve in found["solves"]:
+            solve["residuals"], solve["model"] = solve["residuals"].tolist(), solve["model"].tolist()
+        return found
