@@ -171,7 +171,7 @@ class HessianFree(CurvatureOptimizer):
             d = found.x
             if found.status == "negative curvature" and not found.num_iterations:
                 d = -block.take(gradient)
-            direction[_places(block, direction)] = d
+            block.put(d, direction)
             predicted += self._predicted(block, settings, own["damping"], d, found, gradient)
             solves.append(
                 SolveRecord(
@@ -284,10 +284,6 @@ def _partition(layout: ParameterLayout, blocks: Blocks, params: Sequence[Tensor]
             f"no block has {', '.join(partition.left_out)}; put every trainable parameter into one, as 'module' does"
         )
     return partition
-
-
-def _places(block: Group, like: Tensor) -> Tensor:
-    return block.indices.to(like.device)
 
 
 def _num_examples(risk: EmpiricalRisk) -> int | None:
