@@ -287,8 +287,11 @@ def _partition(layout: ParameterLayout, blocks: Blocks, params: Sequence[Tensor]
 
 
 def _num_examples(risk: EmpiricalRisk) -> int | None:
-    """Examples of a risk, or of a closure that was called and returned outputs."""
-    return risk.objective.num_examples if isinstance(risk.objective, ClosureObjective) else risk.num_examples
+    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
+    if not isinstance(risk.objective, ClosureObjective):
+        return risk.num_examples
+    counts = risk.sample.processes.gather(risk.objective.num_examples)
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _require_range(group: dict[str, Any]) -> None:

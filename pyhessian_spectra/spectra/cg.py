@@ -15,9 +15,9 @@ from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.space import VectorSpace
 
-# Iterations on a GPU between two looks at whether it is done: as many more products are taken in vain at most, and the
-# GPU is waited for that much less often.
-_LOOK_EVERY = 8
+# Iterations between two looks at whether it is done, by device: each look waits for a GPU, and as many more products
+# are taken in vain at most.
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def conjugate_gradients(
     """
     if max_iterations < 1 or not rtol >= 0:
         raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
-    look_every = look_every or (1 if space.device.type == "cpu" else _LOOK_EVERY)
+    look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
     x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
     r = b.clone() if x0 is None else b - (yield x)
