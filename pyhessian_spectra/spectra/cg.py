@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
-from pyhessian_spectra.spectra.space import VectorSpace
 
 # Iterations between two looks at whether it is done, by device: each look waits for a GPU, and as many more products
 # are taken in vain at most.
@@ -104,48 +103,15 @@ def cg(
     (tensor([1.0000, 0.5000]), 'converged')
     """
     require_operator(op)
-    op._check(b)
-    steps = conjugate_gradients(
-        op.space,
-        b.detach(),
-        x0=x0,
-        max_iterations=max_iterations,
-        rtol=rtol,
-        preconditioner=preconditioner,
-        stop=stop,
-        look_every=look_every,
-    )
-    try:
-        p = next(steps)
-        while True:
-            p = steps.send(op @ p)
-    except StopIteration as end:
-        return end.value
-
-
-def conjugate_gradients(
-    space: VectorSpace,
-    b: Tensor,
-    *,
-    x0: Tensor | None = None,
-    max_iterations: int = 100,
-    rtol: float = 1e-5,
-    preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
-    stop: Callable[[Floats], bool] | None = None,
-    look_every: int | None = None,
-) -> Generator[Tensor, Tensor, CGResult]:
-    """The method of :func:`cg`, which yields vectors, is sent their products, and returns a :class:`CGResult`.
-
-    Several systems are solved side by side by taking the products of their vectors together. All numbers stay on the
-    device between looks at them, so that a GPU is never waited for in between: what an iteration has ended, the next
-    ones leave as it is.
-    """
     if max_iterations < 1 or not rtol >= 0:
         raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
+    op._check(b)
+    space, b = op.space, b.detach()
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
+    # Numbers stay on the device from one look to the next: what one iteration has ended, the others leave as it is.
     x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
-    r = b.clone() if x0 is None else b - (yield x)
+    r = b.clone() if x0 is None else b - op @ x
     z = r if apply is None else apply(r)
     p, squared = z.clone(), space.dot(r, r)
     rz = squared if z is r else space.dot(r, z)
@@ -157,7 +123,7 @@ def conjugate_gradients(
         looks = (iteration + 1) % look_every == 0
         if iteration % look_every == 0 and bool(over):
             break
-        ap = yield p
+        ap = op @ p
         curvature = space.dot(p, ap)
         curved = torch.where(over, curved, curvature)
         over = over | ~(curvature > 0)
@@ -184,17 +150,10 @@ def conjugate_gradients(
         raise NonFiniteError(
             "conjugate gradients met a product that is NaN or infinite; look at the data, or damp more"
         )
-    bent = not float(curved) > 0
-    status = (
-        "negative curvature"
-        if bent
-        else "converged"
-        if residuals[-1] <= float(goal)
-        else "stopped"
-        if stopped
-        else "max_iterations"
-    )
-    return CGResult(x, np.sqrt(residuals), models, status, p if bent else None)
+    if not float(curved) > 0:
+        return CGResult(x, np.sqrt(residuals), models, "negative curvature", p)
+    ended = "stopped" if stopped else "max_iterations"
+    return CGResult(x, np.sqrt(residuals), models, "converged" if residuals[-1] <= float(goal) else ended)
 
 
 def _asked(stop: Callable[[Floats], bool], history: list[Tensor]) -> bool:
