@@ -112,7 +112,8 @@ def products_in_gradients(rounds: int) -> dict[str, dict[str, float]]:
         }
         calls: dict[str, Callable[[], object]] = {"gradient": lambda r=risk, p=live: r.loss_and_gradient(p)}
         for name, each in operators.items():
-            calls[name] = lambda o=each, v=torch.randn(each.n): o @ v
+            v = torch.randn(each.n)
+            calls[name] = lambda o=each, v=v: o @ v
         seconds = median_seconds(calls, rounds)
         found[str(count)] = {name: seconds[name] / seconds["gradient"] for name in operators}
     return found

@@ -24,7 +24,7 @@ from pyhessian_spectra.spectra.cg import CGResult, cg
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
-from pyhessian_spectra.spectra.structured import CongruenceOperator, ShiftedOperator
+from pyhessian_spectra.spectra.structured import CongruenceOperator
 
 #: How blocks may be given: see :class:`HessianFree`.
 Blocks = GroupSpec | Callable[[ParameterLayout], Partition] | Sequence[Sequence[Tensor | str]] | None
@@ -194,9 +194,10 @@ class HessianFree(CurvatureOptimizer):
         diagonal = None if inverse is None else block.take(inverse)
         x0 = None if last is None or not own["cg_momentum"] else own["cg_momentum"] * block.take(last)
         found = cg(
-            ShiftedOperator(meter, own["damping"]) if own["damping"] else meter,
+            meter,
             -block.take(gradient),
             x0=x0,
+            shift=own["damping"],
             max_iterations=own["max_cg_iterations"],
             rtol=own["cg_rtol"],
             preconditioner=None if diagonal is None else lambda r: diagonal * r,

@@ -16,7 +16,6 @@ from pyhessian_spectra.optimisers.base import CurvatureOptimizer, Proposal
 from pyhessian_spectra.optimisers.records import SolveRecord
 from pyhessian_spectra.spectra.cg import cg
 from pyhessian_spectra.spectra.meter import Meter
-from pyhessian_spectra.spectra.structured import ShiftedOperator
 
 SOLVERS = ("exact", "absolute", "cg")
 
@@ -83,9 +82,7 @@ class Newton(CurvatureOptimizer):
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
         op = Meter(HessianOperator(subset or risk, point=self._point))
         if self._solver == "cg":
-            found = cg(
-                ShiftedOperator(op, self._damping), -gradient, max_iterations=self._max_iterations, rtol=self._rtol
-            )
+            found = cg(op, -gradient, shift=self._damping, max_iterations=self._max_iterations, rtol=self._rtol)
             d = found.x if found.num_iterations else -gradient
             solve = SolveRecord(
                 "all", found.status, found.num_iterations, op.num_products, found.residuals, found.model

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.space import VectorSpace
 
 # Iterations between two looks at whether it is done, by device: each look waits for a GPU, and as many more products
 # are taken in vain at most.
@@ -54,21 +55,24 @@ def cg(
     b: Tensor,
     *,
     x0: Tensor | None = None,
+    shift: float = 0.0,
     max_iterations: int = 100,
     rtol: float = 1e-5,
     preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
     stop: Callable[[Floats], bool] | None = None,
     look_every: int | None = None,
 ) -> CGResult:
-    """Solve ``A x = b`` by the method of conjugate gradients (Hestenes and Stiefel 1952).
+    """Solve ``(A + shift I) x = b`` by the method of conjugate gradients (Hestenes and Stiefel 1952).
 
     Parameters
     ----------
     op : LinearOperator, shape (n, n)
-        Positive definite; the iteration ends at the first direction in which it is not.
+        With the shift positive definite; the iteration ends at the first direction in which it is not.
     b : Tensor, shape (n,)
     x0 : Tensor, shape (n,), optional
         Initial guess, by default zero; its residual costs one more product.
+    shift : float
+        Added to the diagonal, as damping is. ``A`` stands below for the matrix with it.
     max_iterations : int
     rtol : float
         The iteration ends when the residual's norm is at most ``rtol ||b||``.
@@ -111,7 +115,7 @@ def cg(
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
     # Numbers stay on the device from one look to the next: what one iteration has ended, the others leave as it is.
     x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
-    r = b.clone() if x0 is None else b - op @ x
+    r = b.clone() if x0 is None else b - op @ x - shift * x
     z = r if apply is None else apply(r)
     p, squared = z.clone(), space.dot(r, r)
     rz = squared if z is r else space.dot(r, z)
@@ -124,17 +128,15 @@ def cg(
         if iteration % look_every == 0 and bool(over):
             break
         ap = op @ p
-        curvature = space.dot(p, ap)
+        curvature = _curvature(space, p, ap, shift)
         curved = torch.where(over, curved, curvature)
         over = over | ~(curvature > 0)
         if looks and bool(over):
             break
         alpha = torch.where(over, 0.0, rz / curvature)
-        x.addcmul_(p, alpha.to(p.dtype))
-        r.addcmul_(ap, -alpha.to(p.dtype))
         count.append(~over)
         model = model - 0.5 * alpha * rz
-        squared = torch.where(over, squared, space.dot(r, r))
+        squared = torch.where(over, squared, _moved(space, x, r, p, ap, alpha, shift))
         history.append(torch.stack([squared, model]))
         over = over | (squared <= goal)
         if looks and (bool(over) or (stop is not None and _asked(stop, history))):
@@ -154,6 +156,25 @@ def cg(
         return CGResult(x, np.sqrt(residuals), models, "negative curvature", p)
     ended = "stopped" if stopped else "max_iterations"
     return CGResult(x, np.sqrt(residuals), models, "converged" if residuals[-1] <= float(goal) else ended)
+
+
+def _curvature(space: VectorSpace, p: Tensor, ap: Tensor, shift: float) -> Tensor:
+    """``p^T (ap + shift p)``, in one sweep through memory."""
+    if not shift:
+        return space.dot(p, ap)
+    return space.total([torch.dot(ps, aps) + shift * torch.dot(ps, ps) for ps, aps in space.in_parts(p, ap)])
+
+
+def _moved(space: VectorSpace, x: Tensor, r: Tensor, p: Tensor, ap: Tensor, alpha: Tensor, shift: float) -> Tensor:
+    """Move ``x`` by ``alpha p``, ``r`` by ``-alpha (ap + shift p)``, in one sweep through memory; return ``r^T r``."""
+    there, back, along, squares = alpha.to(p.dtype), -alpha.to(p.dtype), (-alpha * shift).to(p.dtype), []
+    for xs, rs, ps, aps in space.in_parts(x, r, p, ap):
+        xs.addcmul_(ps, there)
+        rs.addcmul_(aps, back)
+        if shift:
+            rs.addcmul_(ps, along)
+        squares.append(torch.dot(rs, rs))
+    return space.total(squares)
 
 
 def _asked(stop: Callable[[Floats], bool], history: list[Tensor]) -> bool:
