@@ -263,7 +263,10 @@ class ClosureObjective(Objective):
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         value = outputs[0] if isinstance(outputs, tuple) and len(outputs) == 2 else outputs
-        if isinstance(value, Tensor) and not value.requires_grad:
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"the closure must return the loss, a scalar tensor, or (loss, outputs); got {got}")
+        if not value.requires_grad:
             raise InputError(
                 "the closure returned a loss without a graph; compute the loss in it, without .item(), .detach() or "
                 "torch.no_grad(), and leave backward() to the optimiser"
@@ -344,6 +347,8 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
             "a gradient is sparse, and has no second derivative; build the embedding with sparse=False"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
+    if not shapes:
+        return InputError(f"the model or the loss failed on batch {batch.index}: {type(error).__name__}: {text}")
     return InputError(
         f"the model or the loss failed on batch {batch.index} (inputs of shape {', '.join(map(str, shapes))}, targets "
         f"{tuple(getattr(batch.targets, 'shape', ()))}): {type(error).__name__}: {text}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any
 
+from pyhessian_spectra.spectra.cg import CGResult
 from pyhessian_spectra.spectra.results import Floats
 
 
@@ -35,6 +37,11 @@ class SolveRecord:
     num_products: int
     residuals: Floats
     model: Floats
+
+    @classmethod
+    def of(cls, label: str, found: CGResult, num_products: int) -> SolveRecord:
+        """The record of what conjugate gradients found."""
+        return cls(label, found.status, found.num_iterations, num_products, found.residuals, found.model)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,7 @@ class StepRecord:
         return any(solve.status == "negative curvature" for solve in self.solves)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON has them."""
-        found = asdict(self)
-        for solve in found["solves"]:
-            solve["residuals"], solve["model"] = solve["residuals"].tolist(), solve["model"].tolist()
-        return found
+        """All fields as JSON has them: None for what is NaN or infinite."""
+        found = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+        solves = [{**vars(s), "residuals": s.residuals.tolist(), "model": s.model.tolist()} for s in self.solves]
+        return {**found, "solves": solves}
