@@ -11,9 +11,10 @@ import torch
 from problems import mlp
 from test_hessian_free import flat, halves, parameters
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from pyhessian_spectra import EmpiricalRisk, HessianOperator, Partition
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra import DiagonalOperator, EmpiricalRisk, HessianOperator, Partition, cg
+from pyhessian_spectra.errors import InputError, SecondDerivativeError
 from pyhessian_spectra.optimisers import HessianFree, Newton, backtracking, levenberg_marquardt
 
 MAKE = {
@@ -210,3 +211,67 @@ def test_settings_of_other_kinds_are_refused():
     for nothing in ([], "weights", 3, [torch.zeros(2)]):
         with pytest.raises(InputError):
             HessianFree(nothing)
+
+
+def test_checkpoints_that_call_backward_are_refused_also_where_torch_leaves_them_out():
+    risk = mlp()
+    ((x, y),) = risk.data
+
+    def closure():
+        hidden = checkpoint(risk.model[:2], x.clone().requires_grad_(), use_reentrant=True)
+        outputs = risk.model[2](hidden)
+        return nn.functional.cross_entropy(outputs, y), outputs
+
+    before = flat(risk)
+    with pytest.raises(SecondDerivativeError, match="use_reentrant=False"):
+        HessianFree(parameters(risk), damping=0.1).step(closure)
+    assert torch.equal(flat(risk), before)
+
+
+def test_a_closure_that_draws_at_random_is_refused():
+    risk = mlp()
+    ((x, y),) = risk.data
+
+    def closure():
+        outputs = risk.model(nn.functional.dropout(x))
+        return nn.functional.cross_entropy(outputs, y), outputs
+
+    with torch.random.fork_rng(), pytest.raises(InputError, match="from one call to the next"):
+        torch.manual_seed(0)
+        HessianFree(parameters(risk), damping=0.1).step(closure)
+
+
+def test_a_loss_in_another_precision_than_the_parameters():
+    ends = []
+    for dtype, inner in ((torch.float32, torch.float64), (torch.float64, torch.float32), (torch.float64,) * 2):
+        risk = mlp()
+        model, ((x, y),) = risk.model.to(dtype), risk.data
+
+        def closure(model=model, x=x, y=y, dtype=dtype, inner=inner):
+            outputs = model(x.to(dtype)).to(inner)
+            return nn.functional.cross_entropy(outputs, y), outputs
+
+        HessianFree(model.named_parameters(), damping=0.1, lr=1.0).step(closure)
+        ends.append(torch.cat([p.detach().double().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ends[1], ends[2], rtol=1e-4, atol=1e-5)
+
+
+def test_inference_mode_and_expanded_parameters_are_refused():
+    w = torch.ones(1, dtype=torch.float64).expand(3).requires_grad_()
+    with pytest.raises(InputError, match="it is expanded"):
+        Newton([w])
+    own = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        Newton([own]).step(lambda: own.square().sum())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_gradients_of_any_size_are_solved_for_in_float32(scale):
+    entries = torch.linspace(1, 2, 40)
+    b = scale * torch.ones(40)
+    found = cg(DiagonalOperator(entries), b, rtol=1e-5)
+    assert found.status == "converged" and found.num_iterations > 2
+    torch.testing.assert_close(found.x, b / entries, rtol=1e-4, atol=0)
+    assert found.residuals[0] == pytest.approx(scale * 40**0.5, rel=1e-5)
+    assert found.model[-1] == pytest.approx(-float((b.double() ** 2 / entries).sum()) / 2, rel=1e-4)

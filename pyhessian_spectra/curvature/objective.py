@@ -275,12 +275,14 @@ class ClosureObjective(Objective):
 
     def selected(self, outputs: Any) -> tuple[Tensor, ...]:
         """The second of what the function returns; raises InputError if it returns a loss alone."""
-        if not isinstance(outputs, tuple):
+        chosen = outputs[1] if isinstance(outputs, tuple) and len(outputs) == 2 else None
+        tensors = chosen if isinstance(chosen, tuple) else (chosen,)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise InputError(
-                "this matrix needs the outputs that the loss is taken of; return (loss, outputs) from the closure, or "
-                "take the Hessian"
+                "this matrix needs the outputs that the loss is taken of; return (loss, outputs) from the closure, "
+                "with outputs a tensor or a tuple of tensors, or take the Hessian"
             )
-        return super().selected(outputs[1])
+        return tensors
 
 
 class _Holder(nn.Module):

@@ -106,6 +106,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                         f"there are two parameters {name!r}, or one twice; pass named_parameters() of one model, or "
                         "parameters() without names, each once"
                     )
+                if p.is_inference() or any(n > 1 and step == 0 for n, step in zip(p.shape, p.stride(), strict=True)):
+                    raise InputError(
+                        f"{name} cannot be changed in place: it is expanded, or was made in inference mode; clone it"
+                    )
                 named[name] = p
         self._lay_out(named)
 
@@ -151,8 +155,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         closure : EmpiricalRisk or callable
             The minibatch, from which loss and gradient are taken: ``EmpiricalRisk(model, loss_fn, (x, y))``, or a
             function without arguments that returns ``(loss, outputs)``, or the loss alone where no Gauss-Newton matrix
-            is asked for. It does not call ``backward``. A risk calls the model in its own mode, with right second
-            derivatives on every device and without changing running statistics; a function calls it as it is.
+            is asked for. It does not call ``backward``, and is called several times a step. A risk calls the model in
+            its own mode, with right second derivatives on every device and without changing running statistics; a
+            function calls it as it is.
         subset : EmpiricalRisk or callable, optional
             The part of the minibatch on which the curvature is taken, strictly smaller; by default the minibatch.
 
@@ -175,6 +180,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             The step, or the loss after it, is NaN or infinite, or the line search finds nothing better: the parameters
             are taken back to what they were.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError("a step needs derivatives; take it outside of torch.inference_mode()")
         if self._signature() != self._seen:
             self._arrange()
         risk = self._risk(closure)

@@ -52,10 +52,18 @@ def require_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
 
 
 def require_dependence(risk: EmpiricalRisk, point: Point) -> None:
-    """Raise InputError if the loss depends on none of the parameters."""
+    """Raise InputError if the loss depends on none of the parameters, or is another one each time."""
 
     def check(batch: Batch) -> None:
-        value = risk.objective.evaluate(batch)[1]
+        value, again = (risk.objective.evaluate(batch)[1] for _ in range(2))
+        apart, first = float((value - again).detach().abs()), float(value.detach())
+        computed_in = risk.objective.computed_in.get(risk.dtype, risk.dtype)
+        if apart > torch.finfo(computed_in).eps ** 0.5 * abs(first):
+            raise InputError(
+                f"the loss at the same parameters differs by {apart:.3g} of {first:.6g} from one call to the next, and "
+                "a step makes several; switch off what draws at random (dropout, augmentation), or seed it in the "
+                "closure"
+            )
         found = torch.autograd.grad(value, point.coordinates, allow_unused=True) if value.requires_grad else [None]
         if all(part is None for part in found):
             raise InputError(
@@ -84,7 +92,8 @@ def require_convex_loss(risk: EmpiricalRisk, point: Point) -> None:
             )
         op = HessianOperator.from_loss(value, tensors)
         found = lanczos(op, op.space.sphere(torch.Generator().manual_seed(0)), min(_STEPS, op.n)).eigh()[0]
-        if found[0] < -abs(found).max() * torch.finfo(risk.dtype).eps ** 0.5:
+        computed_in = risk.objective.computed_in.get(risk.dtype, risk.dtype)
+        if found[0] < -abs(found).max() * torch.finfo(computed_in).eps ** 0.5:
             raise InputError(
                 f"the loss has curvature {found[0]:.3g} in the outputs, so that its Gauss-Newton matrix is not "
                 "positive semidefinite; use a loss that is convex in them, or curvature=HessianOperator"

@@ -114,7 +114,11 @@ def cg(
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
     # Numbers stay on the device from one look to the next: what one iteration has ended, the others leave as it is.
-    x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
+    # The system is solved for b / ||b||, whose squares neither vanish nor overflow.
+    size = space.length(b)
+    unit = torch.where(size > 0, size, 1.0).to(b.dtype)
+    b = b / unit
+    x = torch.zeros_like(b) if x0 is None else x0.detach() / unit
     r = b.clone() if x0 is None else b - op @ x - shift * x
     z = r if apply is None else apply(r)
     p, squared = z.clone(), space.dot(r, r)
@@ -139,7 +143,7 @@ def cg(
         squared = torch.where(over, squared, _moved(space, x, r, p, ap, alpha, shift))
         history.append(torch.stack([squared, model]))
         over = over | (squared <= goal)
-        if looks and (bool(over) or (stop is not None and _asked(stop, history))):
+        if looks and (bool(over) or (stop is not None and _asked(stop, history, unit))):
             stopped = not bool(over)
             break
         z = r if apply is None else apply(r)
@@ -152,10 +156,17 @@ def cg(
         raise NonFiniteError(
             "conjugate gradients met a product that is NaN or infinite; look at the data, or damp more"
         )
-    if not float(curved) > 0:
-        return CGResult(x, np.sqrt(residuals), models, "negative curvature", p)
     ended = "stopped" if stopped else "max_iterations"
-    return CGResult(x, np.sqrt(residuals), models, "converged" if residuals[-1] <= float(goal) else ended)
+    status = "converged" if residuals[-1] <= float(goal) else ended
+    bent = not float(curved) > 0
+    norm = float(unit)
+    return CGResult(
+        x.mul_(unit),
+        norm * np.sqrt(residuals),
+        norm**2 * models,
+        "negative curvature" if bent else status,
+        p.mul_(unit) if bent else None,
+    )
 
 
 def _curvature(space: VectorSpace, p: Tensor, ap: Tensor, shift: float) -> Tensor:
@@ -177,8 +188,8 @@ def _moved(space: VectorSpace, x: Tensor, r: Tensor, p: Tensor, ap: Tensor, alph
     return space.total(squares)
 
 
-def _asked(stop: Callable[[Floats], bool], history: list[Tensor]) -> bool:
-    return stop(torch.stack(history)[:, 1].cpu().numpy())
+def _asked(stop: Callable[[Floats], bool], history: list[Tensor], unit: Tensor) -> bool:
+    return stop((torch.stack(history)[:, 1] * unit.double() ** 2).cpu().numpy())
 
 
 def relative_progress(model: Floats, *, tolerance: float = 5e-4, fewest: int = 10) -> bool:

@@ -67,6 +67,10 @@ class VectorSpace:
         parts = zip(a.split(_CONVERTED), b.split(_CONVERTED), strict=True)
         return float(self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()))
 
+    def length(self, v: Tensor) -> Tensor:
+        """``||v||`` as a float64 scalar that stays on the device, summed in float64 without a copy of ``v``."""
+        return self.sum_over_parts(torch.linalg.vector_norm(v, dtype=torch.float64).square()).sqrt()
+
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """``a^T b`` as a float64 scalar that stays on the device: partial sums in the vectors' dtype, added in float64.
 
