@@ -275,3 +275,44 @@ def test_gradients_of_any_size_are_solved_for_in_float32(scale):
     torch.testing.assert_close(found.x, b / entries, rtol=1e-4, atol=0)
     assert found.residuals[0] == pytest.approx(scale * 40**0.5, rel=1e-5)
     assert found.model[-1] == pytest.approx(-float((b.double() ** 2 / entries).sum()) / 2, rel=1e-4)
+
+
+def test_a_line_search_counts_in_what_is_predicted():
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    for make in (Newton, lambda *p, **o: HessianFree(*p, curvature=HessianOperator, **o)):
+        optimizer = make([w], lr=1.5, line_search=lambda loss_at, loss, slope: 0.5)
+        optimizer.step(lambda: w.square().sum())
+        record = optimizer.records[0]
+        assert record.actual == pytest.approx(record.predicted) and record.factor == 0.5
+
+
+def test_a_step_without_end_is_taken_back():
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    optimizer = HessianFree([w], lr=1e308, curvature=HessianOperator)
+    with pytest.warns(RuntimeWarning, match="taken back"):
+        optimizer.step(lambda: w.square().sum())
+    assert torch.equal(w.detach(), torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_an_interrupt_while_damping_adapts_leaves_a_whole_step():
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    risk = mlp()
+    optimizer = HessianFree(parameters(risk), damping=0.1, averaging=0.5, adapt_damping=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(risk)
+    after = flat(risk)
+    with optimizer.averaged():
+        assert torch.equal(flat(risk), after)
+
+
+def test_states_that_keep_groups_and_parameters_only_are_enough():
+    risk = mlp()
+    optimizer = HessianFree(parameters(risk), damping=0.1)
+    optimizer.step(risk)
+    state = {key: optimizer.state_dict()[key] for key in ("state", "param_groups")}
+    other = HessianFree(parameters(risk), damping=0.7)
+    other.load_state_dict(state)
+    other.step(risk)
+    assert other.records[0].step == 2 and other.records[0].damping == (0.1,)

@@ -340,6 +340,11 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
         return SecondDerivativeError(
             f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
         )
+    if "backward through the graph a second time" in text:
+        return InputError(
+            "the loss was differentiated where it was computed; leave backward() out of the closure, the model and the "
+            "loss"
+        )
     if "use_reentrant" in text:
         return SecondDerivativeError(
             "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to checkpoint"

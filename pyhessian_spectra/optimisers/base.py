@@ -22,7 +22,12 @@ from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError, NonFiniteError
-from pyhessian_spectra.optimisers.checks import require_dependence, require_range, require_state
+from pyhessian_spectra.optimisers.checks import (
+    require_agreement,
+    require_dependence,
+    require_range,
+    require_state,
+)
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.space import VectorSpace
@@ -36,10 +41,14 @@ LineSearch = Callable[[Callable[[float], float], float, float], float]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A step: its direction (n,), the reduction that the model predicts, the dampings, and how it was found."""
+    """A step: its direction ``d`` (n,), dampings, how it was found, and what its quadratic model is made of.
+
+    That is ``g^T s`` and ``s^T A s`` for the step ``s``, which is ``lr d``, without damping.
+    """
 
     direction: Tensor
-    predicted: float
+    slope: float
+    curvature: float
     damping: tuple[float, ...]
     solves: tuple[SolveRecord, ...]
 
@@ -69,7 +78,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             raise InputError(f"line_search must be a function such as backtracking, got {line_search!r}")
         self.records: list[StepRecord] = []
         self._averaging, self._line_search, self._group = averaging, line_search, group
-        self._num_steps = 0
         try:
             super().__init__(params, defaults)
         except InputError:
@@ -84,7 +92,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for key in param_group if isinstance(param_group, dict) else ():
             if key not in known:
                 raise InputError(f"a parameter group has no setting {key!r}; there are {', '.join(self._SETTINGS)}")
-        super().add_param_group(param_group)
+        steps = self.param_groups[0]["num_steps"] if self.param_groups else 0
+        super().add_param_group({**param_group, "optimiser": type(self).__name__, "num_steps": steps})
         if hasattr(self, "layout"):
             before = dict(self.__dict__)
             try:
@@ -93,6 +102,16 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 self.__dict__.update(before)
                 self.param_groups.pop()
                 raise
+
+    @property
+    def _num_steps(self) -> int:
+        """Steps so far; a number of each group, since that is what every way of saving an optimiser saves."""
+        return int(self.param_groups[0]["num_steps"])
+
+    @_num_steps.setter
+    def _num_steps(self, count: int) -> None:
+        for group in self.param_groups:
+            group["num_steps"] = count
 
     def _arrange(self) -> None:
         """Lay out the trainable parameters as one vector."""
@@ -187,6 +206,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         risk = self._risk(closure)
         if not self._num_steps:
             require_dependence(risk, self._point)
+            require_agreement(risk.sample.processes, self._params, self._shared())
         loss, gradient = risk.loss_and_gradient(self._point)
         for name, value in (("loss", loss), ("gradient", gradient.sum())):
             if not math.isfinite(float(value)):
@@ -196,23 +216,24 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         parts = zip(lrs, self.layout.unflatten(proposal.direction), strict=True)
         step = self.layout.flatten([lr * part for lr, part in parts])
         norm = self._space.norm(step)
-        loss_after, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
+        loss_after, factor, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
         self._num_steps += 1
         record = StepRecord(
-            self._num_steps,
-            float(loss),
-            loss_after,
-            proposal.predicted,
-            self._space.norm(gradient),
-            norm,
-            proposal.damping,
-            proposal.solves,
-            rejected,
+            step=self._num_steps,
+            loss=float(loss),
+            loss_after=loss_after,
+            predicted=-factor * (proposal.slope + factor * proposal.curvature / 2),
+            gradient_norm=self._space.norm(gradient),
+            step_norm=norm,
+            factor=factor,
+            damping=proposal.damping,
+            solves=proposal.solves,
+            rejected=rejected,
         )
         self.records.append(record)
-        self._finish(record, proposal)
         if self._averaging and rejected is None:
             self._average()
+        self._finish(record, proposal)
         if rejected is not None:
             warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=3)
         return loss
@@ -233,6 +254,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             )
         return op
 
+    def _shared(self) -> dict[str, Any]:
+        """What all ranks must have alike, by name."""
+        return {"settings": [[group[key] for key in self._SETTINGS] for group in self.param_groups]}
+
     @abstractmethod
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
         """The direction of the next step; parameters are not touched."""
@@ -242,10 +267,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def _moved(
         self, risk: EmpiricalRisk, step: Tensor, loss: float, slope: float, norm: float
-    ) -> tuple[float, str | None]:
-        """Move the parameters; return the loss there, and why they were moved back, if they were."""
+    ) -> tuple[float, float, str | None]:
+        """Move the parameters; return the loss there, the step's factor, and why they were moved back, if they were."""
         if not math.isfinite(norm):
-            return math.nan, "the step is NaN or infinite; damp more, or look at the curvature's batch"
+            return math.nan, 1.0, "the step is NaN or infinite; damp more, or look at the curvature's batch"
         before, parts = [p.detach().clone() for p in self._params], self.layout.unflatten(step)
 
         def place(factor: float) -> None:
@@ -267,11 +292,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             place(0.0)
             raise
         if math.isfinite(after):
-            return after, None
+            return after, factor, None
         place(0.0)
         if not factor:
-            return after, "the line search finds nothing better along it; damp more, or take another curvature batch"
-        return after, "the loss after it is NaN or infinite; damp more, or lower lr"
+            return loss, factor, "the line search finds nothing better; damp more, or take another curvature batch"
+        return after, factor, "the loss after it is NaN or infinite; damp more, or lower lr"
 
     def _average(self) -> None:
         for p in self._params:
@@ -303,13 +328,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""
-        return {**super().state_dict(), "optimiser": type(self).__name__, "num_steps": self._num_steps}
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; raises InputError for one of another optimiser or of other parameters."""
         require_state(state_dict, self)
         super().load_state_dict(state_dict)
-        self._num_steps = state_dict["num_steps"]
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: value for key, value in self.__dict__.items() if key in self._COPIED}
@@ -317,7 +341,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_num_steps" in state:  # a copy, whose parameters are other tensors
+        if "layout" in state:  # a copy, whose parameters are other tensors
             params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
             self._lay_out(dict(zip(self.layout.names, params, strict=True)))
 
@@ -325,7 +349,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     _SETTINGS: tuple[str, ...]
 
     #: What a copy of an optimiser has of it, beside what torch copies.
-    _COPIED: tuple[str, ...] = ("records", "layout", "_averaging", "_line_search", "_group", "_num_steps")
+    _COPIED: tuple[str, ...] = ("records", "layout", "_averaging", "_line_search", "_group")
 
 
 def _num_examples(risk: EmpiricalRisk) -> int | None:

@@ -29,6 +29,8 @@ def blocks_of(layout: ParameterLayout, blocks: Blocks, params: Sequence[Tensor])
         names = {id(p): name for name, p in zip(layout.names, params, strict=True)}
         lists = {f"block {i}": [names.get(id(p), p) for p in block] for i, block in enumerate(blocks)}
         return complete(Partition.by_glob(layout, cast(dict[str, Sequence[str]], lists)))
+    if blocks != "parameter" and not isinstance(blocks, Partition) and all(name.isdecimal() for name in layout.names):
+        raise InputError(f"partition={blocks!r} goes by names, and parameters have none; pass model.named_parameters()")
     return complete(Partition.of(layout, cast(GroupSpec, blocks)))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.distributed import Processes
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
@@ -34,10 +37,9 @@ def require_range(name: str, value: Any, *, below: float = math.inf) -> float:
 
 def require_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Raise InputError if a state cannot be loaded by this optimiser."""
-    kind = type(optimizer).__name__
-    if not isinstance(state, Mapping) or state.get("optimiser") != kind:
+    kind, groups = type(optimizer).__name__, state.get("param_groups", [{}]) if isinstance(state, Mapping) else [{}]
+    if any(group.get("optimiser") != kind for group in groups):
         raise InputError(f"this is not the state of a {kind}; load the one that its state_dict() gave")
-    groups = state["param_groups"]
     own = [p for group in optimizer.param_groups for p in group["params"]]
     places = [place for group in groups for place in group["params"]]
     if len(own) != len(places):
@@ -49,6 +51,22 @@ def require_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
                     f"the state has a parameter of shape {tuple(value.shape)} where the optimiser's is "
                     f"{tuple(p.shape)}; build it of the same model"
                 )
+
+
+def require_agreement(processes: Processes, params: Sequence[Tensor], shared: Mapping[str, Any]) -> None:
+    """Raise InputError on all ranks if they do not have the same parameters, or anything else that they share."""
+    if not processes:
+        return
+    digest = hashlib.sha256()
+    for p in params:
+        digest.update(p.detach().cpu().numpy().tobytes())
+    everyone = processes.gather({"parameters": digest.hexdigest(), **shared})
+    for name, value in everyone[0].items():
+        if any(other.get(name) != value for other in everyone):
+            raise InputError(
+                f"processes do not have the same {name}; start all from one checkpoint, with the same settings and the "
+                "same seed of a random partition"
+            )
 
 
 def require_dependence(risk: EmpiricalRisk, point: Point) -> None:

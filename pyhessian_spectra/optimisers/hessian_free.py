@@ -146,8 +146,6 @@ class HessianFree(CurvatureOptimizer):
                 )
             if group["cg_momentum"] > 1:
                 raise InputError(f"cg_momentum must be between 0 and 1, got {group['cg_momentum']}")
-            if self._adapt is not None and not group["damping"] > 0:
-                raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
         found = {}
         for block in self.partition:
             first, *others = (settings[name] for name in block.names)
@@ -162,11 +160,13 @@ class HessianFree(CurvatureOptimizer):
 
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
         of, settings = subset or risk, self._block_settings()
+        if self._adapt is not None and not all(group["damping"] > 0 for group in self.param_groups):
+            raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
         op = self._operator(self._curvature, risk, subset)
         if self._curvature is GGNOperator and not self._num_steps:
             require_convex_loss(of, self._point)
         inverse, last = self._inverse(of), self._last()
-        direction, predicted, solves = torch.empty_like(gradient), 0.0, []
+        direction, slope, bend, solves = torch.empty_like(gradient), 0.0, 0.0, []
         for block in self.partition:
             own, g = settings[block.label], block.take(gradient)
             meter = Meter(self._block_operator(op, block))
@@ -183,9 +183,10 @@ class HessianFree(CurvatureOptimizer):
             d, curvature = self._direction(found, meter, g, own["damping"])
             block.put(d, direction)
             (lr,) = own["lrs"] if len(own["lrs"]) == 1 else (math.nan,)
-            predicted -= lr * self._space.inner(g, d) + lr**2 * curvature / 2
+            slope, bend = slope + lr * self._space.inner(g, d), bend + lr * lr * curvature
             solves.append(SolveRecord.of(block.label, found, meter.num_products))
-        return Proposal(direction, predicted, tuple(own["damping"] for own in settings.values()), tuple(solves))
+        dampings = tuple(own["damping"] for own in settings.values())
+        return Proposal(direction, slope, bend, dampings, tuple(solves))
 
     def _direction(self, found: CGResult, meter: Meter, g: Tensor, damping: float) -> tuple[Tensor, float]:
         """A block's direction ``d``, and ``d^T A d`` without damping, which the solver's model has seen."""
@@ -207,7 +208,17 @@ class HessianFree(CurvatureOptimizer):
             return None
         groups = self._settings().values()
         dampings = [torch.full_like(p, group["damping"]) for p, group in zip(self._params, groups, strict=True)]
-        return self._preconditioner(risk, self._point, self.layout.flatten(dampings))
+        found = self._preconditioner(risk, self._point, self.layout.flatten(dampings))
+        if (
+            not isinstance(found, Tensor)
+            or found.shape != (self.layout.n,)
+            or not bool((found > 0).all() & found.isfinite().all())
+        ):
+            raise InputError(
+                f"the preconditioner must give {self.layout.n:,} positive and finite numbers; pass a damping above 0, "
+                "since gradients may vanish"
+            )
+        return found.to(self._space.dtype)
 
     def _last(self) -> Tensor | None:
         """The last step's solution (n,); None before the first, and after a step that was taken back."""
@@ -227,6 +238,10 @@ class HessianFree(CurvatureOptimizer):
         ratio = -math.inf if record.rejected else record.actual / record.predicted
         for group in self.param_groups:
             group["damping"] = require_range("what adapt_damping returns", self._adapt(group["damping"], ratio))
+
+    def _shared(self) -> dict[str, Any]:
+        blocks = {block.label: hash(tuple(block.indices.tolist())) for block in self.partition if not block.whole}
+        return {**super()._shared(), "blocks": [*self.partition.groups, blocks]}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit; blocks that cut parameters are part of it."""

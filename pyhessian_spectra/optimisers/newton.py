@@ -40,7 +40,7 @@ class Newton(CurvatureOptimizer):
         ``"exact"`` decomposes the Hessian, and goes to the next stationary point: to a saddle as soon as to a minimum.
         ``"absolute"`` takes the absolute values of its eigenvalues, and leaves saddles (saddle-free Newton; Dauphin et
         al. 2014). ``"cg"`` solves by conjugate gradients, for networks whose Hessian is too large to be built; at
-        negative curvature it ends with what it has.
+        negative curvature it ends with what it has, which may lead uphill without a damping or a line search.
     max_cg_iterations, cg_rtol :
         Of ``"cg"``, as for :func:`cg`.
     line_search, averaging, group :
@@ -101,8 +101,7 @@ class Newton(CurvatureOptimizer):
             d, curvature, solve = self._decomposed(op, gradient, damping)
         lrs = {float(group["lr"]) for group in self.param_groups}
         (lr,) = lrs if len(lrs) == 1 else (math.nan,)
-        predicted = -(lr * self._space.inner(gradient, d) + lr**2 * curvature / 2)
-        return Proposal(d, predicted, (damping,), (solve,))
+        return Proposal(d, lr * self._space.inner(gradient, d), lr * lr * curvature, (damping,), (solve,))
 
     _SETTINGS = ("lr", "damping")
     _COPIED = (*CurvatureOptimizer._COPIED, "_solver", "_max_iterations", "_rtol")

@@ -53,13 +53,16 @@ class StepRecord:
     step : int
         Counted from 1.
     loss, loss_after : float
-        The minibatch's loss before the step and at the parameters that it proposed.
+        The minibatch's loss before the step and after it; of a step that was taken back, at the parameters that it
+        led to, if it led to any.
     predicted : float
         By how much the quadratic model without damping, ``g^T s + s^T A s / 2``, says that the loss falls along the
-        step ``s``, with ``A`` block-diagonal if there are several blocks. NaN if parameters of one block have steps of
-        different lengths, and a line search does not count in it.
+        step ``s`` that was taken, with ``A`` block-diagonal if there are several blocks. NaN if parameters of one block
+        have steps of different lengths.
     gradient_norm, step_norm : float
-        Of the minibatch's gradient, and of the proposed step.
+        Of the minibatch's gradient, and of the step before a line search.
+    factor : float
+        The line search's, by which the step was multiplied; 1 without one.
     damping : tuple of float
         Of each block.
     solves : tuple of SolveRecord
@@ -74,6 +77,7 @@ class StepRecord:
     predicted: float
     gradient_norm: float
     step_norm: float
+    factor: float
     damping: tuple[float, ...]
     solves: tuple[SolveRecord, ...]
     rejected: str | None
