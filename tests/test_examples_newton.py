@@ -129,4 +129,4 @@ def test_leaving_the_saddle_takes_most_starts(published):
     paths = numbers["saddle"]["Newton, |H|"]
     for path in paths[:3]:
         path[-1] = [0.0, 0.0]
-    assert not leaves["with |H| in place of H it does"].decide(numbers)[0]
+    assert not leaves["with the absolute value of H in place of H it does"].decide(numbers)[0]

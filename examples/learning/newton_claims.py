@@ -159,6 +159,6 @@ CRITERIA = (
         not_slowed("gradient descent"),
     ),
     Criterion("saddle", "Newton's method avoids the saddle of x^2 - y^2", LEAVES, leaves("Newton")),
-    Criterion("saddle", "with |H| in place of H it does", LEAVES, leaves("Newton, |H|")),
+    Criterion("saddle", "with the absolute value of H in place of H it does", LEAVES, leaves("Newton, |H|")),
     Criterion("saddle", "gradient descent does", LEAVES, leaves("gradient descent")),
 )

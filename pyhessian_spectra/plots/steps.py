@@ -52,7 +52,7 @@ def plot_reduction(records: Sequence[StepRecord], *, ax: Axes | None = None) -> 
     bent = np.array([record.negative_curvature for record in records])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.array([record.actual for record in records]) / predicted
-    told = np.isfinite(ratio) & (predicted > 0) & ~rejected
+    told = np.isfinite(ratio) & (predicted > 0)  # after a rejected step the loss is not finite
     with style.drawing(ax) as ax:
         x = _steps_across(ax, records)
         ax.axhline(1, color=style.MUTED, linewidth=0.8, zorder=1)
