@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -131,10 +132,15 @@ def test_newtons_damping_is_in_its_state():
 
 def test_the_damping_rests_where_there_is_nothing_left_to_gain():
     w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimizer = HessianFree([w], damping=0.1, curvature=HessianOperator, adapt_damping=levenberg_marquardt)
-    for _ in range(3):
-        optimizer.step(lambda: w.square().sum() + 1)
-    assert optimizer.param_groups[0]["damping"] == 0.1 and not w.any()
+    for line_search in (None, backtracking):
+        optimizer = HessianFree(
+            [w], damping=0.1, curvature=HessianOperator, adapt_damping=levenberg_marquardt, line_search=line_search
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of the line search, which finds nothing better
+            for _ in range(3):
+                optimizer.step(lambda: w.square().sum() + 1)
+        assert optimizer.param_groups[0]["damping"] == 0.1 and not w.any()
 
 
 def test_a_line_search_that_finds_nothing_says_so():

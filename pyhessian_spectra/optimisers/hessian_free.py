@@ -232,8 +232,10 @@ class HessianFree(CurvatureOptimizer):
                 self.state[p]["direction"] = part.clone()
             else:
                 self.state[p].pop("direction", None)
-        seen = self._space.eps * abs(record.loss)  # below it a reduction is rounding
-        if self._adapt is None or not (record.rejected or abs(record.predicted) > seen):
+        promised = -(proposal.slope + proposal.curvature / 2)  # without a line search
+        if self._adapt is None or abs(promised) <= self._space.eps * abs(record.loss):  # of which no more than rounding
+            return
+        if math.isnan(promised) and not record.rejected:
             return
         ratio = -math.inf if record.rejected else record.actual / record.predicted
         for group in self.param_groups:
