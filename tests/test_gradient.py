@@ -1,5 +1,7 @@
 """How much of the gradient lies in the top eigenspace, against the dense Hessian's."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,68 @@ def test_shares_are_those_of_the_dense_eigenvectors_within_their_error(name):
     assert found.norm == pytest.approx(float(g.norm()), rel=1e-8)
     assert (np.abs(np.cumsum(found.shares) - expected) <= found.errors + 1e-9).all()
     assert found.in_top(4)[0] == pytest.approx(float(found.shares.sum()))
+
+
+def near_minimum(dtype: torch.dtype, away: float) -> EmpiricalRisk:
+    """Least squares, so far from the minimum that rounding in ``dtype`` is seen in the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 6, generator=generator) * torch.tensor([4.0, 3, 2, 1.5, 1, 0.7])
+    y = x.sum(dim=1, keepdim=True) + torch.randn(64, 1, generator=generator)
+    best = torch.linalg.lstsq(x.double(), y.double()).solution + away
+    model = torch.nn.Linear(6, 1, bias=False).to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(best.T)
+    x, y = x.to(dtype), y.to(dtype)
+    return EmpiricalRisk(model, torch.nn.MSELoss(), list(zip(x.split(16), y.split(16), strict=True)))
+
+
+def exact_shares(risk: EmpiricalRisk, k: int) -> np.ndarray:
+    """The sums of the first ``k`` shares at the same parameters in float64."""
+    model = copy.deepcopy(risk.model).double()
+    oracle = Oracle(EmpiricalRisk(model, risk.loss_fn, [(x.double(), y.double()) for x, y in risk.data]))
+    g, vectors = oracle.gradient(), torch.linalg.eigh(oracle.hessian()).eigenvectors.flip(1)[:, :k]
+    return ((vectors.T @ g) ** 2 / (g @ g)).cumsum(0).numpy()
+
+
+def test_rounding_of_a_small_gradient_in_float32_is_within_the_error():
+    risk = near_minimum(torch.float32, away=1e-6)
+    op, k = HessianOperator(risk), 4
+    block = analyze_operator(op, num_eigenvalues=k)
+    found, expected = gradient_shares(risk, block), exact_shares(risk, k)
+    assert (found.errors < 1e-2).any()
+    assert (np.abs(np.cumsum(found.shares) - expected) <= found.errors).all()
+    # what makes the case: by the gradient as float32 has it, shares are off by more
+    g, vectors = risk.gradient().double(), torch.from_numpy(block.largest.eigenvectors[:, ::-1].copy()).double()
+    rounded = ((vectors.T @ g) ** 2 / (g @ g)).cumsum(0).numpy()
+    assert (np.abs(rounded - expected) > found.errors).any()
+
+
+def test_a_gradient_that_is_nothing_but_rounding_has_shares_of_unknown_error():
+    risk = near_minimum(torch.float64, away=0.0)
+    found = gradient_shares(risk, analyze_operator(HessianOperator(risk), num_eigenvalues=4))
+    assert found.norm < 1e-13 and (found.errors == 1).all()
+
+
+class InFloat32(torch.nn.Module):
+    """Computes in float32 whatever its parameters are in."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        given = {name: p.float() for name, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shares_of_a_model_that_does_not_compute_in_float64_have_unknown_errors(dtype):
+    risk = mlp()
+    model = InFloat32(copy.deepcopy(risk.model)).to(dtype)
+    ((x, y),) = risk.data
+    lower = EmpiricalRisk(model, risk.loss_fn, (x.to(dtype), y))
+    found = gradient_shares(lower, analyze_operator(HessianOperator(risk), num_eigenvalues=3))
+    assert (found.errors == 1).all() and found.in_top(1)[1] == 1
 
 
 @pytest.mark.parametrize("case", [mlp, class_weights])
