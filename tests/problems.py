@@ -211,6 +211,18 @@ def restricted() -> EmpiricalRisk:
     return relu_mlp().restrict(["2"])
 
 
+class InFloat32(nn.Module):
+    """Computes in float32 whatever its parameters are in."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = {name: p.float() for name, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
+
+
 CASES: Mapping[str, Callable[[], EmpiricalRisk]] = {
     case.__name__: case
     for case in (

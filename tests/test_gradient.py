@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import Oracle
-from problems import CASES, class_weights, mlp
+from problems import CASES, InFloat32, class_weights, mlp
 
 from pyhessian_spectra import EmpiricalRisk, HessianOperator, analyze_operator
 from pyhessian_spectra.analysis.gradient import gradient_shares
@@ -64,18 +64,6 @@ def test_a_gradient_that_is_nothing_but_rounding_has_shares_of_unknown_error():
     risk = near_minimum(torch.float64, away=0.0)
     found = gradient_shares(risk, analyze_operator(HessianOperator(risk), num_eigenvalues=4))
     assert found.norm < 1e-13 and (found.errors == 1).all()
-
-
-class InFloat32(torch.nn.Module):
-    """Computes in float32 whatever its parameters are in."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        given = {name: p.float() for name, p in self.inner.named_parameters()}
-        return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

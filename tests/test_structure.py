@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import torch
 from oracle import Oracle
+from problems import InFloat32
 
 from pyhessian_spectra import (
     EmpiricalRisk,
@@ -111,6 +112,32 @@ def test_coupling_localisation_and_gradient_are_those_of_the_dense_matrix(way, m
     share = float(((vectors[:, :3].T @ g) ** 2).sum() / (g @ g))
     value, error = structure.gradient.in_top(3)
     assert abs(value - share) <= error + 1e-9 and structure.gradient.norm == pytest.approx(float(g.norm()))
+
+
+def test_masses_of_a_matrix_that_was_built_allow_for_the_rounding_of_its_products():
+    risk = network()
+    lower = EmpiricalRisk(InFloat32(risk.model.float()), risk.loss_fn, [(x.float(), y) for x, y in risk.data])
+    found = analyze(lower, accept_unverified=True, generator=generator())
+    coupling = found.structure.coupling
+    assert coupling.num_products == 0 and coupling.rounding == found.full.largest.rounding > 0
+    exact = EmpiricalRisk(risk.model.double(), risk.loss_fn, [(x.float().double(), y) for x, y in risk.data])
+    dense, groups = Oracle(exact).hessian(), [group.indices for group in Partition.by_layer(exact.layout)]
+    norms = np.array([[float(torch.linalg.matrix_norm(dense[i][:, j])) for j in groups] for i in groups])
+    assert 0 < np.abs(np.sqrt(coupling.mass) - norms).max() <= coupling.rounding < 1e-4
+    share = 1 - (norms.diagonal() ** 2).sum() / (norms**2).sum()
+    low, high = coupling.error.interval()
+    assert low <= share <= high and low < high
+
+
+@pytest.mark.parametrize("way", ["built", "rows"])
+def test_a_single_layer_is_held_against_the_rest_of_the_network(way):
+    risk = network()
+    found = analyze(risk, **WAYS[way], layers=["2"], matrix=GGNOperator, generator=generator()).structure.coupling
+    dense, inside = Oracle(risk).ggn(), Partition.by_module(risk.layout, "2")["2"].indices
+    rest = torch.tensor(sorted({*range(risk.n)} - {*inside.tolist()}))
+    expected = [[float((dense[i][:, j] ** 2).sum()) for j in (inside, rest)] for i in (inside, rest)]
+    assert found.labels == ("2", "(rest)") and found.num_products == 0
+    np.testing.assert_allclose(found.mass, expected, rtol=1e-8)
 
 
 def test_what_was_found_of_structure_and_parts_survives_saving(tmp_path):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from pyhessian_spectra.analysis.coupling import LayerCoupling, coupling_of_rows
 from pyhessian_spectra.analysis.gauss_newton import Part, gauss_newton_part
 from pyhessian_spectra.analysis.gradient import gradient_shares
 from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
@@ -269,10 +268,8 @@ class _Run:
         self.structure = Structure(None, localised(self.full, groups), gradient)
         what, index = "the coupling of layers", len(self.groups) + 1
         whole = self.matrix_built or self.watch.meter(op, what)
-        if self.part is not None and isinstance(op, GGNOperator) and len(groups) > 1:
-            coupling: LayerCoupling | None = coupling_of_rows(self.part.gram, self.part.gram.groups)
-        else:
-            coupling = coupling_of(whole, self.full, self.settings, groups, seed + index)
+        gram = None if self.part is None or not isinstance(op, GGNOperator) else self.part.gram
+        coupling = coupling_of(whole, self.full, self.settings, groups, seed + index, gram)
         self.structure = replace(self.structure, coupling=coupling)
         self.watch.close_block(what, index)
         taken = Parts(self.risk, self.settings, self.groups, self.matrix, self.num_parts, self.part, _LAYER_ATOL)
