@@ -199,7 +199,10 @@ def test_the_table_says_what_the_analyses_say():
     assert find(quantity="wasserstein to the whole", block="0") and find(quantity="share of eigenvector 1", block="0")
     assert not find(checkpoint="first", quantity="change of trace")
     (mass,) = find(checkpoint="first", block="2", quantity="squared norm of the block with 0")
-    assert mass.value == run[0].structure.coupling.mass[1, 0]
+    coupling = run[0].structure.coupling
+    assert mass.value == coupling.mass[1, 0] and mass.kind == "exact up to rounding"
+    assert mass.value**0.5 + coupling.rounding == pytest.approx((mass.value + mass.error) ** 0.5, rel=1e-15)
+    assert 0 < mass.error < 1e-12 * mass.value
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert len(read) == len(rows)
     for text, row in zip(read, rows, strict=True):

@@ -164,10 +164,11 @@ def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
         coupling = structure.coupling
         yield from _estimate(WHOLE, "error of the block diagonal", coupling.error)
         yield from _estimate(WHOLE, "cosine with the block diagonal", coupling.cosine)
-        kind = "standard error, probes" if coupling.num_probes else EXACT
+        off = coupling.rounding * (2 * np.sqrt(coupling.mass.clip(0.0)) + coupling.rounding)
+        kind, errors = ("standard error, probes", coupling.stderr) if coupling.num_probes else (EXACT, off)
         for i, one in enumerate(coupling.labels):
             for j, other in enumerate(coupling.labels[: i + 1]):
-                mass, error = float(coupling.mass[i, j]), float(coupling.stderr[i, j])
+                mass, error = float(coupling.mass[i, j]), float(errors[i, j])
                 yield one, f"squared norm of the block with {other}", mass, error, kind
     if structure.localisation is not None:
         where = structure.localisation
