@@ -64,6 +64,40 @@ def test_spectra_of_parts_are_those_of_the_parts_of_the_data(way):
             )
 
 
+@pytest.mark.parametrize("ignored", [0, 1])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_without_any_weight_belongs_to_no_part(way, ignored):
+    risk = network(batches=7)
+    data = [(x, torch.full_like(y, -100) if i == ignored else y) for i, (x, y) in enumerate(risk.data)]
+    found = analyze(EmpiricalRisk(risk.model, risk.loss_fn, data), **WAYS[way], data_parts=6, generator=generator())
+    group = Partition.by_layer(risk.layout)["0"].indices
+    for part, batch in zip(found.parts, data[:ignored] + data[ignored + 1 :], strict=True):
+        dense = Oracle(EmpiricalRisk(risk.model, risk.loss_fn, batch)).hessian()
+        expected = torch.linalg.eigvalsh(dense[group][:, group])[-1]
+        assert part["0"].support[1] == pytest.approx(float(expected), rel=1e-6)
+
+
+class Counted(list):
+    """Batches that count how often they are read."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_the_data_are_not_read_again_for_each_layer_of_a_part_that_is_known_from_rows():
+    risk, passes = network(), []
+    for layers in (["0"], ["0", "2", "4"]):
+        data = Counted(risk.data)
+        counted = EmpiricalRisk(risk.model, risk.loss_fn, data)
+        found = analyze(counted, **WAYS["rows"], layers=layers, data_parts=6, coupling_probes=0, generator=generator())
+        assert set(layers) == set(found.gauss_newton.own)
+        passes.append(data.passes)
+    assert passes[0] == passes[1]
+
+
 def test_parts_are_taken_where_the_matrix_is_built_and_there_are_enough_batches():
     assert len(analyze(network(), generator=generator()).parts) == 6
     assert not analyze(network(batches=5), generator=generator()).parts
