@@ -67,9 +67,10 @@ def test_spectra_of_parts_are_those_of_the_parts_of_the_data(way):
 @pytest.mark.parametrize("ignored", [0, 1])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_batch_without_any_weight_belongs_to_no_part(way, ignored):
-    risk = network(batches=7)
+    risk = network(batches=4)
     data = [(x, torch.full_like(y, -100) if i == ignored else y) for i, (x, y) in enumerate(risk.data)]
-    found = analyze(EmpiricalRisk(risk.model, risk.loss_fn, data), **WAYS[way], data_parts=6, generator=generator())
+    few = {"layers": ["0"], "data_parts": 3, "coupling_probes": 0}
+    found = analyze(EmpiricalRisk(risk.model, risk.loss_fn, data), **WAYS[way], **few, generator=generator())
     group = Partition.by_layer(risk.layout)["0"].indices
     for part, batch in zip(found.parts, data[:ignored] + data[ignored + 1 :], strict=True):
         dense = Oracle(EmpiricalRisk(risk.model, risk.loss_fn, batch)).hessian()
@@ -88,11 +89,11 @@ class Counted(list):
 
 
 def test_the_data_are_not_read_again_for_each_layer_of_a_part_that_is_known_from_rows():
-    risk, passes = network(), []
+    risk, passes = network(batches=3), []
     for layers in (["0"], ["0", "2", "4"]):
         data = Counted(risk.data)
         counted = EmpiricalRisk(risk.model, risk.loss_fn, data)
-        found = analyze(counted, **WAYS["rows"], layers=layers, data_parts=6, coupling_probes=0, generator=generator())
+        found = analyze(counted, **WAYS["rows"], layers=layers, data_parts=3, coupling_probes=0, generator=generator())
         assert set(layers) == set(found.gauss_newton.own)
         passes.append(data.passes)
     assert passes[0] == passes[1]
