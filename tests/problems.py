@@ -223,6 +223,21 @@ class InFloat32(nn.Module):
         return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
 
 
+def three_layers(batches: int = 6, activation: type[nn.Module] = nn.ReLU) -> EmpiricalRisk:
+    """A classifier of three layers, with 12 examples a batch."""
+    model = _filled(nn.Sequential(nn.Linear(6, 9), activation(), nn.Linear(9, 8), activation(), nn.Linear(8, 3)))
+    x, y = _classes(12 * batches, (6,), 3)
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(12), y.split(12), strict=True)))
+
+
+#: Settings by which :func:`three_layers` is analysed in each of the ways there are.
+WAYS: Mapping[str, dict[str, object]] = {
+    "built": {},
+    "pass": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "never"},
+    "rows": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "always"},
+}
+
+
 CASES: Mapping[str, Callable[[], EmpiricalRisk]] = {
     case.__name__: case
     for case in (
