@@ -125,19 +125,14 @@ def _of_block(name: str, block: BlockAnalysis) -> Iterator[_Told]:
 
 
 def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[_Told]:
-    value = float(pairs.eigenvalues[rank])
-    if pairs.lower is not None and pairs.upper is not None:
-        reach = max(value - float(pairs.lower[rank]), float(pairs.upper[rank]) - value)
-        yield name, quantity, value, reach, CERTIFIED
-    else:
-        yield name, quantity, value, float(pairs.residuals[rank]), "residual"
+    value, kind = float(pairs.eigenvalues[rank]), "residual" if pairs.lower is None else CERTIFIED
+    yield name, quantity, value, float(pairs.reach[rank]), kind
     if pairs.data_stderr is not None:
         yield name, quantity, value, float(pairs.data_stderr[rank]), DATA
 
 
 def _estimate(name: str, quantity: str, found: TraceEstimate) -> Iterator[_Told]:
-    low, high = found.interval(0.95)
-    yield name, quantity, found.value, (high - low) / 2, PROBES if found.stderr else EXACT
+    yield name, quantity, found.value, found.reach, PROBES if found.stderr else EXACT
     if found.data_stderr is not None:
         yield name, quantity, found.value, found.data_stderr, DATA
 

@@ -200,10 +200,7 @@ def change_of_largest(first: Eigenpairs, second: Eigenpairs) -> TraceEstimate:
 
 def _top(pairs: Eigenpairs) -> TraceEstimate:
     """The largest eigenvalue, with the reach of its interval for rounding."""
-    reach = float(pairs.residuals[-1])
-    value = float(pairs.eigenvalues[-1])
-    if pairs.lower is not None and pairs.upper is not None:
-        reach = max(value - float(pairs.lower[-1]), float(pairs.upper[-1]) - value)
+    value, reach = float(pairs.eigenvalues[-1]), float(pairs.reach[-1])
     error = None if pairs.data_stderr is None else float(pairs.data_stderr[-1])
     moved = None if pairs.data_influences is None else pairs.data_influences[:, -1]
     return TraceEstimate(value, 0.0, 0, "eigenpair", rounding=reach, data_stderr=error, data_influences=moved)

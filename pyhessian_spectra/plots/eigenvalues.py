@@ -16,7 +16,6 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values, to_decades
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
 # As many of the largest eigenvalues are drawn along training.
@@ -53,7 +52,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
     row_height = float(np.clip(6 / len(traces), 0.18, 0.32))
     values = [trace.value for trace in traces.values()]
     # An error of 0 would show as the caps of its bar; NaN shows as nothing.
-    errors = [trace_error(trace) or np.nan for trace in traces.values()]
+    errors = [trace.reach or np.nan for trace in traces.values()]
     bars: dict[str, Any] = {"xerr": errors, "ecolor": style.INK, "capsize": 2.5, "error_kw": {"elinewidth": 1}}
     with style.drawing(ax, height=0.75 + row_height * len(traces)) as ax:
         ax.barh(np.arange(len(traces)), values, height=0.62, color=style.BLUE, alpha=0.55, linewidth=0, **bars)
@@ -73,7 +72,7 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     largest = [analysis.full.largest.take(_REVERSED) for analysis in analyses]
     smallest = [analysis.full.smallest for analysis in analyses]
     traces = np.array([analysis.full.trace.value for analysis in analyses])
-    errors = [trace_error(analysis.full.trace) for analysis in analyses]
+    errors = [analysis.full.trace.reach for analysis in analyses]
     look: dict[str, Any] = {"fmt": "s-", "color": style.GREEN, "markersize": 4, "linewidth": 1.1, "capsize": 2.5}
     with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
@@ -94,7 +93,7 @@ def _edge_line(ax: Axes, x: Floats, edges: Sequence[Eigenpairs], rank: int, shad
     present = [i for i, pairs in enumerate(edges) if len(pairs) > rank]
     if present:
         values = [edges[i].eigenvalues[rank] for i in present]
-        errors = [eigenvalue_errors(edges[i])[rank] for i in present]
+        errors = [edges[i].reach[rank] for i in present]
         ax.errorbar(x[present], values, yerr=errors, fmt="-", color=shade, linewidth=1.1)
         # Each mark has its own colour: one ``alpha`` for all would fill the hollow ones.
         faces = [shade if edges[i].converged[rank] else "none" for i in present]

@@ -10,7 +10,7 @@ from typing import Any
 from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_duration, format_number
+from pyhessian_spectra.plots.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
 from pyhessian_spectra.report.layers import describe_layers, describe_steps
@@ -207,7 +207,7 @@ def _caveats(edges: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], analysis:
 def _source(analysis: SpectralAnalysis) -> str:
     """Say what the largest eigenvalue’s error is of, where it is that of the data."""
     top, count = analysis.full.largest, analysis.problem.get("N")
-    of_data = top.data_stderr is not None and len(top) and top.data_stderr[-1] > eigenvalue_errors(top)[-1]
+    of_data = top.data_stderr is not None and len(top) and top.data_stderr[-1] > top.reach[-1]
     return f" from {count:,} examples" if of_data and count else ""
 
 

@@ -11,7 +11,7 @@ from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstei
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
 from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, format_number, format_with_error
+from pyhessian_spectra.plots.numbers import format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
 
@@ -70,7 +70,7 @@ def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name
     whole, own = analysis.full.largest, analysis.layers[name].largest
     if len(whole) and len(own) and whole.eigenvalues[-1]:
         ratio = float(own.eigenvalues[-1] / whole.eigenvalues[-1])
-        off = [float(eigenvalue_errors(pairs)[-1]) for pairs in (own, whole)]
+        off = [float(pairs.reach[-1]) for pairs in (own, whole)]
         error = (off[0] + abs(ratio) * off[1]) / abs(float(whole.eigenvalues[-1]))
         row["reach"] = _bounded(ratio, error)
     return row
@@ -109,8 +109,7 @@ def _coupling(analysis: SpectralAnalysis) -> dict[str, str] | None:
 
 
 def _share(estimate: TraceEstimate) -> str:
-    low, high = estimate.interval(0.95)
-    return format_with_error(estimate.value, (high - low) / 2) if high > low else format_number(estimate.value)
+    return format_with_error(estimate.value, estimate.reach) if estimate.reach else format_number(estimate.value)
 
 
 def _gradient(analysis: SpectralAnalysis) -> str:
@@ -149,8 +148,7 @@ def _bounded(value: float, error: float) -> str:
 
 
 def _moved(change: TraceEstimate) -> str:
-    low, high = change.interval(0.95)
-    return format_headline(change.value, (high - low) / 2, change.data_stderr)
+    return format_headline(change.value, change.reach, change.data_stderr)
 
 
 def _edge(analyses: Sequence[SpectralAnalysis], found: Trajectory) -> str:
