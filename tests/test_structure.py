@@ -11,12 +11,16 @@ from pyhessian_spectra import (
     EmpiricalRisk,
     GGNOperator,
     HessianOperator,
+    MatrixOperator,
     Partition,
     Settings,
     SpectralAnalysis,
     analyze,
+    analyze_operator,
+    tidy,
 )
 from pyhessian_spectra.analysis.similarity import similarity_matrix
+from pyhessian_spectra.analysis.table import CERTIFIED
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.runs.doctor import examine
 
@@ -51,6 +55,26 @@ def test_coupling_localisation_and_gradient_are_those_of_the_dense_matrix(way, m
     share = float(((vectors[:, :3].T @ g) ** 2).sum() / (g @ g))
     value, error = structure.gradient.in_top(3)
     assert abs(value - share) <= error + 1e-9 and structure.gradient.norm == pytest.approx(float(g.norm()))
+
+
+@pytest.mark.parametrize("fields", [WAYS["built"], {**WAYS["pass"], "tol": 3e-2}], ids=["built", "loose"])
+def test_the_largest_eigenvalue_of_a_layer_beside_that_of_the_whole_is_within_its_error(fields):
+    risk = three_layers()
+    found = analyze(risk, **fields, generator=generator())
+    dense = Oracle(risk).hessian()
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    rows = {row.block: row for row in tidy([found]) if row.quantity == "lambda_1 / lambda_1 of the whole"}
+    for group in Partition.by_layer(risk.layout):
+        ratio, error = found.layers[group.label].largest_beside(found.full)
+        true = float(torch.linalg.eigvalsh(dense[group.indices][:, group.indices])[-1]) / top
+        assert abs(ratio - true) <= error < 0.1
+        assert (rows[group.label].value, rows[group.label].error, rows[group.label].kind) == (ratio, error, CERTIFIED)
+
+
+def test_no_ratio_is_told_to_an_eigenvalue_that_may_be_zero():
+    entries = torch.diag(torch.tensor([-3.0, -2.0, 0.0], dtype=torch.float64))
+    zero, other = (analyze_operator(MatrixOperator(each), num_eigenvalues=1) for each in (entries, entries + 1))
+    assert other.largest_beside(zero) is None and zero.largest_beside(other)[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_masses_of_a_matrix_that_was_built_allow_for_the_rounding_of_its_products():

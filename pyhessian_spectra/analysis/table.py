@@ -95,11 +95,10 @@ _Told = tuple[str, str, float, float | None, str]
 
 def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
     """Block, quantity, value, error and kind."""
-    top = float(analysis.full.largest.eigenvalues[-1]) if len(analysis.full.largest) else 0.0
     for name, block in {WHOLE: analysis.full, **analysis.layers}.items():
         yield from _of_block(name, block)
-        if name != WHOLE and top and len(block.largest):
-            yield name, "lambda_1 / lambda_1 of the whole", float(block.largest.eigenvalues[-1]) / top, None, UNKNOWN
+        if name != WHOLE and (ratio := block.largest_beside(analysis.full)) is not None:
+            yield name, "lambda_1 / lambda_1 of the whole", *ratio, _kind(block.largest, analysis.full.largest)
     bulk = split_bulk(analysis)
     for quantity, value, bounds in (
         ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
@@ -125,10 +124,14 @@ def _of_block(name: str, block: BlockAnalysis) -> Iterator[_Told]:
 
 
 def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[_Told]:
-    value, kind = float(pairs.eigenvalues[rank]), "residual" if pairs.lower is None else CERTIFIED
-    yield name, quantity, value, float(pairs.reach[rank]), kind
+    value = float(pairs.eigenvalues[rank])
+    yield name, quantity, value, float(pairs.reach[rank]), _kind(pairs)
     if pairs.data_stderr is not None:
         yield name, quantity, value, float(pairs.data_stderr[rank]), DATA
+
+
+def _kind(*pairs: Eigenpairs) -> str:
+    return CERTIFIED if all(each.lower is not None for each in pairs) else "residual"
 
 
 def _estimate(name: str, quantity: str, found: TraceEstimate) -> Iterator[_Told]:

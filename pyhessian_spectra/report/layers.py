@@ -67,12 +67,9 @@ def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name
             apart, null = float(matrix.across[i, j]), float((matrix.across[j, j] + matrix.across[i, i]) / 2)
             mark = "beyond chance" if matrix.exceeds[i, j] else "within chance"
             row[f"{key}_null"] = f"{format_number(apart, digits=2)} against {format_number(null, digits=2)}: {mark}"
-    whole, own = analysis.full.largest, analysis.layers[name].largest
-    if len(whole) and len(own) and whole.eigenvalues[-1]:
-        ratio = float(own.eigenvalues[-1] / whole.eigenvalues[-1])
-        off = [float(pairs.reach[-1]) for pairs in (own, whole)]
-        error = (off[0] + abs(ratio) * off[1]) / abs(float(whole.eigenvalues[-1]))
-        row["reach"] = _bounded(ratio, error)
+    ratio = analysis.layers[name].largest_beside(analysis.full)
+    if ratio is not None:
+        row["reach"] = _bounded(*ratio)
     return row
 
 
