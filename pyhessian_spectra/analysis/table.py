@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
-from pyhessian_spectra.analysis.bulk import split_bulk
-from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
+from pyhessian_spectra.analysis.bulk import BulkEdge
+from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import (
-    Trajectory,
-    checkpoint_names,
-    checkpoint_step,
-    follow_checkpoints,
-)
+from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
+from pyhessian_spectra.analysis.trajectory import Trajectory, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 
@@ -34,7 +29,6 @@ CERTIFIED, PROBES, DATA, EXACT, UNKNOWN = (
     "unknown",
 )
 NULL = "null: mean distance from itself with other data and probes"
-_METRICS = (wasserstein, scaled_wasserstein, jensen_shannon)
 
 
 class Row(NamedTuple):
@@ -50,7 +44,7 @@ class Row(NamedTuple):
 
 
 def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> list[Row]:
-    """The rows of all checkpoints, in their order; by default they are called what their ``problem`` says.
+    """The rows of all checkpoints, in their order; by default they are called by their files' names.
 
     Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
     and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
@@ -58,18 +52,16 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
     the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
     checkpoint before.
     """
-    if isinstance(analyses, SpectralAnalysis):
-        raise InputError("analyses must be a sequence; put a single one in a list")
-    names = checkpoint_names(analyses) if labels is None else labels
-    if len(names) != len(analyses):
-        raise InputError(f"{len(names)} labels were given for {len(analyses)} checkpoints; give one for each")
+    return rows_of(Checkpoints.of(analyses, labels))
+
+
+def rows_of(found: Checkpoints) -> list[Row]:
+    """See :func:`tidy`."""
     rows = []
-    for name, analysis in zip(names, analyses, strict=True):
-        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis)]
-    one_model = len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1
-    if one_model and all(len(analysis.full.largest) for analysis in analyses):
-        rows += changes(follow_checkpoints(analyses, labels=names))
-    return rows
+    each = zip(found.labels, found.analyses, found.bulks, found.similarities, strict=True)
+    for name, analysis, bulk, similar in each:
+        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis, bulk, similar)]
+    return rows if found.trajectory is None else [*rows, *changes(found.trajectory)]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -93,13 +85,12 @@ def to_frame(rows: Sequence[NamedTuple]) -> pandas.DataFrame:
 _Told = tuple[str, str, float, float | None, str]
 
 
-def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
+def _of_one(analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, SimilarityMatrix]) -> Iterator[_Told]:
     """Block, quantity, value, error and kind."""
     for name, block in {WHOLE: analysis.full, **analysis.layers}.items():
         yield from _of_block(name, block)
         if name != WHOLE and (ratio := block.largest_beside(analysis.full)) is not None:
             yield name, "lambda_1 / lambda_1 of the whole", *ratio, _kind(block.largest, analysis.full.largest)
-    bulk = split_bulk(analysis)
     for quantity, value, bounds in (
         ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
         ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
@@ -108,9 +99,8 @@ def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
     if bulk.separable:
         yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
         yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN
-    if analysis.layers:
-        for metric in _METRICS:
-            yield from _distances(similarity_matrix(analysis, metric=metric))
+    for matrix in similar.values():
+        yield from _distances(matrix)
     yield from _of_structure(analysis)
 
 

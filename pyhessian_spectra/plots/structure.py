@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -11,8 +9,7 @@ from matplotlib.colors import LogNorm
 
 from pyhessian_spectra.analysis.coupling import LayerCoupling
 from pyhessian_spectra.analysis.eigenspaces import Localisation
-from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.trajectory import follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import Trajectory
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import scale_values
 from pyhessian_spectra.plots.eigenvalues import place_checkpoints
@@ -77,23 +74,20 @@ def plot_localisation(where: Localisation, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_tracks(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = None) -> Axes:
+def plot_tracks(found: Trajectory, *, ax: Axes | None = None) -> Axes:
     """Draw the largest eigenvalues through checkpoints, each followed by its vector and not by its rank.
 
     A line ends where no vector of the next checkpoint has more than half of its squared length along it. The dashed
-    line is the curvature above which the optimiser is unstable, where its rate is known; see
-    :func:`~pyhessian_spectra.analysis.trajectory.follow_checkpoints`, which says what is refused.
+    line is the curvature above which the optimiser is unstable, where its rate is known.
     """
-    found = follow_checkpoints(analyses)
-    values = [analysis.full.largest.eigenvalues[::-1] for analysis in analyses]
     colors = sns.color_palette("colorblind", 10)
     with style.drawing(ax, height=style.HEIGHT + 0.2) as ax:
-        scale_values(ax, np.concatenate([*values, [limit for limit in found.thresholds if limit is not None]]))
-        x = place_checkpoints(ax, analyses)
+        scale_values(ax, np.concatenate([*found.values, [limit for limit in found.thresholds if limit is not None]]))
+        x = place_checkpoints(ax, found.steps, found.labels)
         followed = 0
         for track in found.tracks:
             at = np.flatnonzero(track >= 0)
-            y = [values[t][track[t]] for t in at]
+            y = [found.values[t][track[t]] for t in at]
             line = len(at) > 1
             color = colors[followed % len(colors)] if line else style.MUTED
             followed += line
