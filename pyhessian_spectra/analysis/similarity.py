@@ -224,7 +224,7 @@ def _exchange_test(between: Floats) -> float:
     # exchanging all is no change, so the first part keeps its labels
     if count <= _ALL_WAYS:
         others = np.array([*itertools.product((0, 1), repeat=count - 1)])
-    else:  # a random set of exchanges, of which none is the first, gives an exact test too
+    else:  # random ones give an exact test too if making none counts as one of them (Phipson and Smyth 2010)
         others = np.random.default_rng(0).integers(0, 2, (2 ** (_ALL_WAYS - 1), count - 1))
         others[0] = 0
     ways = [statistic(np.array([0, *way])) for way in others]
