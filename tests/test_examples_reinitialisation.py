@@ -1,27 +1,16 @@
 """The reproduction of re-initialisation by the Hessian: what it counts, what decides its claims, what it published."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from published import LAYERWISE, read
 from torch import nn
 
 from examples import experiment
 from examples.layerwise import reinitialisation, resetting
 from examples.layerwise.reinitialisation_claims import CRITERIA, summary
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "layerwise"
 FIGURES = ("reinitialisation", "reinitialisation_choices")
-
-
-def reject_constant(name):
-    raise ValueError(f"{name} is not JSON")
-
-
-def read(path):
-    return json.loads(path.read_text(), parse_constant=reject_constant)
 
 
 def test_the_fast_setting_writes_its_results_gives_no_verdict_and_resumes(tmp_path, capsys):
@@ -136,14 +125,14 @@ def test_weights_have_an_impact_if_zeroing_them_costs_more_than_zeroing_random_o
 
 
 def test_published_verdicts_follow_from_the_published_numbers():
-    document = read(RESULTS / "reinitialisation.json")
+    document = read(LAYERWISE / "reinitialisation.json")
     assert " --fast" not in document["command"] and document["shortened"]
     again = experiment.judge(CRITERIA, document["numbers"], fast=False, fewest=10**9)
     assert [vars(finding) for finding in again] == document["findings"]
 
 
 def test_published_numbers_follow_from_the_published_curves():
-    numbers, curves = read(RESULTS / "reinitialisation.json")["numbers"], np.load(RESULTS / "reinitialisation.npz")
+    numbers, curves = read(LAYERWISE / "reinitialisation.json")["numbers"], np.load(LAYERWISE / "reinitialisation.npz")
     for arm, runs in numbers["arms"].items():
         for place, run in enumerate(runs.values()):
             one = {
