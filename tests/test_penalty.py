@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from functions import Apply, CubeOnce, CubeTwice
 from oracle import Oracle
 from problems import CASES, batchnorm_train, lstm, mlp, relu_mlp
 from torch import Tensor, nn
@@ -351,70 +352,12 @@ def test_a_head_of_zeros_is_no_loss_without_derivatives():
     assert float(trace_penalty(model, nn.CrossEntropyLoss(), groups="0")(BATCH).detach()) == 0
 
 
-class Cubed(torch.autograd.Function):
-    """x^3, which once_differentiable keeps from second derivatives."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return 3 * g * ctx.saved_tensors[0] ** 2
-
-
-class CubedTwice(torch.autograd.Function):
-    """x^3 with a second derivative, and no third."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        return CubedSlope.apply(g, ctx.saved_tensors[0])
-
-
-class CubedSlope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, g, x):
-        ctx.save_for_backward(g, x)
-        return 3 * g * x**2
-
-    @staticmethod
-    def backward(ctx, a):
-        g, x = ctx.saved_tensors
-        return CubedBend.apply(a, g, x)
-
-
-class CubedBend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a, g, x):
-        return 3 * a * x**2, 6 * a * g * x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *_):
-        raise NotImplementedError
-
-
-class Through(nn.Module):
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.first, self.last, self.function = nn.Linear(2, 3), nn.Linear(3, 2), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.function.apply(self.first(x)))
-
-
 @both_matrices
-@pytest.mark.parametrize(("function", "named"), [(Cubed, "Cubed"), (CubedTwice, "CubedBend")])
+@pytest.mark.parametrize(("function", "named"), [(CubeOnce, "CubeOnce"), (CubeTwice, "BendOnce")])
 def test_an_operation_without_further_derivatives_is_named(function, named, matrix):
+    model = nn.Sequential(nn.Linear(2, 3), Apply(function.apply), nn.Linear(3, 2))
     with pytest.raises(SecondDerivativeError, match=named):
-        trace_penalty(Through(function), nn.CrossEntropyLoss(), matrix=matrix)(BATCH)
+        trace_penalty(model, nn.CrossEntropyLoss(), matrix=matrix)(BATCH)
 
 
 @pytest.mark.parametrize("matrix", [HessianOperator, GGNOperator])
