@@ -6,7 +6,8 @@ another's model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -228,6 +229,25 @@ def three_layers(batches: int = 6, activation: type[nn.Module] = nn.ReLU) -> Emp
     model = _filled(nn.Sequential(nn.Linear(6, 9), activation(), nn.Linear(9, 8), activation(), nn.Linear(8, 3)))
     x, y = _classes(12 * batches, (6,), 3)
     return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(12), y.split(12), strict=True)))
+
+
+def rectifier_network(
+    *,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+    widths: Sequence[int] = (4, 6, 5, 3),
+    examples: int = 20,
+) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+    """A rectifier network and a batch for it."""
+    model = nn.Sequential(
+        *(part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b, bias=bias), nn.ReLU()))
+    )[:-1]
+    draw = _generator()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.6)
+    x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64)
+    return model.to(dtype), (x.to(dtype), torch.randint(widths[-1], (examples,), generator=draw))
 
 
 #: Settings by which :func:`three_layers` is analysed in each of the ways there are.
