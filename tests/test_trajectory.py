@@ -14,6 +14,7 @@ from pyhessian_spectra import (
     EmpiricalRisk,
     HessianOperator,
     MatrixOperator,
+    Partition,
     SpectralAnalysis,
     analyze,
     analyze_operator,
@@ -113,6 +114,35 @@ def test_the_error_of_the_data_of_a_change_is_the_spread_over_fresh_data():
     ratio = np.sqrt(np.mean(np.square(said), axis=0)) / np.std(changes, axis=0, ddof=1)
     assert (ratio > 0.65).all() and (ratio < 1.7).all()
     assert np.mean(said, axis=0)[0] < 0.5 * np.mean(apart)
+
+
+def layer_traces_of_batches(moved: float, data) -> dict[str, np.ndarray]:
+    """The trace of each layer's block on each batch alone, from dense Hessians."""
+    found: dict[str, list[float]] = {"0": [], "2": []}
+    for batch in data:
+        risk = network(moved, [batch])
+        diagonal = Oracle(risk).hessian().diagonal()
+        for name, group in Partition.by_layer(risk.layout).groups.items():
+            found[name].append(float(diagonal[group.indices].sum()))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("way", ["built", "pass"])
+def test_changes_of_the_traces_of_layers_have_paired_errors_of_the_data(way):
+    data, fields = examples(), {"built": {"num_eigenvalues": 69}, "pass": {"exact_limit": 0, "num_eigenvalues": 3}}
+    generator = torch.Generator()
+    run = [
+        analyze(network(moved, data), **fields[way], generator=generator.manual_seed(0), coupling_probes=0)
+        for moved in (0.0, 0.02)
+    ]
+    found, apart = follow_checkpoints(run), [layer_traces_of_batches(moved, data) for moved in (0.0, 0.02)]
+    same = follow_checkpoints([run[0], run[0]])
+    for name, (moved,) in found.layer_traces.items():
+        exact = np.std(apart[1][name] - apart[0][name], ddof=1) / len(data) ** 0.5
+        assert way != "built" or moved.data_stderr == pytest.approx(exact, rel=1e-8)
+        assert 0.6 < moved.data_stderr / exact < 2.5  # few probes leave some of it open
+        assert moved.data_stderr < 0.3 * np.hypot(*(each.layers[name].trace.data_stderr for each in run))
+        assert same.layer_traces[name][0].data_stderr == 0
 
 
 def test_other_data_give_errors_as_if_independent():

@@ -155,5 +155,6 @@ class Run:
         same = modules.groups.get(group.label)
         if same is None or not torch.equal(same.indices, group.indices):
             return block
-        error = self.full.group_traces[group.label].data_stderr
-        return replace(block, trace=replace(block.trace, data_stderr=error))
+        known = self.full.group_traces[group.label]
+        trace = replace(block.trace, data_stderr=known.data_stderr, data_influences=known.data_influences)
+        return replace(block, trace=trace)
