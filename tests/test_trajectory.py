@@ -1,8 +1,6 @@
 """Checkpoints beside one another: what is followed, what has changed, and how far that may be off."""
 
-import csv
 import dataclasses
-import io
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from pyhessian_spectra import (
     analyze,
     analyze_operator,
 )
-from pyhessian_spectra.analysis.table import CERTIFIED, DATA, tidy, to_csv, to_frame
+from pyhessian_spectra.analysis.table import tidy
 from pyhessian_spectra.analysis.trajectory import change, follow_checkpoints
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import TraceEstimate
@@ -206,37 +204,3 @@ def test_other_data_are_noted_and_wrong_arguments_refused():
         follow_checkpoints([exact_analysis(), exact_analysis(n=1000)])
     with pytest.raises(InputError, match="between 1 and the 8 eigenvalues"):
         follow_checkpoints([exact_analysis(), exact_analysis()], k=9)
-
-
-def test_the_table_says_what_the_analyses_say():
-    data = examples()
-    generator = torch.Generator().manual_seed(0)
-    run = [analyze(network(moved, data), num_eigenvalues=3, generator=generator) for moved in (0.0, 0.02)]
-    rows = tidy(run, ["first", "second"])
-
-    def find(**wanted):
-        return [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
-
-    top = run[1].full.largest
-    (row,) = find(checkpoint="second", block="whole", quantity="lambda_1", kind=CERTIFIED)
-    assert row.value == top.eigenvalues[-1] and top.lower[-1] >= row.value - row.error - 1e-15
-    (row,) = find(checkpoint="second", block="whole", quantity="lambda_1", kind=DATA)
-    assert row.error == top.data_stderr[-1]
-    (row,) = find(checkpoint="first", block="2", quantity="trace", kind="exact up to rounding")
-    assert row.value == run[0].layers["2"].trace.value
-    (row,) = find(checkpoint="second", quantity="change of trace", block="whole", kind=DATA)
-    assert row.value == run[1].full.trace.value - run[0].full.trace.value
-    assert find(quantity="wasserstein to the whole", block="0") and find(quantity="share of eigenvector 1", block="0")
-    assert not find(checkpoint="first", quantity="change of trace")
-    (mass,) = find(checkpoint="first", block="2", quantity="squared norm of the block with 0")
-    coupling = run[0].structure.coupling
-    assert mass.value == coupling.mass[1, 0] and mass.kind == "exact up to rounding"
-    assert mass.value**0.5 + coupling.rounding == pytest.approx((mass.value + mass.error) ** 0.5, rel=1e-15)
-    assert 0 < mass.error < 1e-12 * mass.value
-    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert len(read) == len(rows)
-    for text, row in zip(read, rows, strict=True):
-        assert float(text["value"]) == row.value and text["error"] == ("" if row.error is None else str(row.error))
-    frame = to_frame(rows)
-    assert list(frame.columns) == ["checkpoint", "step", "block", "quantity", "value", "error", "kind"]
-    assert len(frame) == len(rows)

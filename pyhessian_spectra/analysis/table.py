@@ -14,15 +14,16 @@ from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
-from pyhessian_spectra.analysis.trajectory import Trajectory, checkpoint_step
+from pyhessian_spectra.analysis.trajectory import INTERVALS, Trajectory, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 
 if TYPE_CHECKING:
     import pandas
 
-CERTIFIED, PROBES, DATA, EXACT, UNKNOWN = (
+CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "certified half-width",
+    "residual",
     "95 % half-width, probes and rounding",
     "standard error, data",
     "exact up to rounding",
@@ -74,12 +75,15 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_frame(rows: Sequence[NamedTuple]) -> pandas.DataFrame:
-    """The rows as a pandas DataFrame; raises InputError where pandas is not installed."""
+    """The rows as a pandas DataFrame, unknown numbers as NaN; raises InputError where pandas is not installed."""
     try:
         import pandas
     except ImportError:
         raise InputError("pandas is not installed; run pip install pandas, or use to_csv") from None
-    return pandas.DataFrame(rows, columns=type(rows[0])._fields if rows else Row._fields)
+    kind = type(rows[0]) if rows else Row
+    # a column of which nothing is known would be one of objects
+    numbers = {name: float for name, annotation in kind.__annotations__.items() if "float" in str(annotation)}
+    return pandas.DataFrame(rows, columns=kind._fields).astype(numbers)
 
 
 _Told = tuple[str, str, float, float | None, str]
@@ -121,11 +125,11 @@ def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Itera
 
 
 def _kind(*pairs: Eigenpairs) -> str:
-    return CERTIFIED if all(each.lower is not None for each in pairs) else "residual"
+    return CERTIFIED if all(each.lower is not None for each in pairs) else RESIDUAL
 
 
-def _estimate(name: str, quantity: str, found: TraceEstimate) -> Iterator[_Told]:
-    yield name, quantity, found.value, found.reach, PROBES if found.stderr else EXACT
+def _estimate(name: str, quantity: str, found: TraceEstimate, kind: str = "") -> Iterator[_Told]:
+    yield name, quantity, found.value, found.reach, kind or (PROBES if found.stderr else EXACT)
     if found.data_stderr is not None:
         yield name, quantity, found.value, found.data_stderr, DATA
 
@@ -185,7 +189,8 @@ def changes(found: Trajectory) -> Iterator[Row]:
 
 
 def _since(found: Trajectory, t: int) -> Iterator[_Told]:
-    yield from _estimate(WHOLE, "change of lambda_1", found.largest[t - 1])
+    largest = found.largest[t - 1]
+    yield from _estimate(WHOLE, "change of lambda_1", largest, CERTIFIED if largest.method == INTERVALS else RESIDUAL)
     yield from _estimate(WHOLE, "change of trace", found.trace[t - 1])
     for name, moved in found.layer_traces.items():
         yield from _estimate(name, "change of trace", moved[t - 1])

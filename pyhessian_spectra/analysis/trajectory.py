@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _SAME = 0.5
 
 
+#: How the change of an eigenvalue was found whose certified intervals are known at both checkpoints.
+INTERVALS = "certified intervals"
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """What moved from each checkpoint to the next.
@@ -203,9 +207,9 @@ def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
 
 
 def change_of_largest(first: Eigenpairs, second: Eigenpairs) -> TraceEstimate:
-    """The change of the largest eigenvalue; ``rounding`` is the reach of both certified intervals together."""
-    one, other = (_top(pairs) for pairs in (first, second))
-    return change(one, other)
+    """The change of the largest eigenvalue; ``rounding`` is the reach of both together, see :class:`Eigenpairs`."""
+    known = all(pairs.lower is not None for pairs in (first, second))
+    return replace(change(_top(first), _top(second)), method=INTERVALS if known else "residuals")
 
 
 def _top(pairs: Eigenpairs) -> TraceEstimate:
