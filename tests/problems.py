@@ -231,6 +231,14 @@ def three_layers(batches: int = 6, activation: type[nn.Module] = nn.ReLU) -> Emp
     return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(12), y.split(12), strict=True)))
 
 
+#: Settings by which :func:`three_layers` is analysed in each of the ways there are.
+WAYS: Mapping[str, dict[str, object]] = {
+    "built": {},
+    "pass": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "never"},
+    "rows": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "always"},
+}
+
+
 def rectifier_network(
     *,
     bias: bool = True,
@@ -248,14 +256,6 @@ def rectifier_network(
             p.copy_(torch.randn(p.shape, generator=draw) * 0.6)
     x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64)
     return model.to(dtype), (x.to(dtype), torch.randint(widths[-1], (examples,), generator=draw))
-
-
-#: Settings by which :func:`three_layers` is analysed in each of the ways there are.
-WAYS: Mapping[str, dict[str, object]] = {
-    "built": {},
-    "pass": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "never"},
-    "rows": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "always"},
-}
 
 
 CASES: Mapping[str, Callable[[], EmpiricalRisk]] = {

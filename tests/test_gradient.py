@@ -91,10 +91,12 @@ def test_gradients_of_batches_of_a_sum_add_up_to_the_gradient():
     torch.testing.assert_close(total, summed.gradient(), rtol=1e-12, atol=1e-14)
 
 
-def test_the_error_of_the_data_is_the_spread_over_samples_of_the_data():
-    """Of the share with fixed eigenvectors, over fresh data."""
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("sizes", [[20] * 20, [5, 35] * 10], ids=["even", "uneven"])
+def test_the_error_of_the_data_is_the_spread_over_samples_of_the_data(sizes, reduction):
+    """Of the share with fixed eigenvectors, over fresh data; values are those of the population on average."""
     generator = torch.Generator().manual_seed(0)
-    model = torch.nn.Linear(6, 1).double()
+    model = torch.nn.Linear(6, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.randn(1, 6, generator=generator, dtype=torch.float64))
     scale = torch.tensor([4.0, 2, 1, 1, 1, 1], dtype=torch.float64)
@@ -102,14 +104,20 @@ def test_the_error_of_the_data_is_the_spread_over_samples_of_the_data():
     def fresh() -> EmpiricalRisk:
         x = torch.randn(400, 6, generator=generator, dtype=torch.float64) * scale
         y = torch.randn(400, 1, generator=generator, dtype=torch.float64) + 1.5 * x[:, :1]
-        return EmpiricalRisk(model, torch.nn.MSELoss(), list(zip(x.split(20), y.split(20), strict=True)))
+        return EmpiricalRisk(model, loss, list(zip(x.split(sizes), y.split(sizes), strict=True)))
 
+    loss = torch.nn.MSELoss(reduction=reduction)
     block = analyze_operator(HessianOperator(fresh()), num_eigenvalues=2)
-    found = [gradient_shares(fresh(), block) for _ in range(150)]
+    found = [gradient_shares(fresh(), block) for _ in range(100)]
+    # of inputs without correlation the gradient is along scale^2 (w - w_0)
+    slope = (scale**2 * (model.weight.detach()[0] - 1.5 * torch.eye(6, dtype=torch.float64)[0])).numpy()
+    population = np.cumsum((block.largest.eigenvectors[:, ::-1].T @ slope) ** 2) / (slope @ slope)
     for k in (1, 2):
-        spread = np.std([each.in_top(k)[0] for each in found], ddof=1)
+        values = [each.in_top(k)[0] for each in found]
+        spread = np.std(values, ddof=1)
         said = np.sqrt(np.mean([each.data_stderr[k - 1] ** 2 for each in found]))
-        assert 0.75 < said / spread < 1.35
+        assert 0.7 < said / spread < 1.4
+        assert abs(np.mean(values) - population[k - 1]) < 4 * spread / len(found) ** 0.5
 
 
 def test_no_share_is_told_of_a_zero_gradient_or_without_vectors():
