@@ -16,13 +16,7 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.run import LAYER_ATOL, Run
 from pyhessian_spectra.analysis.sampling import data_notes
 from pyhessian_spectra.analysis.similarity import WHOLE
-from pyhessian_spectra.curvature import (
-    EmpiricalRisk,
-    GGNOperator,
-    HessianOperator,
-    ResidualOperator,
-    RiskOperator,
-)
+from pyhessian_spectra.curvature import EmpiricalRisk, GGNOperator, HessianOperator, ResidualOperator, RiskOperator
 from pyhessian_spectra.curvature.blocks import chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.gram_cost import worth_taking
 from pyhessian_spectra.curvature.partition import GroupSpec
@@ -32,12 +26,7 @@ from pyhessian_spectra.notes import Note
 from pyhessian_spectra.runs.journal import digests, open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
 from pyhessian_spectra.spectra import LinearOperator, Settings
-from pyhessian_spectra.spectra.cost import (
-    forecast_products,
-    number_of_parts,
-    products_of_a_part,
-    products_of_coupling,
-)
+from pyhessian_spectra.spectra.cost import forecast_products, number_of_parts, products_of_a_part, products_of_coupling
 from pyhessian_spectra.spectra.space import fresh_generator
 
 

@@ -14,14 +14,7 @@ from pyhessian_spectra.analysis.operators import built, diagonalised, estimated
 from pyhessian_spectra.analysis.parts import Parts
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.analysis.structure import Structure, coupling_of, localised
-from pyhessian_spectra.curvature import (
-    EmpiricalRisk,
-    GGNOperator,
-    HessianOperator,
-    Linearised,
-    Partition,
-    RiskOperator,
-)
+from pyhessian_spectra.curvature import EmpiricalRisk, GGNOperator, HessianOperator, Linearised, Partition, RiskOperator
 from pyhessian_spectra.curvature.blocks import block_operator
 from pyhessian_spectra.curvature.partition import Group
 from pyhessian_spectra.errors import SpectraError
