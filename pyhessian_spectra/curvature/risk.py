@@ -249,10 +249,6 @@ class EmpiricalRisk:
         other.sample = other._sample(Share(self.data, processes.rank, processes.size))
         return other
 
-    def part(self, first: int, step: int) -> EmpiricalRisk:
-        """The same risk over every ``step``-th batch of the data, from number ``first`` on."""
-        return self.replace(data=Share(self.data, first, step))
-
     def point(self) -> Point:
         """A copy of the model's current parameters and buffers."""
         return Point.copied(self.model, self.layout)
