@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from problems import CASES
+from reads import Reads
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyhessian_spectra import (
     BlockDiagonalOperator,
@@ -168,16 +168,6 @@ def test_cg_stops_where_it_is_told_to():
     assert cg(op, torch.zeros_like(b)).status == "converged"
 
 
-class _Reads(TorchDispatchMode):
-    """Counts how often a number is read back from the device, for which a GPU would be waited."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("matrix", [A, MatrixOperator(DENSE - 2 * torch.eye(12, dtype=torch.float64))])
 @pytest.mark.parametrize("warm", [False, True])
 def test_how_often_cg_is_looked_at_changes_its_products_only(matrix, warm):
@@ -193,7 +183,7 @@ def test_how_often_cg_is_looked_at_changes_its_products_only(matrix, warm):
 def test_cg_reads_nothing_from_the_device_between_two_looks():
     reads = []
     for iterations in (5, 20):
-        with _Reads() as mode:
+        with Reads() as mode:
             cg(A, vector(), max_iterations=iterations, rtol=0.0, look_every=100)
         reads.append(mode.count)
     assert reads[0] == reads[1] > 0

@@ -40,7 +40,10 @@ class Group:
 
     def embed(self, part: Tensor, n: int) -> Tensor:
         """The vector (n,), or columns (n, k), with ``part`` at the group's coordinates and zeros elsewhere."""
-        whole = part.new_zeros(n, *part.shape[1:])
+        return self.put(part, part.new_zeros(n, *part.shape[1:]))
+
+    def put(self, part: Tensor, whole: Tensor) -> Tensor:
+        """``whole``, with ``part`` at the group's coordinates: it is changed in place."""
         whole[self.indices.to(part.device) if self._range is None else self._range] = part
         return whole
 

@@ -171,7 +171,7 @@ class HessianFree(CurvatureOptimizer):
             d = found.x
             if found.status == "negative curvature" and not found.num_iterations:
                 d = -block.take(gradient)
-            direction[_places(block, direction)] = d
+            block.put(d, direction)
             predicted += self._predicted(block, settings, own["damping"], d, found, gradient)
             solves.append(
                 SolveRecord(
@@ -286,13 +286,12 @@ def _partition(layout: ParameterLayout, blocks: Blocks, params: Sequence[Tensor]
     return partition
 
 
-def _places(block: Group, like: Tensor) -> Tensor:
-    return block.indices.to(like.device)
-
-
 def _num_examples(risk: EmpiricalRisk) -> int | None:
-    """Examples of a risk, or of a closure that was called and returned outputs."""
-    return risk.objective.num_examples if isinstance(risk.objective, ClosureObjective) else risk.num_examples
+    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
+    if not isinstance(risk.objective, ClosureObjective):
+        return risk.num_examples
+    counts = risk.sample.processes.gather(risk.objective.num_examples)
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _require_range(group: dict[str, Any]) -> None:

@@ -125,6 +125,6 @@ class Newton(CurvatureOptimizer):
         enough = max(0.0, -float(values.min())) * 1.01 + (scale or 1.0) * eps**0.5
         return (
             f"the Hessian{f' with damping {self._damping:g}' if self._damping else ''} is singular: its smallest "
-            f"|eigenvalue| is {least:.3g}, its largest {scale:.3g}; pass damping={enough:.2g}, which makes all "
+            f"|eigenvalue| is {least:.3g}, its largest {scale:.3g}; pass damping={enough:.3g}, which makes all "
             "eigenvalues positive"
         )

@@ -15,9 +15,9 @@ from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.space import VectorSpace
 
-# Iterations on a GPU between two looks at whether it is done: as many more products are taken in vain at most, and the
-# GPU is waited for that much less often.
-_LOOK_EVERY = 8
+# Iterations between two looks at whether it is done, by device: each look waits for a GPU, and as many more products
+# are taken in vain at most.
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -142,37 +142,43 @@ def conjugate_gradients(
     """
     if max_iterations < 1 or not rtol >= 0:
         raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
-    look_every = look_every or (1 if space.device.type == "cpu" else _LOOK_EVERY)
+    look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
     x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
     r = b.clone() if x0 is None else b - (yield x)
     z = r if apply is None else apply(r)
-    p, rz, squared = z.clone(), space.dot(r, z), space.dot(r, r)
+    p, squared = z.clone(), space.dot(r, r)
+    rz = squared if z is r else space.dot(r, z)
     model = torch.zeros_like(rz) if x0 is None else -0.5 * (space.dot(x, r) + space.dot(x, b))
     goal = rtol**2 * space.dot(b, b)
     over, curved = squared <= goal, torch.ones_like(squared)  # whether it has ended, and p^T A p where it did
-    history, count, stopped = [torch.stack([squared, model])], [over.logical_not()], False
+    history, count, stopped = [torch.stack([squared, model])], [], False
     for iteration in range(max_iterations):
+        looks = (iteration + 1) % look_every == 0
         if iteration % look_every == 0 and bool(over):
             break
         ap = yield p
         curvature = space.dot(p, ap)
         curved = torch.where(over, curved, curvature)
         over = over | ~(curvature > 0)
+        if looks and bool(over):
+            break
         alpha = torch.where(over, 0.0, rz / curvature)
-        x, r = _added(x, alpha, p), _added(r, -alpha, ap)
-        model, count = model - 0.5 * alpha * rz, [*count, ~over]
+        x.addcmul_(p, alpha.to(p.dtype))
+        r.addcmul_(ap, -alpha.to(p.dtype))
+        count.append(~over)
+        model = model - 0.5 * alpha * rz
         squared = torch.where(over, squared, space.dot(r, r))
         history.append(torch.stack([squared, model]))
         over = over | (squared <= goal)
+        if looks and (bool(over) or (stop is not None and _asked(stop, history))):
+            stopped = not bool(over)
+            break
         z = r if apply is None else apply(r)
-        before, rz = rz, torch.where(over, rz, space.dot(r, z))
-        p = torch.where(over, p, _added(z, rz / before, p))
-        if stop is not None and (iteration + 1) % look_every == 0 and not bool(over):
-            stopped = stop(torch.stack(history)[:, 1].cpu().numpy())
-            if stopped:
-                break
-    taken = int(torch.stack(count[1:]).sum()) if len(count) > 1 else 0
+        before, rz = rz, torch.where(over, rz, squared if z is r else space.dot(r, z))
+        onward = z if look_every == 1 else z * ~over  # with a look at each, this is not reached once it is over
+        torch.addcmul(onward, p, torch.where(over, 1.0, rz / before).to(p.dtype), out=p)
+    taken = int(torch.stack(count).sum()) if count else 0
     residuals, models = torch.stack(history[: taken + 1]).T.cpu().numpy()
     if not np.isfinite(models).all() or math.isnan(float(curved)):
         raise NonFiniteError(
@@ -191,9 +197,8 @@ def conjugate_gradients(
     return CGResult(x, np.sqrt(residuals), models, status, p if bent else None)
 
 
-def _added(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
-    """``x + scale y`` for a scalar that lies on the device."""
-    return torch.addcmul(x, scale.to(x.dtype), y)
+def _asked(stop: Callable[[Floats], bool], history: list[Tensor]) -> bool:
+    return stop(torch.stack(history)[:, 1].cpu().numpy())
 
 
 def relative_progress(model: Floats, *, tolerance: float = 5e-4, fewest: int = 10) -> bool:

