@@ -140,8 +140,8 @@ def new_figure(rows: int, columns: int, *, width: float = 8.0, height: float = 3
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def page_template(folder: Path) -> jinja2.Template:
-    """The template of a page of experiments, ``page.rst.jinja`` in their folder, with filters for numbers."""
+def page_template(folder: Path, name: str = "page") -> jinja2.Template:
+    """The template of a page of experiments, ``{name}.rst.jinja`` in their folder, with filters for numbers."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
@@ -152,7 +152,7 @@ def page_template(folder: Path) -> jinja2.Template:
     environment.filters["sig"] = lambda value, digits=2: f"{value:.{digits}g}"
     environment.filters["percent"] = lambda value, digits=0: f"{value:.{digits}%}".replace("%", " %")
     environment.filters["thousands"] = lambda value: f"{value:,.0f}"
-    return environment.get_template("page.rst.jinja")
+    return environment.get_template(f"{name}.rst.jinja")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

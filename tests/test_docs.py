@@ -22,7 +22,17 @@ from click.testing import CliRunner
 from torch import nn
 
 import pyhessian_spectra
-from pyhessian_spectra import EmpiricalRisk, ensembles, errors, plots, problems, regularisers, report, testing
+from pyhessian_spectra import (
+    EmpiricalRisk,
+    ensembles,
+    errors,
+    optimisers,
+    plots,
+    problems,
+    regularisers,
+    report,
+    testing,
+)
 from pyhessian_spectra.analysis import bulk, fits, metrics, symmetry
 from pyhessian_spectra.cli.main import commands
 
@@ -140,7 +150,7 @@ def test_the_reference_lists_every_public_name() -> None:
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.rst"))
     listed = set(re.findall(r"^   ([A-Za-z_]+)$", pages, re.MULTILINE)) - {"python", "singularity"}
     public = {name for name in pyhessian_spectra.__all__ if not name.startswith("__")}
-    for package in (ensembles, plots, problems, regularisers, report):
+    for package in (ensembles, optimisers, plots, problems, regularisers, report):
         public |= {name for name, value in vars(package).items() if _is_ours(value)}
     for module in (errors, bulk, fits, metrics, symmetry, testing):
         public |= {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}

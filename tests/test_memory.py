@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from test_basis import generator
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from pyhessian_spectra import EmpiricalRisk, Settings, analyze
+from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Linearised, Settings, analyze
 from pyhessian_spectra.errors import OutOfMemoryError
 from pyhessian_spectra.runs.doctor import examine
 from pyhessian_spectra.spectra import basis as basis_module
@@ -143,3 +145,19 @@ def test_a_budget_sends_the_lanczos_vectors_to_disk_and_changes_no_number():
     assert "disk" in spilled.spectrum.facts["basis"] and "disk" not in kept.spectrum.facts["basis"]
     np.testing.assert_array_equal(spilled.largest.eigenvalues, kept.largest.eigenvalues)
     np.testing.assert_array_equal(spilled.spectrum.nodes, kept.spectrum.nodes)
+
+
+@pytest.mark.parametrize("operator", [GGNOperator, HessianOperator])
+def test_an_operator_that_is_dropped_leaves_nothing_behind(operator):
+    """Saved outputs that lead back to the node that saved them are never freed."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3), torch.nn.LogSoftmax(1))
+    data = torch.randn(128, 4, generator=torch.Generator().manual_seed(0)), torch.arange(128) % 3
+    kept = []
+    model[1].register_forward_hook(lambda module, inputs, output: kept.append(StorageWeakRef(output.untyped_storage())))
+    for _ in range(3):
+        op = operator(EmpiricalRisk(model, torch.nn.NLLLoss(), data))
+        _ = op @ torch.ones(op.n)
+        assert op.linearised is Linearised.KEPT
+        del op
+    gc.collect()
+    assert len(kept) >= 3 and all(ref.expired() for ref in kept)

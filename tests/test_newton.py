@@ -84,5 +84,5 @@ def test_what_newton_cannot_take_is_refused():
         Newton([w]).step(lambda: (w**2).sum())
     with pytest.raises(InputError, match="solver must be one of exact, absolute, cg"):
         Newton([w], solver="lu")
-    with pytest.raises(InputError, match="damping must be at least 0"):
+    with pytest.raises(InputError, match="damping must be a number of at least 0"):
         Newton([w], damping=-1.0)

@@ -16,12 +16,12 @@ REFUSED = {
     "overlap": (dict(partition=[["0"], ["0.weight", "2"]]), "overlap"),
     "left out": (dict(partition=[["0"]]), "no block has 2.weight, 2.bias"),
     "no such name": (dict(partition={"a": "3"}), "no trainable parameter matches '3'"),
-    "damping": (dict(damping=-1.0), "damping must be at least 0"),
-    "iterations": (dict(max_cg_iterations=0), "max_cg_iterations must be at least 1"),
-    "rtol": (dict(cg_rtol=-1.0), "cg_rtol must be at least 0"),
+    "damping": (dict(damping=-1.0), "damping must be a number of at least 0"),
+    "iterations": (dict(max_cg_iterations=0), "max_cg_iterations must be a whole number of at least 1"),
+    "rtol": (dict(cg_rtol=-1.0), "cg_rtol must be a number of at least 0"),
     "momentum": (dict(cg_momentum=1.5), "cg_momentum must be between 0 and 1"),
-    "averaging": (dict(averaging=1.0), "averaging must be"),
-    "adapt": (dict(adapt_damping=levenberg_marquardt), "start from one above 0"),
+    "averaging": (dict(averaging=1.0), "averaging must be .* less than 1"),
+    "names": (dict(partition=["nothing*"]), "no trainable parameter matches"),
 }
 
 
@@ -69,7 +69,7 @@ def test_closures_that_return_no_graph_or_no_outputs_are_refused():
             return nn.functional.cross_entropy(outputs, y), outputs
 
     refused(risk, "without a graph", graphless)
-    refused(risk, "scalar tensor, got float", lambda: nn.functional.cross_entropy(risk.model(x), y).item())
+    refused(risk, "scalar tensor, or .*got float", lambda: nn.functional.cross_entropy(risk.model(x), y).item())
     refused(risk, r"return \(loss, outputs\)", lambda: nn.functional.cross_entropy(risk.model(x), y))
     refused(risk, "needs a closure", 3.0)
     assert HessianFree(parameters(risk), curvature=HessianOperator, damping=9.0).step(
@@ -98,7 +98,7 @@ def test_a_step_to_where_the_loss_is_not_finite_is_taken_back():
     with pytest.warns(RuntimeWarning, match="taken back"):
         free.step(lambda: w.log().sum() ** 2 + 5 * w.square().sum())
     assert w.item() == 2.0 and free.param_groups[0]["damping"] == 1.5e-3
-    assert not free.state[w]["direction"].any()  # the next iteration does not start from there
+    assert "direction" not in free.state[w]  # the next iteration does not start from there
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_has_no_gauss_newton_step():
@@ -111,6 +111,44 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_gauss_newton_step():
     for name in ("mlp", "mean_squared_error", "class_weights", "ignored_tokens"):  # convex ones are not
         each = CASES[name]()
         HessianFree(parameters(each), damping=0.1).step(each)
+
+
+def test_a_damping_that_is_zero_cannot_be_multiplied():
+    risk = mlp()
+    optimizer = HessianFree(parameters(risk), adapt_damping=levenberg_marquardt)
+    with pytest.raises(InputError, match="start from one above 0"):
+        optimizer.step(risk)
+    optimizer.load_state_dict(HessianFree(parameters(risk), damping=0.3).state_dict())
+    optimizer.step(risk)
+
+
+@pytest.mark.parametrize("partition", ["module", "layer", 1, ["0"], {"a": "0"}])
+def test_blocks_by_name_of_parameters_without_names_are_refused(partition):
+    with pytest.raises(InputError, match="named_parameters"):
+        HessianFree(mlp().model.parameters(), partition=partition)
+    assert len(HessianFree(mlp().model.parameters(), partition="parameter").partition) == 4
+
+
+def test_a_closure_that_calls_backward_is_told_not_to():
+    risk = mlp()
+    ((x, y),) = risk.data
+
+    def closure():
+        outputs = risk.model(x)
+        loss = nn.functional.cross_entropy(outputs, y)
+        loss.backward()
+        return loss, outputs
+
+    optimizer, before = HessianFree(risk.model.parameters(), damping=0.1), flat(risk)
+    with pytest.raises(InputError, match=r"leave backward\(\) out"):
+        optimizer.step(closure)
+    assert torch.equal(flat(risk), before)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3), torch.zeros(43), -1.0, None])
+def test_a_preconditioner_that_is_none_is_refused(wrong):
+    risk = mlp()
+    refused(risk, "positive and finite numbers", risk, preconditioner=lambda *_: wrong)
 
 
 def test_the_preconditioner_needs_examples():

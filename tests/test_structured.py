@@ -142,6 +142,15 @@ def test_the_model_of_cg_is_the_quadratic_and_falls(warm):
     assert found.residuals[-1] == pytest.approx(residual, rel=1e-6)
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_shift_is_an_operator_that_is_shifted(warm):
+    x0 = vector(1) if warm else None
+    within, without = cg(A, vector(), x0=x0, shift=0.7), cg(ShiftedOperator(A, 0.7), vector(), x0=x0)
+    torch.testing.assert_close(within.x, without.x, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(within.model, without.model, rtol=1e-12, atol=1e-13)
+    assert cg(A, vector(), shift=-5.0).status == "negative curvature"
+
+
 def test_a_preconditioner_that_is_the_inverse_takes_one_step_and_any_other_changes_no_solution():
     b = vector()
     inverse = MatrixOperator(torch.linalg.inv(DENSE).mul_(1).add_(0).triu().add(torch.linalg.inv(DENSE).triu(1).T))

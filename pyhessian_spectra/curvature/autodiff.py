@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -46,7 +47,7 @@ def loss_and_gradient(objective: Objective, point: Point, batch: Batch) -> Tenso
 
     def call() -> Tensor:
         value = objective.evaluate(batch)[1]
-        return joined((value.detach(), *gradients(value, point.coordinates)))
+        return joined((value.detach().to(point.dtype), *gradients(value, point.coordinates)))
 
     return objective.run(point, batch, call)
 
@@ -72,16 +73,25 @@ def pulled_back(objective: Objective, point: Point, batch: Batch, cotangents: Se
 
 
 class Linearisation:
-    """A symmetric matrix of one batch, built once and applied to many vectors."""
+    """A symmetric matrix of one batch, built once and applied to many vectors.
 
-    def __init__(self, objective: Objective, point: Point, batch: Batch, graph: _Graph, matrix: str) -> None:
+    ``part`` gives the product of the diagonal block of some parameters; by default it is taken of the whole product.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        point: Point,
+        batch: Batch,
+        product: _Product,
+        part: Callable[[ParameterLayout], _Product] | None = None,
+    ) -> None:
         self.index, self._objective, self._point, self._batch = batch.index, objective, point, batch
-        self._graph, self._matrix = graph, matrix
-        self._product: _Product = getattr(graph, matrix)
+        self._product, self._part = product, part or functools.partial(_cut, product, point.layout)
 
     def block(self, layout: ParameterLayout) -> Linearisation:
-        """The diagonal block of some parameters, on the same graph: passes go no further than these."""
-        return Linearisation(self._objective, self._point, self._batch, self._graph.block(layout), self._matrix)
+        """The diagonal block of some parameters, on the same graph."""
+        return Linearisation(self._objective, self._point, self._batch, self._part(layout))
 
     def matvec(self, v: Tensor, *, last: bool = False, create_graph: bool = False) -> Tensor:
         """The product with ``v`` of shape (n,); ``last`` frees the graph during the product."""
@@ -95,13 +105,25 @@ class Linearisation:
         return self._objective.backward(self._point, self._batch, call)
 
 
+def _cut(product: _Product, whole: ParameterLayout, layout: ParameterLayout) -> _Product:
+    """The product of a block, cut out of the product of the whole with zeros elsewhere; passes are the whole's."""
+    places = torch.cat([torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layout.names])
+
+    def call(v: Tensor, **how: bool) -> Tensor:
+        embedded = v.new_zeros(*v.shape[:-1], whole.n).index_copy(-1, places.to(v.device), v)
+        return product(embedded, **how)[..., places.to(v.device)]
+
+    return call
+
+
 def hessian(objective: Objective, point: Point, batch: Batch) -> Linearisation:
     """The Hessian of one batch's loss, by double backward (Pearlmutter 1994) through the gradient's graph."""
 
     def call() -> GradientGraph:
         return GradientGraph(point.layout, objective.evaluate(batch)[1], point.coordinates)
 
-    return Linearisation(objective, point, batch, objective.run(point, batch, call), "derivative")
+    graph = objective.run(point, batch, call)
+    return Linearisation(objective, point, batch, graph.derivative, lambda layout: graph.block(layout).derivative)
 
 
 class Split(Linearisation):
@@ -113,10 +135,11 @@ class Split(Linearisation):
             return SplitGraph(point.layout, objective.selected(outputs), value, point.coordinates)
 
         graph = objective.run(point, batch, call)
-        super().__init__(objective, point, batch, graph, "together")
-        self.hessian = Linearisation(objective, point, batch, graph, "hessian")
-        self.ggn = Linearisation(objective, point, batch, graph, "ggn")
-        self.residual = Linearisation(objective, point, batch, graph, "residual")
+        super().__init__(objective, point, batch, graph.together)
+        at, part = (objective, point, batch), graph.block
+        self.hessian = Linearisation(*at, graph.hessian, lambda layout: part(layout).hessian)
+        self.ggn = Linearisation(*at, graph.ggn, lambda layout: part(layout).ggn)
+        self.residual = Linearisation(*at, graph.residual, lambda layout: part(layout).residual)
 
 
 def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable[[Any], float]) -> Linearisation:
@@ -131,7 +154,8 @@ def fisher(objective: Objective, point: Point, batch: Batch, num_terms: Callable
         losses, shares, _ = example_losses(objective, outputs, batch, num_terms)
         return SplitGraph(point.layout, (losses,), (shares * losses**2).sum() / 2, point.coordinates)
 
-    return Linearisation(objective, point, batch, objective.run(point, batch, call), "ggn")
+    graph = objective.run(point, batch, call)
+    return Linearisation(objective, point, batch, graph.ggn, lambda layout: graph.block(layout).ggn)
 
 
 def example_losses(

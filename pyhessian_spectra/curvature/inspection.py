@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import CheckpointFunction
 
 from pyhessian_spectra.errors import InputError, SecondDerivativeError
 
@@ -132,6 +133,11 @@ def refuse_once_differentiable(value: Tensor) -> None:
     """
     for node in nodes_of(value):
         function = getattr(type(node), "_forward_cls", None)
+        if function is CheckpointFunction:  # derivatives leave out what lies in it
+            raise SecondDerivativeError(
+                "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to "
+                "checkpoint"
+            )
         if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE_DIFFERENTIABLE:
             raise SecondDerivativeError(
                 f"{function.__name__} has no second derivative (it is marked once_differentiable); replace it in the "  # type: ignore[union-attr]

@@ -263,7 +263,10 @@ class ClosureObjective(Objective):
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         value = outputs[0] if isinstance(outputs, tuple) and len(outputs) == 2 else outputs
-        if isinstance(value, Tensor) and not value.requires_grad:
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"the closure must return the loss, a scalar tensor, or (loss, outputs); got {got}")
+        if not value.requires_grad:
             raise InputError(
                 "the closure returned a loss without a graph; compute the loss in it, without .item(), .detach() or "
                 "torch.no_grad(), and leave backward() to the optimiser"
@@ -272,12 +275,14 @@ class ClosureObjective(Objective):
 
     def selected(self, outputs: Any) -> tuple[Tensor, ...]:
         """The second of what the function returns; raises InputError if it returns a loss alone."""
-        if not isinstance(outputs, tuple):
+        chosen = outputs[1] if isinstance(outputs, tuple) and len(outputs) == 2 else None
+        tensors = chosen if isinstance(chosen, tuple) else (chosen,)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise InputError(
-                "this matrix needs the outputs that the loss is taken of; return (loss, outputs) from the closure, or "
-                "take the Hessian"
+                "this matrix needs the outputs that the loss is taken of; return (loss, outputs) from the closure, "
+                "with outputs a tensor or a tuple of tensors, or take the Hessian"
             )
-        return super().selected(outputs[1])
+        return tensors
 
 
 class _Holder(nn.Module):
@@ -335,6 +340,11 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
         return SecondDerivativeError(
             f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
         )
+    if "backward through the graph a second time" in text:
+        return InputError(
+            "the loss was differentiated where it was computed; leave backward() out of the closure, the model and the "
+            "loss"
+        )
     if "use_reentrant" in text:
         return SecondDerivativeError(
             "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to checkpoint"
@@ -344,6 +354,8 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
             "a gradient is sparse, and has no second derivative; build the embedding with sparse=False"
         )
     shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
+    if not shapes:
+        return InputError(f"the model or the loss failed on batch {batch.index}: {type(error).__name__}: {text}")
     return InputError(
         f"the model or the loss failed on batch {batch.index} (inputs of shape {', '.join(map(str, shapes))}, targets "
         f"{tuple(getattr(batch.targets, 'shape', ()))}): {type(error).__name__}: {text}"

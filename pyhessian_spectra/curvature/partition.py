@@ -217,7 +217,7 @@ class Partition:
     @classmethod
     def _by(cls, layout: ParameterLayout, names: Sequence[str], label: Callable[[str], str]) -> Partition:
         members: dict[str, list[str]] = {}
-        for name in names:
+        for name in (name for name in names if layout.shapes[name].numel()):
             members.setdefault(label(name), []).append(name)
         return cls(layout, {group: _coordinates(layout, some) for group, some in members.items()})
 
@@ -227,4 +227,5 @@ GroupSpec = Partition | str | int | Sequence[str] | Mapping[str, str | Sequence[
 
 
 def _coordinates(layout: ParameterLayout, names: Sequence[str]) -> Tensor:
-    return torch.cat([torch.arange(layout.slices[name].start, layout.slices[name].stop) for name in names])
+    ranges = [torch.arange(layout.slices[name].start, layout.slices[name].stop) for name in names]
+    return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.int64)

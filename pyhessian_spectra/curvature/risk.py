@@ -272,8 +272,8 @@ class EmpiricalRisk:
         )
 
     def loss_and_gradient(self, point: Point) -> tuple[Tensor, Tensor]:
-        """The value of the risk, a scalar, and its gradient (n,) at ``point``, from one pass over the data."""
-        both = self.sample.mean(
+        """The value of the risk, a scalar, and its gradient (n,) at ``point``, from one pass; they may be NaN."""
+        both = self.sample.unchecked().mean(
             lambda batch: autodiff.loss_and_gradient(self.objective, point, batch),
             (self.n + 1,),
             over=self.batches(point),

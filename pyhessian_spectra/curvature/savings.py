@@ -18,7 +18,7 @@ def measured_bytes(build: Callable[[], _T]) -> tuple[_T, int]:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output would lead back to the node that holds it, and neither be freed
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -16,23 +16,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyhessian_spectra.curvature.objective import ClosureObjective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
+from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.optimisers.checks import (
+    require_agreement,
+    require_dependence,
+    require_range,
+    require_state,
+)
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
+from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 #: A loss at parameters that are as they are: a risk, or a function that returns the loss, or the loss and the outputs.
 Closure = Callable[[], Any] | EmpiricalRisk
 
+#: ``line_search(loss_at, loss, slope) -> factor``; see :func:`backtracking`.
+LineSearch = Callable[[Callable[[float], float], float, float], float]
+
 
 @dataclass(frozen=True)
 class Proposal:
-    """A step: its direction (n,), the reduction that the model predicts, the dampings, and how it was found."""
+    """A step: its direction ``d`` (n,), dampings, how it was found, and what its quadratic model is made of.
+
+    That is ``g^T s`` and ``s^T A s`` for the step ``s``, which is ``lr d``, without damping.
+    """
 
     direction: Tensor
-    predicted: float
+    slope: float
+    curvature: float
     damping: tuple[float, ...]
     solves: tuple[SolveRecord, ...]
 
@@ -54,34 +70,80 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         *,
         averaging: float,
-        line_search: Callable[[Callable[[float], float], float, float], float] | None,
+        line_search: LineSearch | None,
         group: Any | None,
     ) -> None:
-        if not 0 <= averaging < 1:
-            raise InputError(f"averaging must be at least 0 and less than 1, got {averaging}")
+        require_range("averaging", averaging, below=1)
+        if line_search is not None and not callable(line_search):
+            raise InputError(f"line_search must be a function such as backtracking, got {line_search!r}")
         self.records: list[StepRecord] = []
         self._averaging, self._line_search, self._group = averaging, line_search, group
-        self._num_steps = 0
-        super().__init__(params, defaults)
+        try:
+            super().__init__(params, defaults)
+        except InputError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"these parameters cannot be optimised: {error}") from error
         self._arrange()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own, as ``torch.optim.Optimizer`` does."""
-        super().add_param_group(param_group)
+        """Add parameters with settings of their own, as ``torch.optim.Optimizer`` does; blocks are formed anew."""
+        known = {"params", "param_names", "name", "initial_lr", *self._SETTINGS}
+        for key in param_group if isinstance(param_group, dict) else ():
+            if key not in known:
+                raise InputError(f"a parameter group has no setting {key!r}; there are {', '.join(self._SETTINGS)}")
+        steps = self.param_groups[0]["num_steps"] if self.param_groups else 0
+        super().add_param_group({**param_group, "optimiser": type(self).__name__, "num_steps": steps})
         if hasattr(self, "layout"):
-            self._arrange()
+            before = dict(self.__dict__)
+            try:
+                self._arrange()
+            except Exception:
+                self.__dict__.update(before)
+                self.param_groups.pop()
+                raise
+
+    @property
+    def _num_steps(self) -> int:
+        """Steps so far; a number of each group, since that is what every way of saving an optimiser saves."""
+        return int(self.param_groups[0]["num_steps"])
+
+    @_num_steps.setter
+    def _num_steps(self, count: int) -> None:
+        for group in self.param_groups:
+            group["num_steps"] = count
 
     def _arrange(self) -> None:
-        """Lay out the parameters as one vector; called again where some are added."""
+        """Lay out the trainable parameters as one vector."""
         named: dict[str, Tensor] = {}
         for group in self.param_groups:
+            require_range("lr", group["lr"])
             numbers = range(len(named), len(named) + len(group["params"]))
-            named.update(zip(group.get("param_names") or map(str, numbers), group["params"], strict=True))
+            for name, p in zip(group.get("param_names") or map(str, numbers), group["params"], strict=True):
+                if name in named or any(p is other for other in named.values()):
+                    raise InputError(
+                        f"there are two parameters {name!r}, or one twice; pass named_parameters() of one model, or "
+                        "parameters() without names, each once"
+                    )
+                if p.is_inference() or any(n > 1 and step == 0 for n, step in zip(p.shape, p.stride(), strict=True)):
+                    raise InputError(
+                        f"{name} cannot be changed in place: it is expanded, or was made in inference mode; clone it"
+                    )
+                named[name] = p
+        self._lay_out(named)
+
+    def _lay_out(self, named: dict[str, Tensor]) -> None:
         self._closures = EmpiricalRisk.from_closure(named, _nothing, group=self._group)
         self.layout: ParameterLayout = self._closures.layout
         self._params = [named[name] for name in self.layout.names]
         self._point = Point(self.layout, tuple(self._params), {})
         self._space = VectorSpace(self.layout.n, dtype=self._closures.dtype, device=self._closures.device)
+        self._seen = self._signature()
+
+    def _signature(self) -> list[tuple[Any, ...]]:
+        """What the layout depends on, which may change between steps: parameters are frozen, or converted."""
+        every = (p for group in self.param_groups for p in group["params"])
+        return [(id(p), p.dtype, p.device, p.shape) for p in every if p.requires_grad]
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """The group that each parameter belongs to, by name: its settings as schedulers have left them."""
@@ -112,8 +174,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         closure : EmpiricalRisk or callable
             The minibatch, from which loss and gradient are taken: ``EmpiricalRisk(model, loss_fn, (x, y))``, or a
             function without arguments that returns ``(loss, outputs)``, or the loss alone where no Gauss-Newton matrix
-            is asked for. It does not call ``backward``. A risk calls the model in its own mode, with right second
-            derivatives on every device and without changing running statistics; a function calls it as it is.
+            is asked for. It does not call ``backward``, and is called several times a step. A risk calls the model in
+            its own mode, with right second derivatives on every device and without changing running statistics; a
+            function calls it as it is.
         subset : EmpiricalRisk or callable, optional
             The part of the minibatch on which the curvature is taken, strictly smaller; by default the minibatch.
 
@@ -127,44 +190,73 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         NonFiniteError
             The loss, its gradient or a product is NaN or infinite. Parameters are as before.
         InputError
-            The closure returns no loss with a graph, or a subset that is not smaller; or what a risk raises.
+            The closure returns no loss with a graph to the parameters; a subset is not smaller, as far as risks, or
+            closures that return outputs, tell; or what a risk raises.
 
         Warns
         -----
         RuntimeWarning
-            The step, or the loss after it, is NaN or infinite: the parameters are taken back to what they were.
+            The step, or the loss after it, is NaN or infinite, or the line search finds nothing better: the parameters
+            are taken back to what they were.
         """
-        risk, point = self._risk(closure), self._point
-        loss, gradient = risk.loss_and_gradient(point)
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(
-                "the loss is NaN or infinite before the step, which is not taken; look at the batch, or lower lr"
-            )
+        if torch.is_inference_mode_enabled():
+            raise InputError("a step needs derivatives; take it outside of torch.inference_mode()")
+        if self._signature() != self._seen:
+            self._arrange()
+        risk = self._risk(closure)
+        if not self._num_steps:
+            require_dependence(risk, self._point)
+            require_agreement(risk.sample.processes, self._params, self._shared())
+        loss, gradient = risk.loss_and_gradient(self._point)
+        for name, value in (("loss", loss), ("gradient", gradient.sum())):
+            if not math.isfinite(float(value)):
+                raise NonFiniteError(f"the {name} is NaN or infinite before the step; look at the batch, or lower lr")
         proposal = self._propose(risk, None if subset is None else self._risk(subset), gradient)
-        lrs = [float(group["lr"]) for group in self._settings().values()]
+        lrs = [require_range("lr", group["lr"]) for group in self._settings().values()]
         parts = zip(lrs, self.layout.unflatten(proposal.direction), strict=True)
         step = self.layout.flatten([lr * part for lr, part in parts])
         norm = self._space.norm(step)
-        loss_after, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
+        loss_after, factor, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
         self._num_steps += 1
         record = StepRecord(
-            self._num_steps,
-            float(loss),
-            loss_after,
-            proposal.predicted,
-            self._space.norm(gradient),
-            norm,
-            proposal.damping,
-            proposal.solves,
-            rejected,
+            step=self._num_steps,
+            loss=float(loss),
+            loss_after=loss_after,
+            predicted=-factor * (proposal.slope + factor * proposal.curvature / 2),
+            gradient_norm=self._space.norm(gradient),
+            step_norm=norm,
+            factor=factor,
+            damping=proposal.damping,
+            solves=proposal.solves,
+            rejected=rejected,
         )
         self.records.append(record)
-        self._finish(record, proposal)
         if self._averaging and rejected is None:
             self._average()
+        self._finish(record, proposal)
         if rejected is not None:
             warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=3)
         return loss
+
+    def _operator(
+        self, curvature: Callable[..., LinearOperator], risk: EmpiricalRisk, subset: EmpiricalRisk | None
+    ) -> LinearOperator:
+        """The curvature at the live parameters; raises InputError if its examples are not fewer than the gradient's."""
+        full = _num_examples(risk)
+        op = curvature((subset or risk).unchecked(), point=self._point)
+        if isinstance(op, RiskOperator):
+            op.linearise()
+        used = None if subset is None else _num_examples(subset)
+        if used is not None and full is not None and used >= full:
+            raise InputError(
+                f"the curvature's {used} examples are not fewer than the gradient's {full}; pass a smaller subset, or "
+                "none"
+            )
+        return op
+
+    def _shared(self) -> dict[str, Any]:
+        """What all ranks must have alike, by name."""
+        return {"settings": [[group[key] for key in self._SETTINGS] for group in self.param_groups]}
 
     @abstractmethod
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
@@ -175,10 +267,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def _moved(
         self, risk: EmpiricalRisk, step: Tensor, loss: float, slope: float, norm: float
-    ) -> tuple[float, str | None]:
-        """Move the parameters; return the loss there, and why they were moved back, if they were."""
+    ) -> tuple[float, float, str | None]:
+        """Move the parameters; return the loss there, the step's factor, and why they were moved back, if they were."""
         if not math.isfinite(norm):
-            return math.nan, "the step is NaN or infinite; damp more, or look at the curvature's batch"
+            return math.nan, 1.0, "the step is NaN or infinite; damp more, or look at the curvature's batch"
         before, parts = [p.detach().clone() for p in self._params], self.layout.unflatten(step)
 
         def place(factor: float) -> None:
@@ -194,14 +286,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
         try:
             factor = 1.0 if self._line_search is None else self._line_search(loss_at, loss, slope)
-            after = loss_at(factor)
+            factor = require_range("the factor of line_search", factor)
+            after = loss_at(factor) if factor else math.nan
         except BaseException:
             place(0.0)
             raise
         if math.isfinite(after):
-            return after, None
+            return after, factor, None
         place(0.0)
-        return after, "the loss after it is NaN or infinite; damp more, or lower lr"
+        if not factor:
+            return loss, factor, "the line search finds nothing better; damp more, or take another curvature batch"
+        return after, factor, "the loss after it is NaN or infinite; damp more, or lower lr"
 
     def _average(self) -> None:
         for p in self._params:
@@ -233,12 +328,36 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""
-        return {**super().state_dict(), "num_steps": self._num_steps}
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`; raises InputError for one of another optimiser or of other parameters."""
+        require_state(state_dict, self)
         super().load_state_dict(state_dict)
-        self._num_steps = state_dict["num_steps"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {key: value for key, value in self.__dict__.items() if key in self._COPIED}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "layout" in state:  # a copy, whose parameters are other tensors
+            params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            self._lay_out(dict(zip(self.layout.names, params, strict=True)))
+
+    #: What a group of parameters may have of its own.
+    _SETTINGS: tuple[str, ...]
+
+    #: What a copy of an optimiser has of it, beside what torch copies.
+    _COPIED: tuple[str, ...] = ("records", "layout", "_averaging", "_line_search", "_group")
+
+
+def _num_examples(risk: EmpiricalRisk) -> int | None:
+    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
+    if not isinstance(risk.objective, ClosureObjective):
+        return risk.num_examples
+    counts = risk.sample.processes.gather(risk.objective.num_examples)
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _nothing() -> None:

@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.objective import ClosureObjective
 from pyhessian_spectra.curvature.operators import GGNOperator
-from pyhessian_spectra.curvature.parameters import ParameterLayout
-from pyhessian_spectra.curvature.partition import Group, GroupSpec, Partition
+from pyhessian_spectra.curvature.partition import Group, Partition
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.optimisers.base import CurvatureOptimizer, Proposal
-from pyhessian_spectra.optimisers.convexity import require_convex_loss
+from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch, Proposal
+from pyhessian_spectra.optimisers.blocks import Blocks, blocks_of, complete
+from pyhessian_spectra.optimisers.checks import require_convex_loss, require_range
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
 from pyhessian_spectra.spectra.cg import CGResult, cg
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
-from pyhessian_spectra.spectra.structured import CongruenceOperator, ShiftedOperator
-
-#: How blocks may be given: see :class:`HessianFree`.
-Blocks = GroupSpec | Callable[[ParameterLayout], Partition] | Sequence[Sequence[Tensor | str]] | None
-
-_PER_BLOCK = ("damping", "max_cg_iterations", "cg_rtol", "cg_momentum")
+from pyhessian_spectra.spectra.structured import CongruenceOperator, DiagonalOperator
 
 
 class HessianFree(CurvatureOptimizer):
     """Hessian-free optimisation, of one block or of several whose systems are solved apart.
 
     For each block ``b``, conjugate gradients solve ``(A_bb + damping I) d_b = -g_b`` with the gradient ``g`` of a
-    minibatch and the curvature ``A`` of a part of it, starting from ``cg_momentum`` times the last step's solution. The
-    solutions together, times ``lr``, are the step. One block is ordinary Hessian-free. The blocks share one
-    linearisation, and passes for a block of whole parameters end at these. At a direction of negative curvature the
-    iteration ends with what it has, or with the negative gradient if that is nothing (Nocedal and Wright 2006,
-    algorithm 7.1).
+    minibatch and the curvature ``A`` of a part of it, starting from ``cg_momentum`` times the last step's solution, or
+    from zero after a step that was taken back. The solutions together, times ``lr``, are the step. One block is
+    ordinary Hessian-free. The blocks share one linearisation, and passes for a block of whole parameters end at these.
+    At a direction of negative curvature the iteration ends with what it has, or with the negative gradient if that is
+    nothing (Nocedal and Wright 2006, algorithm 7.1).
 
     Parameters
     ----------
@@ -52,9 +46,10 @@ class HessianFree(CurvatureOptimizer):
     damping : float
         Added to the diagonal.
     partition : optional
-        The blocks: None for one; ``"layer"``, ``"module"``, ``"parameter"``, a depth, or globs, as for
-        :meth:`Partition.of`; lists of parameters or of their names; a :class:`Partition`; or a function from a layout
-        to one, such as ``lambda layout: Partition.at_random(layout, 3, generator=generator)``.
+        The blocks, which must have every parameter: None for one; ``"module"``, ``"parameter"``, ``"layer"`` (of
+        networks without normalisation), a depth, or globs, as for :meth:`Partition.of`; lists of parameters or of their
+        names; a :class:`Partition`; or a function from a layout to one, such as ``lambda layout:
+        Partition.at_random(layout, 3, generator=generator)``.
     curvature : callable
         ``curvature(risk, point=...)``: ``GGNOperator``, ``HessianOperator`` or another operator.
     max_cg_iterations : int
@@ -68,7 +63,9 @@ class HessianFree(CurvatureOptimizer):
         ``preconditioner(risk, point, damping) -> (n,)``, the diagonal of an approximate inverse; for example
         :func:`squared_gradients`, Martens'. ``damping`` is that of each coordinate.
     adapt_damping : callable, optional
-        ``adapt_damping(damping, ratio) -> damping``, called after each step; for example :func:`levenberg_marquardt`.
+        ``adapt_damping(damping, ratio) -> damping`` with the ratio of the actual to the predicted reduction, minus
+        infinity for a step that was taken back; called after each step whose predicted reduction is more than rounding.
+        For example :func:`levenberg_marquardt`.
     line_search : callable, optional
         For example :func:`backtracking`.
     averaging : float
@@ -95,8 +92,8 @@ class HessianFree(CurvatureOptimizer):
     >>> optimizer = HessianFree(model.named_parameters(), lr=1.0)
     >>> risk = EmpiricalRisk(model, torch.nn.MSELoss(), (x, 2 * x + 1))
     >>> loss = optimizer.step(risk)
-    >>> model.weight.item(), model.bias.item()
-    (2.0, 1.0)
+    >>> print(f"{model.weight.item():.4f} {model.bias.item():.4f}")
+    2.0000 1.0000
     """
 
     def __init__(
@@ -113,10 +110,14 @@ class HessianFree(CurvatureOptimizer):
         cg_stop: Callable[[Floats], bool] | None = None,
         preconditioner: Callable[[EmpiricalRisk, Point, Tensor], Tensor] | None = None,
         adapt_damping: Callable[[float, float], float] | None = None,
-        line_search: Callable[[Callable[[float], float], float, float], float] | None = None,
+        line_search: LineSearch | None = None,
         averaging: float = 0.0,
         group: Any | None = None,
     ) -> None:
+        options = {"cg_stop": cg_stop, "preconditioner": preconditioner, "adapt_damping": adapt_damping}
+        for name, option in {**options, "curvature": curvature}.items():
+            if not (callable(option) or (option is None and name != "curvature")):
+                raise InputError(f"{name} must be a function, got {option!r}")
         self._blocks, self._curvature, self._stop = partition, curvature, cg_stop
         self._preconditioner, self._adapt = preconditioner, adapt_damping
         defaults = {
@@ -130,79 +131,69 @@ class HessianFree(CurvatureOptimizer):
 
     def _arrange(self) -> None:
         super()._arrange()
-        self.partition = _partition(self.layout, self._blocks, self._params)
+        self.partition = blocks_of(self.layout, self._blocks, self._params)
+        self._block_settings()
+
+    def _block_settings(self) -> dict[str, dict[str, Any]]:
+        """The settings of each block, by label; raises InputError if parameters of one do not share them."""
         settings = self._settings()
         for group in self.param_groups:
-            _require_range(group)
-            if self._adapt is not None and not group["damping"] > 0:
-                raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
-        for block in self.partition:
-            self._of_block(block, settings)
-
-    def _of_block(self, block: Group, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """The settings of a block; raises InputError if its parameters do not share them."""
-        first, *others = (settings[name] for name in block.names)
-        for key in _PER_BLOCK:
-            if any(other[key] != first[key] for other in others):
+            for key in ("damping", "cg_rtol", "cg_momentum"):
+                require_range(key, group[key])
+            if not isinstance(group["max_cg_iterations"], int) or group["max_cg_iterations"] < 1:
                 raise InputError(
-                    f"parameters of block {block.label!r} have different {key}; give them one, or blocks of their own"
+                    f"max_cg_iterations must be a whole number of at least 1, got {group['max_cg_iterations']!r}"
                 )
-        return first
+            if group["cg_momentum"] > 1:
+                raise InputError(f"cg_momentum must be between 0 and 1, got {group['cg_momentum']}")
+        found = {}
+        for block in self.partition:
+            first, *others = (settings[name] for name in block.names)
+            for key in self._SETTINGS[1:]:
+                if any(other[key] != first[key] for other in others):
+                    raise InputError(
+                        f"parameters of block {block.label!r} have different {key}; give them one, or blocks of their "
+                        "own"
+                    )
+            found[block.label] = {**first, "lrs": {float(group["lr"]) for group in (first, *others)}}
+        return found
 
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
-        full, settings = _num_examples(risk), self._settings()
-        of = risk if subset is None else subset
+        of, settings = subset or risk, self._block_settings()
+        if self._adapt is not None and not all(group["damping"] > 0 for group in self.param_groups):
+            raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
+        op = self._operator(self._curvature, risk, subset)
         if self._curvature is GGNOperator and not self._num_steps:
             require_convex_loss(of, self._point)
-        op = self._curvature(of.unchecked(), point=self._point)
-        if isinstance(op, RiskOperator):
-            op.linearise()
-        if subset is not None and full is not None and (_num_examples(subset) or 0) >= full:
-            raise InputError(
-                f"the curvature's {_num_examples(subset)} examples are not fewer than the gradient's {full}; pass a "
-                "smaller subset, or none"
-            )
-        inverse = self._inverse(of, settings)
-        last = self._last()
-        direction, predicted, solves = torch.empty_like(gradient), 0.0, []
+        inverse, last = self._inverse(of), self._last()
+        direction, slope, bend, solves = torch.empty_like(gradient), 0.0, 0.0, []
         for block in self.partition:
-            own = self._of_block(block, settings)
-            found, meter = self._solve(block, op, own, gradient, last, inverse)
-            d = found.x
-            if found.status == "negative curvature" and not found.num_iterations:
-                d = -block.take(gradient)
-            block.put(d, direction)
-            predicted += self._predicted(block, settings, own["damping"], d, found, gradient)
-            solves.append(
-                SolveRecord(
-                    block.label, found.status, found.num_iterations, meter.num_products, found.residuals, found.model
-                )
+            own, g = settings[block.label], block.take(gradient)
+            meter = Meter(self._block_operator(op, block))
+            found = cg(
+                meter,
+                -g,
+                x0=None if last is None or not own["cg_momentum"] else own["cg_momentum"] * block.take(last),
+                shift=own["damping"],
+                max_iterations=own["max_cg_iterations"],
+                rtol=own["cg_rtol"],
+                preconditioner=None if inverse is None else DiagonalOperator(block.take(inverse)),
+                stop=self._stop,
             )
-        dampings = tuple(float(self._of_block(block, settings)["damping"]) for block in self.partition)
-        return Proposal(direction, predicted, dampings, tuple(solves))
+            d, curvature = self._direction(found, meter, g, own["damping"])
+            block.put(d, direction)
+            (lr,) = own["lrs"] if len(own["lrs"]) == 1 else (math.nan,)
+            slope, bend = slope + lr * self._space.inner(g, d), bend + lr * lr * curvature
+            solves.append(SolveRecord.of(block.label, found, meter.num_products))
+        dampings = tuple(own["damping"] for own in settings.values())
+        return Proposal(direction, slope, bend, dampings, tuple(solves))
 
-    def _solve(
-        self,
-        block: Group,
-        op: LinearOperator,
-        own: dict[str, Any],
-        gradient: Tensor,
-        last: Tensor | None,
-        inverse: Tensor | None,
-    ) -> tuple[CGResult, Meter]:
-        meter = Meter(self._block_operator(op, block))
-        diagonal = None if inverse is None else block.take(inverse)
-        x0 = None if last is None or not own["cg_momentum"] else own["cg_momentum"] * block.take(last)
-        found = cg(
-            ShiftedOperator(meter, own["damping"]) if own["damping"] else meter,
-            -block.take(gradient),
-            x0=x0,
-            max_iterations=own["max_cg_iterations"],
-            rtol=own["cg_rtol"],
-            preconditioner=None if diagonal is None else lambda r: diagonal * r,
-            stop=self._stop,
-        )
-        return found, meter
+    def _direction(self, found: CGResult, meter: Meter, g: Tensor, damping: float) -> tuple[Tensor, float]:
+        """A block's direction ``d``, and ``d^T A d`` without damping, which the solver's model has seen."""
+        d = found.x
+        if found.status == "negative curvature" and not found.num_iterations:
+            return -g, self._space.inner(g, meter @ g)
+        return d, 2 * (float(found.model[-1]) - self._space.inner(g, d)) - damping * self._space.inner(d, d)
 
     def _block_operator(self, op: LinearOperator, block: Group) -> LinearOperator:
         if len(block) == self.layout.n:
@@ -211,47 +202,46 @@ class HessianFree(CurvatureOptimizer):
             return op.block(block.names)
         return CongruenceOperator(op, block.indices)
 
-    def _inverse(self, risk: EmpiricalRisk, settings: dict[str, dict[str, Any]]) -> Tensor | None:
+    def _inverse(self, risk: EmpiricalRisk) -> Tensor | None:
         """The preconditioner's diagonal (n,)."""
         if self._preconditioner is None:
             return None
-        dampings = [
-            torch.full_like(p, group["damping"]) for p, group in zip(self._params, settings.values(), strict=True)
-        ]
-        return self._preconditioner(risk, self._point, self.layout.flatten(dampings))
-
-    def _predicted(
-        self,
-        block: Group,
-        settings: dict[str, dict[str, Any]],
-        damping: float,
-        d: Tensor,
-        found: CGResult,
-        gradient: Tensor,
-    ) -> float:
-        """By how much the block's quadratic model without damping falls; its curvature is what the solver has seen."""
-        lrs = {float(settings[name]["lr"]) for name in block.names}
-        if len(lrs) > 1 or d is not found.x:
-            return math.nan
-        (lr,) = lrs
-        slope = self._space.inner(block.take(gradient), d)
-        curvature = 2 * (float(found.model[-1]) - slope) - damping * self._space.inner(d, d)
-        return -(lr * slope + lr**2 * curvature / 2)
+        groups = self._settings().values()
+        dampings = [torch.full_like(p, group["damping"]) for p, group in zip(self._params, groups, strict=True)]
+        found = self._preconditioner(risk, self._point, self.layout.flatten(dampings))
+        if (
+            not isinstance(found, Tensor)
+            or found.shape != (self.layout.n,)
+            or not bool((found > 0).all() & found.isfinite().all())
+        ):
+            raise InputError(
+                f"the preconditioner must give {self.layout.n:,} positive and finite numbers; pass a damping above 0, "
+                "since gradients may vanish"
+            )
+        return found.to(self._space.dtype)
 
     def _last(self) -> Tensor | None:
-        """The last step's solution (n,); None before the first."""
+        """The last step's solution (n,); None before the first, and after a step that was taken back."""
         if not all("direction" in self.state[p] for p in self._params):
             return None
-        return self.layout.flatten([self.state[p]["direction"] for p in self._params])
+        return self.layout.flatten([self.state[p]["direction"].to(p) for p in self._params])
 
     def _finish(self, record: StepRecord, proposal: Proposal) -> None:
-        keep = record.rejected is None
         for p, part in zip(self._params, self.layout.unflatten(proposal.direction), strict=True):
-            self.state[p]["direction"] = part.clone() if keep else torch.zeros_like(part)
-        if self._adapt is not None and not math.isnan(record.predicted):
-            ratio = record.actual / record.predicted if keep and record.predicted > 0 else -math.inf
-            for group in self.param_groups:
-                group["damping"] = self._adapt(group["damping"], ratio)
+            if record.rejected is None:
+                self.state[p]["direction"] = part.clone()
+            else:
+                self.state[p].pop("direction", None)
+        seen = self._space.eps * abs(record.loss)  # below it a reduction is rounding
+        if self._adapt is None or not (record.rejected or abs(record.predicted) > seen):
+            return
+        ratio = -math.inf if record.rejected else record.actual / record.predicted
+        for group in self.param_groups:
+            group["damping"] = require_range("what adapt_damping returns", self._adapt(group["damping"], ratio))
+
+    def _shared(self) -> dict[str, Any]:
+        blocks = {block.label: hash(tuple(block.indices.tolist())) for block in self.partition if not block.whole}
+        return {**super()._shared(), "blocks": [*self.partition.groups, blocks]}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit; blocks that cut parameters are part of it."""
@@ -261,45 +251,13 @@ class HessianFree(CurvatureOptimizer):
         return {**found, "blocks": {block.label: block.indices for block in self.partition}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`; raises InputError for one of another optimiser or of other parameters."""
         super().load_state_dict(state_dict)
         if "blocks" in state_dict:
-            self.partition = Partition(self.layout, state_dict["blocks"])
+            self.partition = complete(Partition(self.layout, state_dict["blocks"]))
 
-
-def _partition(layout: ParameterLayout, blocks: Blocks, params: Sequence[Tensor]) -> Partition:
-    """The blocks as a partition of all parameters; raises InputError if one has none."""
-    names = {id(p): name for name, p in zip(layout.names, params, strict=True)}
-    if blocks is None:
-        partition = Partition(layout, {"all": torch.arange(layout.n)})
-    elif callable(blocks):
-        partition = blocks(layout)
-    elif isinstance(blocks, Sequence) and not all(isinstance(block, str) for block in blocks):
-        lists = {f"block {i}": [names.get(id(p), p) for p in block] for i, block in enumerate(blocks)}
-        partition = Partition.by_glob(layout, cast(dict[str, Sequence[str]], lists))
-    else:
-        partition = Partition.of(layout, cast(GroupSpec, blocks))
-    if partition.left_out:
-        raise InputError(
-            f"no block has {', '.join(partition.left_out)}; put every trainable parameter into one, as 'module' does"
-        )
-    return partition
-
-
-def _num_examples(risk: EmpiricalRisk) -> int | None:
-    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
-    if not isinstance(risk.objective, ClosureObjective):
-        return risk.num_examples
-    counts = risk.sample.processes.gather(risk.objective.num_examples)
-    return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _require_range(group: dict[str, Any]) -> None:
-    for key, fits, wanted in (
-        ("damping", group["damping"] >= 0, "at least 0"),
-        ("max_cg_iterations", group["max_cg_iterations"] >= 1, "at least 1"),
-        ("cg_rtol", group["cg_rtol"] >= 0, "at least 0"),
-        ("cg_momentum", 0 <= group["cg_momentum"] <= 1, "between 0 and 1"),
-    ):
-        if not fits:
-            raise InputError(f"{key} must be {wanted}, got {group[key]}")
+    _SETTINGS = ("lr", "damping", "max_cg_iterations", "cg_rtol", "cg_momentum")
+    _COPIED = (
+        *CurvatureOptimizer._COPIED,
+        *("partition", "_blocks", "_curvature", "_stop", "_preconditioner", "_adapt"),
+    )

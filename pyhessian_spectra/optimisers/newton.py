@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.optimisers.base import CurvatureOptimizer, Proposal
+from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch, Proposal
+from pyhessian_spectra.optimisers.checks import require_range
 from pyhessian_spectra.optimisers.records import SolveRecord
 from pyhessian_spectra.spectra.cg import cg
 from pyhessian_spectra.spectra.meter import Meter
-from pyhessian_spectra.spectra.structured import ShiftedOperator
 
 SOLVERS = ("exact", "absolute", "cg")
 
@@ -39,7 +40,7 @@ class Newton(CurvatureOptimizer):
         ``"exact"`` decomposes the Hessian, and goes to the next stationary point: to a saddle as soon as to a minimum.
         ``"absolute"`` takes the absolute values of its eigenvalues, and leaves saddles (saddle-free Newton; Dauphin et
         al. 2014). ``"cg"`` solves by conjugate gradients, for networks whose Hessian is too large to be built; at
-        negative curvature it ends with what it has.
+        negative curvature it ends with what it has, which may lead uphill without a damping or a line search.
     max_cg_iterations, cg_rtol :
         Of ``"cg"``, as for :func:`cg`.
     line_search, averaging, group :
@@ -68,37 +69,44 @@ class Newton(CurvatureOptimizer):
         solver: str = "exact",
         max_cg_iterations: int = 250,
         cg_rtol: float = 1e-6,
-        line_search: Callable[[Callable[[float], float], float, float], float] | None = None,
+        line_search: LineSearch | None = None,
         averaging: float = 0.0,
         group: Any | None = None,
     ) -> None:
         if solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-        if not damping >= 0:
-            raise InputError(f"damping must be at least 0, got {damping}")
-        self._solver, self._damping = solver, float(damping)
-        self._max_iterations, self._rtol = max_cg_iterations, cg_rtol
-        super().__init__(params, {"lr": lr}, averaging=averaging, line_search=line_search, group=group)
+        self._solver, self._max_iterations, self._rtol = solver, max_cg_iterations, cg_rtol
+        defaults = {"lr": lr, "damping": damping}
+        super().__init__(params, defaults, averaging=averaging, line_search=line_search, group=group)
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._damping()
+
+    def _damping(self) -> float:
+        """The damping of all groups."""
+        first, *others = (require_range("damping", group["damping"]) for group in self.param_groups)
+        if any(other != first for other in others):
+            raise InputError("parameter groups have different damping; Newton has one for all")
+        return first
 
     def _propose(self, risk: EmpiricalRisk, subset: EmpiricalRisk | None, gradient: Tensor) -> Proposal:
-        op = Meter(HessianOperator(subset or risk, point=self._point))
+        op, damping = Meter(self._operator(HessianOperator, risk, subset)), self._damping()
         if self._solver == "cg":
-            found = cg(
-                ShiftedOperator(op, self._damping), -gradient, max_iterations=self._max_iterations, rtol=self._rtol
-            )
+            found = cg(op, -gradient, shift=damping, max_iterations=self._max_iterations, rtol=self._rtol)
             d = found.x if found.num_iterations else -gradient
-            solve = SolveRecord(
-                "all", found.status, found.num_iterations, op.num_products, found.residuals, found.model
-            )
             curvature = self._space.inner(d, op @ d)
+            solve = SolveRecord.of("all", found, op.num_products)
         else:
-            d, curvature, solve = self._decomposed(op, gradient)
+            d, curvature, solve = self._decomposed(op, gradient, damping)
         lrs = {float(group["lr"]) for group in self.param_groups}
-        slope, lr = self._space.inner(gradient, d), lrs.pop()
-        predicted = float("nan") if lrs else -(lr * slope + lr**2 * curvature / 2)
-        return Proposal(d, predicted, (self._damping,), (solve,))
+        (lr,) = lrs if len(lrs) == 1 else (math.nan,)
+        return Proposal(d, lr * self._space.inner(gradient, d), lr * lr * curvature, (damping,), (solve,))
 
-    def _decomposed(self, op: Meter, gradient: Tensor) -> tuple[Tensor, float, SolveRecord]:
+    _SETTINGS = ("lr", "damping")
+    _COPIED = (*CurvatureOptimizer._COPIED, "_solver", "_max_iterations", "_rtol")
+
+    def _decomposed(self, op: Meter, gradient: Tensor, damping: float) -> tuple[Tensor, float, SolveRecord]:
         """The direction, its curvature, and the record; eigenvalues and vectors are computed in float64."""
         if op.n > LIMIT:
             raise InputError(
@@ -107,10 +115,10 @@ class Newton(CurvatureOptimizer):
             )
         dense = op.to_dense().double()
         values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
-        used = (values.abs() if self._solver == "absolute" else values) + self._damping
+        used = (values.abs() if self._solver == "absolute" else values) + damping
         scale = float(values.abs().max())
-        if float(used.abs().min()) <= op.n * op.space.eps * max(scale, self._damping):
-            raise InputError(self._singular(values, scale, op.space.eps))
+        if float(used.abs().min()) <= op.n * op.space.eps * max(scale, damping):
+            raise InputError(_singular(values, damping, op.space.eps))
         along = vectors.T @ gradient.double()
         d = vectors @ (-along / used)
         model = float(-(along**2 / used).sum() / 2)
@@ -120,11 +128,11 @@ class Newton(CurvatureOptimizer):
         curvature = float((values * (along / used) ** 2).sum())
         return d.to(gradient), curvature, solve
 
-    def _singular(self, values: Tensor, scale: float, eps: float) -> str:
-        least = float(values.abs().min())
-        enough = max(0.0, -float(values.min())) * 1.01 + (scale or 1.0) * eps**0.5
-        return (
-            f"the Hessian{f' with damping {self._damping:g}' if self._damping else ''} is singular: its smallest "
-            f"|eigenvalue| is {least:.3g}, its largest {scale:.3g}; pass damping={enough:.3g}, which makes all "
-            "eigenvalues positive"
-        )
+
+def _singular(values: Tensor, damping: float, eps: float) -> str:
+    least, scale = float(values.abs().min()), float(values.abs().max())
+    enough = max(0.0, -float(values.min())) * 1.01 + (scale or 1.0) * eps**0.5
+    return (
+        f"the Hessian{f' with damping {damping:g}' if damping else ''} is singular: its smallest |eigenvalue| is "
+        f"{least:.3g}, its largest {scale:.3g}; pass damping={enough:.3g}, which makes all eigenvalues positive"
+    )

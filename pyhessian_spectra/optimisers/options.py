@@ -50,8 +50,10 @@ def squared_gradients(risk: EmpiricalRisk, point: Point, damping: Tensor, *, exp
     for weight, batch in risk.sample.read():
         if callable(batch.inputs):
             raise InputError("squared_gradients needs single examples; pass step an EmpiricalRisk instead of a closure")
-        for i in range(batch.num_examples):
-            total += weight / batch.num_examples * autodiff.gradient(risk.objective, point, batch.rows(i, i + 1)) ** 2
+        for example in (batch.rows(i, i + 1) for i in range(batch.num_examples)):
+            share = risk.weight_of(example) if risk.weights_guessed else weight / batch.num_examples
+            if share:
+                total += share * autodiff.gradient(risk.objective, point, example) ** 2
         weights += weight
     if risk.sample.processes:
         total, _ = risk.sample.processes.sum(total, total.new_zeros(0, dtype=torch.float64), None)

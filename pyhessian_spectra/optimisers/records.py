@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any
 
+from pyhessian_spectra.spectra.cg import CGResult
 from pyhessian_spectra.spectra.results import Floats
 
 
@@ -36,6 +38,11 @@ class SolveRecord:
     residuals: Floats
     model: Floats
 
+    @classmethod
+    def of(cls, label: str, found: CGResult, num_products: int) -> SolveRecord:
+        """The record of what conjugate gradients found."""
+        return cls(label, found.status, found.num_iterations, num_products, found.residuals, found.model)
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -46,13 +53,16 @@ class StepRecord:
     step : int
         Counted from 1.
     loss, loss_after : float
-        The minibatch's loss before the step and at the parameters that it proposed.
+        The minibatch's loss before the step and after it; of a step that was taken back, at the parameters that it
+        led to, if it led to any.
     predicted : float
         By how much the quadratic model without damping, ``g^T s + s^T A s / 2``, says that the loss falls along the
-        step ``s``, with ``A`` block-diagonal if there are several blocks. NaN if parameters of one block have steps of
-        different lengths, and a line search does not count in it.
+        step ``s`` that was taken, with ``A`` block-diagonal if there are several blocks. NaN if parameters of one block
+        have steps of different lengths.
     gradient_norm, step_norm : float
-        Of the minibatch's gradient, and of the proposed step.
+        Of the minibatch's gradient, and of the step before a line search.
+    factor : float
+        The line search's, by which the step was multiplied; 1 without one.
     damping : tuple of float
         Of each block.
     solves : tuple of SolveRecord
@@ -67,6 +77,7 @@ class StepRecord:
     predicted: float
     gradient_norm: float
     step_norm: float
+    factor: float
     damping: tuple[float, ...]
     solves: tuple[SolveRecord, ...]
     rejected: str | None
@@ -87,8 +98,7 @@ class StepRecord:
         return any(solve.status == "negative curvature" for solve in self.solves)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON has them."""
-        found = asdict(self)
-        for solve in found["solves"]:
-            solve["residuals"], solve["model"] = solve["residuals"].tolist(), solve["model"].tolist()
-        return found
+        """All fields as JSON has them: None for what is NaN or infinite."""
+        found = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
+        solves = [{**vars(s), "residuals": s.residuals.tolist(), "model": s.model.tolist()} for s in self.solves]
+        return {**found, "solves": solves}

@@ -20,6 +20,9 @@ from pyhessian_spectra.plots.matrix import plot_profiles as plot_profiles
 from pyhessian_spectra.plots.similarity import plot_clusters as plot_clusters
 from pyhessian_spectra.plots.similarity import plot_depth as plot_depth
 from pyhessian_spectra.plots.similarity import plot_similarity as plot_similarity
+from pyhessian_spectra.plots.steps import plot_cg as plot_cg
+from pyhessian_spectra.plots.steps import plot_reduction as plot_reduction
+from pyhessian_spectra.plots.steps import plot_residuals as plot_residuals
 from pyhessian_spectra.plots.structure import plot_coupling as plot_coupling
 from pyhessian_spectra.plots.structure import plot_localisation as plot_localisation
 from pyhessian_spectra.plots.structure import plot_tracks as plot_tracks

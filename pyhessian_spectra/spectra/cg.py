@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,21 +55,24 @@ def cg(
     b: Tensor,
     *,
     x0: Tensor | None = None,
+    shift: float = 0.0,
     max_iterations: int = 100,
     rtol: float = 1e-5,
     preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
     stop: Callable[[Floats], bool] | None = None,
     look_every: int | None = None,
 ) -> CGResult:
-    """Solve ``A x = b`` by the method of conjugate gradients (Hestenes and Stiefel 1952).
+    """Solve ``(A + shift I) x = b`` by the method of conjugate gradients (Hestenes and Stiefel 1952).
 
     Parameters
     ----------
     op : LinearOperator, shape (n, n)
-        Positive definite; the iteration ends at the first direction in which it is not.
+        With the shift positive definite; the iteration ends at the first direction in which it is not.
     b : Tensor, shape (n,)
     x0 : Tensor, shape (n,), optional
         Initial guess, by default zero; its residual costs one more product.
+    shift : float
+        Added to the diagonal, as damping is. ``A`` stands below for the matrix with it.
     max_iterations : int
     rtol : float
         The iteration ends when the residual's norm is at most ``rtol ||b||``.
@@ -104,48 +107,19 @@ def cg(
     (tensor([1.0000, 0.5000]), 'converged')
     """
     require_operator(op)
-    op._check(b)
-    steps = conjugate_gradients(
-        op.space,
-        b.detach(),
-        x0=x0,
-        max_iterations=max_iterations,
-        rtol=rtol,
-        preconditioner=preconditioner,
-        stop=stop,
-        look_every=look_every,
-    )
-    try:
-        p = next(steps)
-        while True:
-            p = steps.send(op @ p)
-    except StopIteration as end:
-        return end.value
-
-
-def conjugate_gradients(
-    space: VectorSpace,
-    b: Tensor,
-    *,
-    x0: Tensor | None = None,
-    max_iterations: int = 100,
-    rtol: float = 1e-5,
-    preconditioner: LinearOperator | Callable[[Tensor], Tensor] | None = None,
-    stop: Callable[[Floats], bool] | None = None,
-    look_every: int | None = None,
-) -> Generator[Tensor, Tensor, CGResult]:
-    """The method of :func:`cg`, which yields vectors, is sent their products, and returns a :class:`CGResult`.
-
-    Several systems are solved side by side by taking the products of their vectors together. All numbers stay on the
-    device between looks at them, so that a GPU is never waited for in between: what an iteration has ended, the next
-    ones leave as it is.
-    """
     if max_iterations < 1 or not rtol >= 0:
         raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
+    op._check(b)
+    space, b = op.space, b.detach()
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
     apply = preconditioner.__matmul__ if isinstance(preconditioner, LinearOperator) else preconditioner
-    x = torch.zeros_like(b) if x0 is None else x0.detach().clone()
-    r = b.clone() if x0 is None else b - (yield x)
+    # Numbers stay on the device from one look to the next: what one iteration has ended, the others leave as it is.
+    # The system is solved for b / ||b||, whose squares neither vanish nor overflow.
+    size = space.length(b)
+    unit = torch.where(size > 0, size, 1.0).to(b.dtype)
+    b = b / unit
+    x = torch.zeros_like(b) if x0 is None else x0.detach() / unit
+    r = b.clone() if x0 is None else b - op @ x - shift * x
     z = r if apply is None else apply(r)
     p, squared = z.clone(), space.dot(r, r)
     rz = squared if z is r else space.dot(r, z)
@@ -157,21 +131,19 @@ def conjugate_gradients(
         looks = (iteration + 1) % look_every == 0
         if iteration % look_every == 0 and bool(over):
             break
-        ap = yield p
-        curvature = space.dot(p, ap)
+        ap = op @ p
+        curvature = _curvature(space, p, ap, shift)
         curved = torch.where(over, curved, curvature)
         over = over | ~(curvature > 0)
         if looks and bool(over):
             break
         alpha = torch.where(over, 0.0, rz / curvature)
-        x.addcmul_(p, alpha.to(p.dtype))
-        r.addcmul_(ap, -alpha.to(p.dtype))
         count.append(~over)
         model = model - 0.5 * alpha * rz
-        squared = torch.where(over, squared, space.dot(r, r))
+        squared = torch.where(over, squared, _moved(space, x, r, p, ap, alpha, shift))
         history.append(torch.stack([squared, model]))
         over = over | (squared <= goal)
-        if looks and (bool(over) or (stop is not None and _asked(stop, history))):
+        if looks and (bool(over) or (stop is not None and _asked(stop, history, unit))):
             stopped = not bool(over)
             break
         z = r if apply is None else apply(r)
@@ -184,21 +156,40 @@ def conjugate_gradients(
         raise NonFiniteError(
             "conjugate gradients met a product that is NaN or infinite; look at the data, or damp more"
         )
+    ended = "stopped" if stopped else "max_iterations"
+    status = "converged" if residuals[-1] <= float(goal) else ended
     bent = not float(curved) > 0
-    status = (
-        "negative curvature"
-        if bent
-        else "converged"
-        if residuals[-1] <= float(goal)
-        else "stopped"
-        if stopped
-        else "max_iterations"
+    norm = float(unit)
+    return CGResult(
+        x.mul_(unit),
+        norm * np.sqrt(residuals),
+        norm**2 * models,
+        "negative curvature" if bent else status,
+        p.mul_(unit) if bent else None,
     )
-    return CGResult(x, np.sqrt(residuals), models, status, p if bent else None)
 
 
-def _asked(stop: Callable[[Floats], bool], history: list[Tensor]) -> bool:
-    return stop(torch.stack(history)[:, 1].cpu().numpy())
+def _curvature(space: VectorSpace, p: Tensor, ap: Tensor, shift: float) -> Tensor:
+    """``p^T (ap + shift p)``, in one sweep through memory."""
+    if not shift:
+        return space.dot(p, ap)
+    return space.total([torch.dot(ps, aps) + shift * torch.dot(ps, ps) for ps, aps in space.in_parts(p, ap)])
+
+
+def _moved(space: VectorSpace, x: Tensor, r: Tensor, p: Tensor, ap: Tensor, alpha: Tensor, shift: float) -> Tensor:
+    """Move ``x`` by ``alpha p``, ``r`` by ``-alpha (ap + shift p)``, in one sweep through memory; return ``r^T r``."""
+    there, back, along, squares = alpha.to(p.dtype), -alpha.to(p.dtype), (-alpha * shift).to(p.dtype), []
+    for xs, rs, ps, aps in space.in_parts(x, r, p, ap):
+        xs.addcmul_(ps, there)
+        rs.addcmul_(aps, back)
+        if shift:
+            rs.addcmul_(ps, along)
+        squares.append(torch.dot(rs, rs))
+    return space.total(squares)
+
+
+def _asked(stop: Callable[[Floats], bool], history: list[Tensor], unit: Tensor) -> bool:
+    return stop((torch.stack(history)[:, 1] * unit.double() ** 2).cpu().numpy())
 
 
 def relative_progress(model: Floats, *, tolerance: float = 5e-4, fewest: int = 10) -> bool:
