@@ -36,9 +36,9 @@ TASK = Task(
     nn.MSELoss(),
     AUTOENCODER_BLOCKS,
     paper=Setting(60_000, 6000, 100, (500, 1000, 2000), updates=1000, rates=RATES),
-    short=Setting(10_000, 2000, 100, (250, 500, 1000), updates=150, rates=RATES),
+    short=Setting(10_000, 1000, 100, (125, 250, 500), updates=100, rates=RATES),
     fast=Setting(200, 40, 10, (5, 10, 20), 4, (1e-3, 1e-2), cg_iterations=3, width=0.02, records=4, held=50, seeds=1),
 )
 
 if __name__ == "__main__":
-    run_task(TASK, __file__)
+    run_task((TASK,), __file__)

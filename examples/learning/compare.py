@@ -18,11 +18,16 @@ from examples.learning.trainers import Setting, Task, arms_of
 from examples.store import Run, finished, run_all
 from pyhessian_spectra.plots.style import theme
 
+TITLE = "Adam, Hessian-free and block-diagonal Hessian-free, compared."
 #: Settings that options change.
 CHANGED = ("updates", "width", "seeds")
 
 
-def more(parser: ArgumentParser) -> None:
+def more(parser: ArgumentParser, tasks: Sequence[Task]) -> None:
+    """The options of these experiments."""
+    names = [task.name for task in tasks]
+    if len(names) > 1:
+        parser.add_argument("--task", choices=names, default=names[0])
     parser.add_argument("--paper", action="store_true", help="the paper's setting, not the shortened one")
     parser.add_argument("--updates", type=int, help="of Hessian-free optimisers")
     parser.add_argument("--width", type=float, help="of the network, in parts of the paper's")
@@ -33,9 +38,10 @@ def more(parser: ArgumentParser) -> None:
 
 
 @theme()
-def run_task(task: Task, script: str, argv: Sequence[str] | None = None) -> None:
-    """Train, judge and draw as the options ask for."""
-    options = parse(f"{task.name}: Adam, Hessian-free and block-diagonal Hessian-free.", argv, more)
+def run_task(tasks: Sequence[Task], script: str, argv: Sequence[str] | None = None) -> None:
+    """Train, judge and draw one of the tasks, as the options ask for."""
+    options = parse(TITLE, argv, functools.partial(more, tasks=tasks))
+    task = next(each for each in tasks if each.name == getattr(options, "task", each.name))
     given = task.fast if options.fast else task.paper if options.paper else task.short
     asked = {key: value for key in CHANGED if (value := getattr(options, key)) is not None}
     setting = replace(given, **asked)
@@ -44,7 +50,8 @@ def run_task(task: Task, script: str, argv: Sequence[str] | None = None) -> None
     least = fewest(numbers)
     findings = judge(criteria(task, setting), numbers, fast=options.fast, fewest=least, enough=ENOUGH)
     figures = {task.name: draw_course(task, numbers), f"{task.name}_curvature": draw_curvature(task, numbers)}
-    flags = " --paper" * options.paper + "".join(f" --{key} {value:g}" for key, value in asked.items())
+    flags = f" --task {task.name}" * (task is not tasks[0]) + " --paper" * options.paper
+    flags += "".join(f" --{key} {value:g}" for key, value in asked.items())
     write(
         options,
         script,
@@ -82,7 +89,8 @@ def gather(task: Task, setting: Setting, path: Path, data: str | None, seeds: ra
     joined = [run | each for run, each in zip(runs, found, strict=True)]
     for run in joined:
         if run["counts"]:
-            run["course"] = run["course"] | {"equivalents": equivalents(run, measured, setting)}
+            run["course"]["equivalents"] = equivalents(run, measured, setting)
+            run["products"] = run["course"].pop("products")[-1]
     return {
         "data": task.load(data, setting).description,
         "rule": RULE,
@@ -96,7 +104,7 @@ def gather(task: Task, setting: Setting, path: Path, data: str | None, seeds: ra
 
 
 def tune(grid: Sequence[Run], tried: Sequence[Run]) -> dict[str, Any]:
-    """For each arm of the grid the rate with the lowest training loss at the end, and whether it is at the grid's end."""
+    """For each arm the rate with the lowest training loss at the end, and whether it is the grid's first or last."""
     found: dict[str, Any] = {}
     for run, each in zip(grid, tried, strict=True):
         row = found.setdefault(run["arm"], {"losses": {}})

@@ -1,4 +1,4 @@
-"""What a task's runs are drawn as: their courses against updates, time and counted work, and what curvature batches do."""
+"""The figures of a task: courses against updates, time and counted work, and what curvature batches do."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def solves(ax: Axes, numbers: dict[str, Any], arm: str) -> None:
     """Iterations to a fixed residual at checkpoints, a point a seed."""
     runs: Sequence[dict[str, Any]] = [*counted(numbers, arm).values()]
     labels = [*runs[0]["solves"][0]["iterations"]] if runs else []
-    for place, (label, colour) in enumerate(zip(labels, (ORANGE, BLUE, GREEN, PURPLE), strict=False)):
+    for place, (label, colour) in enumerate(zip(labels, (ORANGE, BLUE, GREEN, PURPLE, GREY), strict=False)):
         for run in runs:
             x = np.array([each["update"] for each in run["solves"]]) + 0.6 * place
             y = [each["iterations"][label] for each in run["solves"]]

@@ -1,4 +1,4 @@
-"""One run of the reproduction of block-diagonal Hessian-free: its training, its course, and what is measured beside it."""
+"""One run of the reproduction of block-diagonal Hessian-free: training, its course, and what is measured beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start(task: Task, data: Data, setting: Setting, seed: int) -> nn.Module:
 
 
 def minibatches(examples: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Endlessly the indices of minibatches, in epochs that are drawn from the seed; what is left of an epoch is lost."""
+    """Endlessly the indices of minibatches, in epochs drawn from the seed; what is left of an epoch is lost."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for batch in torch.randperm(examples, generator=generator).split(size):
@@ -133,10 +133,14 @@ def rounded(value: float) -> float:
 
 
 def solver_facts(trainer: HessianFreeTrainer) -> Run:
-    """Steps taken back, and for each block medians over all steps of its iterations and of how far the residual fell."""
+    """Steps that were taken back, that met negative curvature, after which the minibatch's loss was higher.
+
+    For each block medians over all steps: of its iterations, and of the last residual over the first.
+    """
     records = trainer.optimizer.records
     facts: Run = {"taken_back": sum(record.rejected is not None for record in records)}
     facts["negative_curvature"] = sum(record.negative_curvature for record in records)
+    facts["rises"] = sum(record.loss_after > record.loss for record in records)
     for key, of in (
         ("iterations", lambda solve: solve.iterations),
         ("residual", lambda solve: solve.residuals[-1] / max(solve.residuals[0], 1e-300)),
@@ -154,12 +158,15 @@ def measures_solves(run: Run, setting: Setting) -> bool:
 def solves(task: Task, model: nn.Module, data: Data, setting: Setting) -> Run:
     """Iterations from zero to a fixed relative residual, of the whole and of each block, at the parameters as they are.
 
-    Gradient and curvature are of the same examples, so that each system has a solution also without damping.
+    Of the blocks ``together`` too, where they take their iterations side by side until their joint residual is that
+    part of the whole gradient's norm. Gradient and curvature are of the same examples, so that each system has a
+    solution also without damping.
     """
     x, y = data.train
     risk = EmpiricalRisk(model, task.loss, (x[: setting.curvatures[1]], y[: setting.curvatures[1]]))
     op, gradient = GGNOperator(risk, point=risk.live()), risk.gradient()
     found: dict[str, Any] = {"converged": {}, "iterations": {}}
+    joint = np.zeros(setting.solve_iterations + 1)
     for label, part, indices in parts_of(task, op):
         solved = cg(
             ShiftedOperator(part, setting.damping),
@@ -169,6 +176,12 @@ def solves(task: Task, model: nn.Module, data: Data, setting: Setting) -> Run:
         )
         found["iterations"][label] = solved.num_iterations
         found["converged"][label] = solved.status == "converged"
+        if label != "whole":
+            residuals = solved.residuals
+            joint += np.pad(residuals, (0, len(joint) - len(residuals)), mode="edge") ** 2
+    there = joint <= (setting.solve_rtol * float(gradient.norm())) ** 2
+    found["iterations"]["together"] = int(there.argmax()) if there.any() else setting.solve_iterations
+    found["converged"]["together"] = bool(there.any())
     return found
 
 
