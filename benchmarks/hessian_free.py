@@ -81,8 +81,11 @@ def step_taken_apart(count: int, blocks: list[str] | None, rounds: int) -> dict[
     subset = risk.replace(data=(x[:count], x[:count]))
     half = len(risk.layout.names) // 2
     partition = None if blocks is None else [risk.layout.names[:half], risk.layout.names[half:]]
-    optimizer = HessianFree(model.named_parameters(), partition=partition, lr=0.01, damping=0.1, cg_rtol=0.0)
+    optimizer = HessianFree(model.named_parameters(), partition=partition, lr=0.01, cg_rtol=0.0)
     optimizer.step(risk, subset)
+    assert all(solve.iterations == 30 for solve in optimizer.records[0].solves), (
+        "the systems were solved before the end"
+    )
     found = []
     for _ in range(rounds):
         with taken_apart() as seconds:

@@ -22,7 +22,7 @@ def solve(label="a", iterations=3, status="converged"):
 def step(number, *, ratio=1.0, predicted=0.5, rejected=None, solves=None):
     solves = (solve(),) if solves is None else tuple(solves)
     after = math.inf if rejected else 2.0 - ratio * predicted
-    return StepRecord(number, 2.0, after, predicted, 1.0, 1.0, (0.1,) * len(solves), solves, rejected)
+    return StepRecord(number, 2.0, after, predicted, 1.0, 1.0, 1.0, (0.1,) * len(solves), solves, rejected)
 
 
 def marked(ax):

@@ -198,6 +198,12 @@ def test_cg_reads_nothing_from_the_device_between_two_looks():
     assert reads[0] == reads[1] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cg_that_may_go_on_for_ever_ends_converged(dtype):
+    found = cg(DiagonalOperator(torch.linspace(1, 2, 50, dtype=dtype)), torch.ones(50, dtype=dtype), rtol=0.0)
+    assert found.status == "converged" and 10 < found.num_iterations < 100
+
+
 def test_cg_says_that_a_product_is_not_a_number():
     poisoned = MatrixOperator(torch.eye(3, dtype=torch.float64))
     poisoned.matrix[1, 1] = torch.nan

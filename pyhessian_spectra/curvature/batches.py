@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -99,6 +100,16 @@ class Batches:
                 raise InputError(f"the weight of batch {index} is {weight}; it must be finite and not negative")
             if weight:
                 yield weight, Batch(_placed(inputs, dtype, device), _placed(targets, dtype, device), index)
+
+
+class Share:
+    """A share of the data: every ``step``-th batch, from batch number ``first`` on."""
+
+    def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
+        self._data, self._first, self._step = data, first, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self._data, self._first, None, self._step)
 
 
 def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:

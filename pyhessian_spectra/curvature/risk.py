@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.batches import Batch, Batches, num_terms, setting
+from pyhessian_spectra.curvature.batches import Batch, Batches, Share, num_terms, setting
 from pyhessian_spectra.curvature.distributed import Processes
-from pyhessian_spectra.curvature.objective import BatchObjective, ClosureObjective, Objective, tensors_in
+from pyhessian_spectra.curvature.losses import BatchObjective, ClosureObjective
+from pyhessian_spectra.curvature.objective import Objective, tensors_in
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample
@@ -246,12 +246,12 @@ class EmpiricalRisk:
             return self
         other = copy.copy(self)
         other._processes = processes
-        other.sample = other._sample(_Share(self.data, processes.rank, processes.size))
+        other.sample = other._sample(Share(self.data, processes.rank, processes.size))
         return other
 
     def part(self, first: int, step: int) -> EmpiricalRisk:
         """The same risk over every ``step``-th batch of the data, from number ``first`` on."""
-        return self.replace(data=_Share(self.data, first, step))
+        return self.replace(data=Share(self.data, first, step))
 
     def point(self) -> Point:
         """A copy of the model's current parameters and buffers."""
@@ -321,16 +321,6 @@ class EmpiricalRisk:
                 f"values of the risk at the same parameters, {first:.6g} and {now:.6g}, differ by more than rounding: "
                 f"{RANDOM}"
             )
-
-
-class _Share:
-    """A share of the data: every ``step``-th batch, from batch number ``first`` on."""
-
-    def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
-        self._data, self._first, self._step = data, first, step
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self._data, self._first, None, self._step)
 
 
 def _length(batch: Any) -> float:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyhessian_spectra.curvature.autodiff import example_losses, gradients, joined
+from pyhessian_spectra.curvature.autodiff import gradients, joined
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.example_losses import example_losses
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.taps import Product, Taps, Use

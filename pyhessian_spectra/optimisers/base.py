@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.objective import ClosureObjective
+from pyhessian_spectra.curvature.losses import ClosureObjective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
@@ -28,15 +28,13 @@ from pyhessian_spectra.optimisers.checks import (
     require_range,
     require_state,
 )
+from pyhessian_spectra.optimisers.moves import LineSearch, Trial, average, placed
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 #: A loss at parameters that are as they are: a risk, or a function that returns the loss, or the loss and the outputs.
 Closure = Callable[[], Any] | EmpiricalRisk
-
-#: ``line_search(loss_at, loss, slope) -> factor``; see :func:`backtracking`.
-LineSearch = Callable[[Callable[[float], float], float, float], float]
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         risk = self._risk(closure)
         if not self._num_steps:
             require_dependence(risk, self._point)
-            require_agreement(risk.sample.processes, self._params, self._shared())
+            if risk.sample.processes:
+                require_agreement(risk.sample.processes, self._params, self._shared())
         loss, gradient = risk.loss_and_gradient(self._point)
         for name, value in (("loss", loss), ("gradient", gradient.sum())):
             if not math.isfinite(float(value)):
@@ -216,7 +215,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         parts = zip(lrs, self.layout.unflatten(proposal.direction), strict=True)
         step = self.layout.flatten([lr * part for lr, part in parts])
         norm = self._space.norm(step)
-        loss_after, factor, rejected = self._moved(risk, step, float(loss), self._space.inner(gradient, step), norm)
+        trial = Trial(self._params, self.layout.unflatten(step), lambda: risk.loss(self._point))
+        loss_after, factor, rejected = trial.take(
+            self._line_search, loss=float(loss), slope=self._space.inner(gradient, step), norm=norm
+        )
         self._num_steps += 1
         record = StepRecord(
             step=self._num_steps,
@@ -232,7 +234,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         )
         self.records.append(record)
         if self._averaging and rejected is None:
-            self._average()
+            average(self.state, self._params, self._averaging)
         self._finish(record, proposal)
         if rejected is not None:
             warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=3)
@@ -265,47 +267,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _finish(self, record: StepRecord, proposal: Proposal) -> None:
         """What is remembered of a step for the next."""
 
-    def _moved(
-        self, risk: EmpiricalRisk, step: Tensor, loss: float, slope: float, norm: float
-    ) -> tuple[float, float, str | None]:
-        """Move the parameters; return the loss there, the step's factor, and why they were moved back, if they were."""
-        if not math.isfinite(norm):
-            return math.nan, 1.0, "the step is NaN or infinite; damp more, or look at the curvature's batch"
-        before, parts = [p.detach().clone() for p in self._params], self.layout.unflatten(step)
-
-        def place(factor: float) -> None:
-            for p, start, part in zip(self._params, before, parts, strict=True):
-                p.copy_(torch.add(start, part, alpha=factor) if factor else start)
-
-        def loss_at(factor: float) -> float:
-            place(factor)
-            try:
-                return risk.loss(self._point)
-            except NonFiniteError:
-                return math.inf
-
-        try:
-            factor = 1.0 if self._line_search is None else self._line_search(loss_at, loss, slope)
-            factor = require_range("the factor of line_search", factor)
-            after = loss_at(factor) if factor else math.nan
-        except BaseException:
-            place(0.0)
-            raise
-        if math.isfinite(after):
-            return after, factor, None
-        place(0.0)
-        if not factor:
-            return loss, factor, "the line search finds nothing better; damp more, or take another curvature batch"
-        return after, factor, "the loss after it is NaN or infinite; damp more, or lower lr"
-
-    def _average(self) -> None:
-        for p in self._params:
-            state = self.state[p]
-            if "average" in state:
-                state["average"].lerp_(p.detach(), 1 - self._averaging)
-            else:
-                state["average"] = p.detach().clone()
-
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this context the parameters are their exponential average over the steps (Polyak and Juditsky 1992).
@@ -315,16 +276,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """
         if not all("average" in self.state[p] for p in self._params):
             raise InputError("there is no average yet; pass averaging=, such as .99, and take a step")
-        own = [p.detach().clone() for p in self._params]
-        with torch.no_grad():
-            for p in self._params:
-                p.copy_(self.state[p]["average"])
-        try:
+        with placed(self._params, [self.state[p]["average"] for p in self._params]):
             yield
-        finally:
-            with torch.no_grad():
-                for p, value in zip(self._params, own, strict=True):
-                    p.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""

@@ -29,7 +29,6 @@ def plot_reduction(records: Sequence[StepRecord], *, ax: Axes | None = None) -> 
     At 1 the model was right; below 0 the minibatch's loss rose. The dashed lines are the limits of Levenberg-Marquardt
     damping. Steps of negative curvature are hollow, rejected ones crosses at the lower edge, and ratios outside -1 to 3
     triangles at the edge. A step whose prediction is NaN or not positive has no ratio, and is a tick at the lower edge.
-    A line search does not count in predictions, so that with one the ratio says less.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Eigenvalue algorithms for symmetric linear operators. Nothing here knows of models, losses or datasets."""
 
-from pyhessian_spectra.spectra.cg import CGResult, cg
+from pyhessian_spectra.spectra.cg import CGResult, cg, relative_progress
 from pyhessian_spectra.spectra.eigen import eigh, eigsh
 from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos
 from pyhessian_spectra.spectra.meter import Meter
@@ -40,6 +40,7 @@ __all__ = [
     "eigsh",
     "frobenius_norm",
     "lanczos",
+    "relative_progress",
     "slq",
     "trace",
 ]

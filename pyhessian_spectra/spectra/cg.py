@@ -75,7 +75,8 @@ def cg(
         Added to the diagonal, as damping is. ``A`` stands below for the matrix with it.
     max_iterations : int
     rtol : float
-        The iteration ends when the residual's norm is at most ``rtol ||b||``.
+        The iteration ends when the residual's norm is at most ``rtol ||b||``, or the square of the dtype's eps times
+        that.
     preconditioner : LinearOperator or callable, optional
         An approximate inverse of ``A``, symmetric and positive definite, which maps a residual (n,) to a direction
         (n,).
@@ -124,7 +125,8 @@ def cg(
     p, squared = z.clone(), space.dot(r, r)
     rz = squared if z is r else space.dot(r, z)
     model = torch.zeros_like(rz) if x0 is None else -0.5 * (space.dot(x, r) + space.dot(x, b))
-    goal = rtol**2 * space.dot(b, b)
+    # of residuals below eps^2 the recurrence says nothing, and squares of smaller ones may vanish
+    goal = max(rtol, space.eps**2) ** 2 * space.dot(b, b)
     over, curved = squared <= goal, torch.ones_like(squared)  # whether it has ended, and p^T A p where it did
     history, count, stopped = [torch.stack([squared, model])], [], False
     for iteration in range(max_iterations):
