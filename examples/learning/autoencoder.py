@@ -5,11 +5,13 @@ python -m examples.learning.autoencoder --data MNIST_DIR --out docs/results/lear
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from examples.learning.compare import run_task
 from examples.learning.models import AUTOENCODER_BLOCKS, autoencoder
-from examples.learning.trainers import Data, Setting, Task
+from examples.learning.trainers import FAST, Data, Setting, Task
 from pyhessian_spectra.problems import load_data
 
 HIDDEN = (1000, 500, 250, 30)
@@ -29,15 +31,16 @@ def build(data: Data, setting: Setting) -> nn.Module:
 
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+FULL = Setting(60_000, 2000, 100, (250, 500, 1000), updates=1000, rates=RATES, solve_rtol=0.1)
 TASK = Task(
     "autoencoder",
     load,
     build,
     nn.MSELoss(),
     AUTOENCODER_BLOCKS,
-    paper=Setting(60_000, 6000, 100, (500, 1000, 2000), updates=1000, rates=RATES),
-    short=Setting(10_000, 1000, 100, (125, 250, 500), updates=100, rates=RATES),
-    fast=Setting(200, 40, 10, (5, 10, 20), 4, (1e-3, 1e-2), cg_iterations=3, width=0.02, records=4, held=50, seeds=1),
+    full=FULL,
+    short=replace(FULL, images=10_000, updates=50, width=0.5),
+    fast=replace(FAST, width=0.02),
 )
 
 if __name__ == "__main__":

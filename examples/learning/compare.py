@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from examples.experiment import judge, parse, write
-from examples.learning.claims import ENOUGH, at_end, criteria, fewest
+from examples.learning.claims import ENOUGH, criteria
 from examples.learning.figures import draw_course, draw_curvature
+from examples.learning.judgements import at_end, fewest
 from examples.learning.runs import RULE, TUNING_SEED, costs, equivalents, once
 from examples.learning.trainers import Setting, Task, arms_of
 from examples.store import Run, finished, run_all
@@ -28,7 +29,7 @@ def more(parser: ArgumentParser, tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     if len(names) > 1:
         parser.add_argument("--task", choices=names, default=names[0])
-    parser.add_argument("--paper", action="store_true", help="the paper's setting, not the shortened one")
+    parser.add_argument("--full", action="store_true", help="the full setting, not the shortened one")
     parser.add_argument("--updates", type=int, help="of Hessian-free optimisers")
     parser.add_argument("--width", type=float, help="of the network, in parts of the paper's")
     parser.add_argument("--seeds", type=int, help="how many; the runs are in their order")
@@ -42,7 +43,7 @@ def run_task(tasks: Sequence[Task], script: str, argv: Sequence[str] | None = No
     """Train, judge and draw one of the tasks, as the options ask for."""
     options = parse(TITLE, argv, functools.partial(more, tasks=tasks))
     task = next(each for each in tasks if each.name == getattr(options, "task", each.name))
-    given = task.fast if options.fast else task.paper if options.paper else task.short
+    given = task.fast if options.fast else task.full if options.full else task.short
     asked = {key: value for key in CHANGED if (value := getattr(options, key)) is not None}
     setting = replace(given, **asked)
     path = options.runs or options.out / f"{task.name}{'_fast' * options.fast}.jsonl"
@@ -50,7 +51,7 @@ def run_task(tasks: Sequence[Task], script: str, argv: Sequence[str] | None = No
     least = fewest(numbers)
     findings = judge(criteria(task, setting), numbers, fast=options.fast, fewest=least, enough=ENOUGH)
     figures = {task.name: draw_course(task, numbers), f"{task.name}_curvature": draw_curvature(task, numbers)}
-    flags = f" --task {task.name}" * (task is not tasks[0]) + " --paper" * options.paper
+    flags = f" --task {task.name}" * (task is not tasks[0]) + " --full" * options.full
     flags += "".join(f" --{key} {value:g}" for key, value in asked.items())
     write(
         options,
@@ -59,7 +60,7 @@ def run_task(tasks: Sequence[Task], script: str, argv: Sequence[str] | None = No
         findings,
         figures if least else {},
         {},
-        shortened=told(setting, task.paper),
+        shortened=told(setting, task),
         name=task.name,
         flags=flags,
     )
@@ -117,21 +118,22 @@ def tune(grid: Sequence[Run], tried: Sequence[Run]) -> dict[str, Any]:
     return found
 
 
-def told(setting: Setting, paper: Setting) -> str:
-    """What is shorter than in the paper."""
+def told(setting: Setting, task: Task) -> str:
+    """What is shorter than in the full setting."""
+    full = task.full
     apart = [
         f"{words} {new}, not {old}"
         for words, new, old in (
-            ("training images:", f"{setting.images:,}", f"{paper.images:,}"),
-            ("minibatches of", f"{setting.batch:,}", f"{paper.batch:,}"),
-            ("curvature batches of", listed(setting.curvatures), listed(paper.curvatures)),
-            ("updates:", f"{setting.updates:,}", f"{paper.updates:,}"),
-            ("width:", f"{setting.width:g}", f"{paper.width:g}"),
-            ("CG iterations:", str(setting.cg_iterations), str(paper.cg_iterations)),
+            ("training images:", f"{setting.images:,}", f"{full.images:,}"),
+            ("minibatches of", f"{setting.batch:,}", f"{full.batch:,}"),
+            ("curvature batches of", listed(setting.curvatures), listed(full.curvatures)),
+            ("updates:", f"{setting.updates:,}", f"{full.updates:,}"),
+            ("width:", f"{setting.width:g}", f"{full.width:g}"),
+            ("CG iterations:", str(setting.cg_iterations), str(full.cg_iterations)),
         )
         if new != old
     ]
-    return "; ".join(apart) or "nothing"
+    return "; ".join(apart + [task.remark] * bool(task.remark)) or "nothing"
 
 
 def listed(sizes: Sequence[int]) -> str:

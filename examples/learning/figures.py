@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.experiment import new_figure
-from examples.learning.claims import counted, setting_of
+from examples.learning.judgements import counted, setting_of
 from examples.learning.trainers import Task, adam, block_diagonal, hessian_free, no_momentum, random_blocks
 from pyhessian_spectra.plots.style import BLUE, GREEN, ORANGE, VERMILION
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from examples.learning.compare import run_task
 from examples.learning.models import RESNET_BLOCKS, ResNet
-from examples.learning.trainers import Data, Setting, Task
+from examples.learning.trainers import FAST, Data, Setting, Task
 from pyhessian_spectra.problems import load_data
 
 #: The paper does not state its width; this is that of the first convolutions of He et al. (2016) for ImageNet.
@@ -42,30 +42,16 @@ def build(data: Data, setting: Setting) -> nn.Module:
 
 
 SHARED = {"rates": (3e-4, 1e-3, 3e-3, 1e-2), "damping": 0.1, "memory": 0.1}
-SHORT = Setting(10_000, 1000, 100, (64, 125, 250), updates=50, width=0.125, **SHARED)
 TASK = Task(
     "resnet",
     functools.partial(load, pooling=2),
     build,
     nn.CrossEntropyLoss(),
     RESNET_BLOCKS,
-    paper=Setting(50_000, 6000, 100, (500, 1000, 2000), updates=1000, **SHARED),
-    short=SHORT,
-    fast=replace(
-        SHORT,
-        images=200,
-        batch=40,
-        small_batch=10,
-        curvatures=(5, 10, 20),
-        updates=4,
-        rates=(1e-3, 1e-2),
-        cg_iterations=3,
-        width=0.05,
-        records=4,
-        held=50,
-        solves=2,
-        seeds=1,
-    ),
+    full=Setting(50_000, 2000, 100, (250, 500, 1000), updates=1000, **SHARED),
+    short=Setting(10_000, 1000, 100, (64, 125, 250), updates=36, width=0.125, **SHARED),
+    fast=replace(FAST, damping=0.1, memory=0.1, width=0.05),
+    remark="images averaged over 2x2 pixels",
 )
 
 if __name__ == "__main__":

@@ -40,6 +40,23 @@ class Setting:
     seeds: int = 3
 
 
+#: A setting of seconds.
+FAST = Setting(
+    images=200,
+    batch=40,
+    small_batch=10,
+    curvatures=(5, 10, 20),
+    updates=3,
+    rates=(1e-3, 1e-2),
+    cg_iterations=2,
+    times=3,
+    records=3,
+    held=50,
+    solves=1,
+    seeds=1,
+)
+
+
 @dataclass(frozen=True)
 class Data:
     """Training and test inputs with their targets, and what they are."""
@@ -58,9 +75,10 @@ class Task:
     build: Callable[[Data, Setting], nn.Module]
     loss: nn.Module
     blocks: Mapping[str, str | Sequence[str]]
-    paper: Setting
+    full: Setting  # all data, the whole network; the paper's sizes of batches are not known to us
     short: Setting
     fast: Setting
+    remark: str = ""  # what is less than published in all settings
 
     @property
     def classifies(self) -> bool:
@@ -99,13 +117,13 @@ def no_momentum(curvature: int) -> str:
 
 
 def arms_of(setting: Setting) -> dict[str, Arm]:
-    """All optimisers by name; the ablations are of the middle curvature batch."""
+    """All optimisers by name; CG momentum is ablated at the middle curvature batch."""
     batch, middle = setting.batch, setting.curvatures[1]
     found = {adam(size): Arm(size) for size in (setting.small_batch, batch)}
     for curvature in setting.curvatures:
         found[hessian_free(curvature)] = Arm(batch, curvature)
         found[block_diagonal(curvature)] = Arm(batch, curvature, "layers")
-    found[random_blocks(middle)] = Arm(batch, middle, "random")
+        found[random_blocks(curvature)] = Arm(batch, curvature, "random")
     found[no_momentum(middle)] = Arm(batch, middle, "layers", 0.0)
     return found
 
