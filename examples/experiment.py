@@ -86,6 +86,17 @@ def judge(
     return findings
 
 
+def tally(findings: Sequence[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """How many criteria of each claim there are, came out, and had no verdict."""
+    found: dict[str, dict[str, int]] = {}
+    for each in findings:
+        row = found.setdefault(each["claim"], {"all": 0, "came out": 0, "none": 0})
+        row["all"] += 1
+        row["came out"] += each["verdict"] == "came out"
+        row["none"] += each["verdict"].startswith("no verdict")
+    return found
+
+
 def stays(medians: Sequence[float]) -> tuple[bool, float]:
     """Whether medians stay, and how many times the smallest the largest is (infinite where a sign changes)."""
     ratio = max(medians) / min(medians) if min(medians) > 0 else float("inf")

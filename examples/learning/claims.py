@@ -33,6 +33,7 @@ from examples.learning.trainers import (
     adam,
     block_diagonal,
     hessian_free,
+    longer_steps,
     no_momentum,
     random_blocks,
 )
@@ -134,6 +135,7 @@ def criteria(task: Task, setting: Setting) -> list[Criterion]:
             for size in setting.curvatures
         ),
         *throughout("momentum", task, blocks, no_momentum(middle)),
+        *throughout("step length", task, blocks, longer_steps(middle)),
     ]
     for size in setting.curvatures:
         found += throughout("control", task, block_diagonal(size), random_blocks(size))

@@ -58,7 +58,7 @@ def run_task(tasks: Sequence[Task], script: str, argv: Sequence[str] | None = No
         script,
         numbers,
         findings,
-        figures if least else {},
+        figures,
         {},
         shortened=told(setting, task),
         name=task.name,
@@ -81,9 +81,14 @@ def gather(task: Task, setting: Setting, path: Path, data: str | None, seeds: ra
     tried = run_all(train, grid, path, processes=options.processes)
     tuning = tune(grid, tried)
     planned = [
-        {"arm": name, "seed": seed, "rate": tuning[name]["rate"] if name in tuning else setting.lr, **same}
+        {
+            "arm": name,
+            "seed": seed,
+            "rate": tuning[name]["rate"] if name in tuning else setting.lr * arm.stretch,
+            **same,
+        }
         for seed in seeds
-        for name in arms
+        for name, arm in arms.items()
     ]
     runs = finished(planned, path) if options.finished else planned
     found = run_all(train, runs, path, processes=options.processes)

@@ -46,7 +46,7 @@ def build(data: Data, setting: Setting) -> nn.Module:
 
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-SHARED = {"rates": RATES, "damping": 0.01, "cg_iterations": 100}
+SHARED = {"rates": RATES, "damping": 0.01, "cg_iterations": 100, "stretch": 3.0}
 FULL = Setting(60_000, 2000, 100, (250, 500, 1000), updates=1000, **SHARED)
 SHORT = Setting(10_000, 1000, 100, (125, 250, 500), updates=70, **SHARED)
 ROWS = Task(

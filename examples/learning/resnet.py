@@ -41,7 +41,7 @@ def build(data: Data, setting: Setting) -> nn.Module:
     return ResNet(data.train[0].shape[1], CLASSES, round(WIDTH * setting.width))
 
 
-SHARED = {"rates": (3e-4, 1e-3, 3e-3, 1e-2), "damping": 0.1, "memory": 0.1}
+SHARED = {"rates": (3e-4, 1e-3, 3e-3, 1e-2), "damping": 0.1, "memory": 0.1, "stretch": 3.0}
 TASK = Task(
     "resnet",
     functools.partial(load, pooling=2),

@@ -29,6 +29,7 @@ class Setting:
     lr: float = 0.1
     damping: float = 0.0
     cg_iterations: int = 30
+    stretch: float = 2.0  # longer steps of the whole, for control: as many times as there are blocks
     width: float = 1.0  # of the network, in parts of the paper's
     times: int = 10  # Adam takes that many times the updates
     records: int = 50  # losses are recorded that many times
@@ -94,6 +95,7 @@ class Arm:
     curvature: int = 0
     blocks: str = "whole"  # or "layers" or "random"
     cg_momentum: float = 0.95
+    stretch: float = 1.0  # times the rate
 
 
 def adam(batch: int) -> str:
@@ -116,8 +118,12 @@ def no_momentum(curvature: int) -> str:
     return f"no CG momentum {curvature}"
 
 
+def longer_steps(curvature: int) -> str:
+    return f"Hessian-free {curvature}, longer steps"
+
+
 def arms_of(setting: Setting) -> dict[str, Arm]:
-    """All optimisers by name; CG momentum is ablated at the middle curvature batch."""
+    """All optimisers by name; the last two are of the middle curvature batch."""
     batch, middle = setting.batch, setting.curvatures[1]
     found = {adam(size): Arm(size) for size in (setting.small_batch, batch)}
     for curvature in setting.curvatures:
@@ -125,6 +131,7 @@ def arms_of(setting: Setting) -> dict[str, Arm]:
         found[block_diagonal(curvature)] = Arm(batch, curvature, "layers")
         found[random_blocks(curvature)] = Arm(batch, curvature, "random")
     found[no_momentum(middle)] = Arm(batch, middle, "layers", 0.0)
+    found[longer_steps(middle)] = Arm(batch, middle, stretch=setting.stretch)
     return found
 
 
@@ -179,7 +186,7 @@ class HessianFreeTrainer:
         }
         self.optimizer = HessianFree(
             model.named_parameters(),
-            lr=setting.lr,
+            lr=setting.lr * arm.stretch,
             damping=setting.damping,
             partition=blocks[arm.blocks],
             max_cg_iterations=setting.cg_iterations,
