@@ -45,7 +45,7 @@ def build(data: Data, setting: Setting) -> nn.Module:
     return PeepholeLSTM(data.train[0].shape[2], CLASSES, round(UNITS * setting.width))
 
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SHARED = {"rates": RATES, "damping": 0.01, "cg_iterations": 100, "stretch": 3.0}
 FULL = Setting(60_000, 2000, 100, (250, 500, 1000), updates=1000, **SHARED)
 SHORT = Setting(10_000, 1000, 100, (125, 250, 500), updates=70, **SHARED)
