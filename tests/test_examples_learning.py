@@ -94,6 +94,25 @@ def test_one_block_is_hessian_free_and_costs_its_products():
     assert "solves" in found[trainers.block_diagonal(18)] and "solves" not in found[trainers.hessian_free(18)]
 
 
+def test_arms_differ_in_what_their_names_say():
+    task = least_squares({"left": ["weight"], "right": ["bias"]})
+    found = {}
+    for name, arm in trainers.arms_of(replace(task.fast, lr=0.5, stretch=2.0)).items():
+        if arm.curvature:
+            model = nn.Linear(4, 1)
+            trainer = trainers.HessianFreeTrainer(model, task, replace(task.fast, lr=0.5), arm, 0.0, seed=0)
+            group = trainer.optimizer.param_groups[0]
+            sizes = [len(block) for block in trainer.optimizer.partition]
+            found[name] = (group["lr"], group["cg_momentum"], sizes, "left" in trainer.products)
+    assert found.pop(trainers.longer_steps(18)) == (1.0, 0.95, [5], False)
+    assert found.pop(trainers.no_momentum(18)) == (0.5, 0.0, [4, 1], True)
+    for size in task.fast.curvatures:
+        assert found.pop(trainers.hessian_free(size)) == (0.5, 0.95, [5], False)
+        assert found.pop(trainers.block_diagonal(size)) == (0.5, 0.95, [4, 1], True)
+        assert found.pop(trainers.random_blocks(size)) == (0.5, 0.95, [3, 2], False)
+    assert not found
+
+
 def test_work_is_counted_in_gradients():
     task = least_squares({"all": ["weight", "bias"]})
     measured = {"loss": 0.5, "linearisation": {"18": 2.0}, "product": {"whole": {"18": 1.5}, "left": {"18": 1.0}}}
@@ -148,6 +167,33 @@ def test_updates_to_a_common_level_are_those_of_exponentials():
     assert judgements.updates_to(slow, -100.0) == math.inf
     found = [{"arm": arm, "seed": seed, **run} for seed in range(3) for arm, run in (("slow", slow), ("fast", fast))]
     assert math.exp(judgements.fewer_updates({"runs": found}, "slow", "fast").mean) == pytest.approx(10)
+
+
+def test_a_curve_that_crosses_is_not_better_over_the_whole_course():
+    def runs_of(arm, losses):
+        return [{"arm": arm, "seed": seed, "counts": True, "course": {"train_loss": losses}} for seed in range(3)]
+
+    ahead, level = [1.0, 0.2, 0.2, 0.9, 0.9, 0.9], [1.0, 0.8, 0.8, 0.8, 0.8, 0.8]
+    some = {"runs": runs_of("ahead", ahead) + runs_of("level", level)}
+    assert judgements.compared(some, "ahead", "level", judgements.over_course("train_loss")).below
+    holds, told = judgements.better_throughout("ahead", "level", "train_loss")(some)
+    assert not holds and "better at 40%" in told
+
+
+def test_iterations_are_of_the_slowest_block_and_of_checkpoints_that_say_something():
+    def solve(whole, first, second, *converged):
+        labels = ("whole", "a", "b", "together")
+        return {
+            "iterations": dict(zip(labels, (whole, first, second, second), strict=True)),
+            "converged": dict(zip(labels, (*converged, True), strict=True)),
+        }
+
+    said = [solve(20, 5, 10, True, True, True), solve(20, 5, 20, False, True, True), solve(5, 5, 20, True, True, False)]
+    silent = solve(20, 5, 20, False, True, False)
+    found = {"runs": [{"arm": "B", "seed": s, "counts": True, "solves": [*said, silent]} for s in range(3)]}
+    _, told = judgements.iterations("B", judgements.slowest)(found)
+    # halves, the same, four times: the mean of the logarithms is that of 2^(1/3)
+    assert told.startswith("ratio 1.26 ") and "3 of 12 checkpoints left out" in told
 
 
 def numbers(task, sign):
