@@ -64,10 +64,16 @@ class Finding:
         return f"({self.claim}) {self.verdict}: {self.statement} [{self.evidence}]"
 
 
-def judge(criteria: Sequence[Criterion], numbers: dict[str, Any], *, fast: bool, fewest: int) -> list[Finding]:
-    """Apply each criterion; ``fewest`` is the smallest number of counted runs under any condition."""
+def judge(
+    criteria: Sequence[Criterion], numbers: dict[str, Any], *, fast: bool, fewest: int, enough: int = FEWEST
+) -> list[Finding]:
+    """Apply each criterion; ``fewest`` is the smallest number of counted runs under any condition.
+
+    An experiment whose every verdict comes from an interval of paired differences may be content with fewer runs than
+    others, since the interval tells how few they are: ``enough``.
+    """
     none = "no verdict from a fast run" if fast else ""
-    if not none and fewest < FEWEST:
+    if not none and fewest < enough:
         none = f"no verdict: only {fewest} runs of one condition count"
     findings = []
     for each in criteria:
@@ -78,6 +84,17 @@ def judge(criteria: Sequence[Criterion], numbers: dict[str, Any], *, fast: bool,
         verdict = "came out" if holds else "did NOT come out"
         findings.append(Finding(each.claim, each.statement, each.rule, verdict, evidence))
     return findings
+
+
+def tally(findings: Sequence[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """How many criteria of each claim there are, came out, and had no verdict."""
+    found: dict[str, dict[str, int]] = {}
+    for each in findings:
+        row = found.setdefault(each["claim"], {"all": 0, "came out": 0, "none": 0})
+        row["all"] += 1
+        row["came out"] += each["verdict"] == "came out"
+        row["none"] += each["verdict"].startswith("no verdict")
+    return found
 
 
 def stays(medians: Sequence[float]) -> tuple[bool, float]:
@@ -96,13 +113,14 @@ def write(
     *,
     shortened: str,
     name: str | None = None,
+    flags: str = "",
 ) -> None:
     """Save the numbers with the command that made them, the spectra and the figures; print what came out.
 
-    The files are called ``name``, by default as the script is.
+    The files are called ``name``, by default as the script is; ``flags`` are those of the experiment's own options.
     """
     options.out.mkdir(parents=True, exist_ok=True)
-    flags = " --fast" * options.fast
+    flags += " --fast" * options.fast
     flags += f" --data {Path(options.data).name.upper()}_DIR" if options.data else ""
     path = Path(script)
     name = name or path.stem

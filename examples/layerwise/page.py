@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from examples.experiment import FEWEST, page_template
+from examples.experiment import FEWEST, page_template, tally
 from examples.layerwise.spectra_claims import NAMES, closest, counted, layers_of
 from examples.layerwise.trained import METRICS, MOMENTUM
 
@@ -28,17 +27,6 @@ def render(results: Path) -> str:
     pictures = {path.stem for path in results.glob("*.png")}
     helpers = {each.__name__: each for each in (tally, course, null_of_whole, layers, control, arms, resets)}
     return page_template(Path(__file__).parent).render(documents=documents, pictures=pictures, fewest=FEWEST, **helpers)
-
-
-def tally(findings: Sequence[dict[str, str]]) -> dict[str, dict[str, int]]:
-    """How many criteria of each claim there are, came out, and had no verdict."""
-    found: dict[str, dict[str, int]] = {}
-    for each in findings:
-        row = found.setdefault(each["claim"], {"all": 0, "came out": 0, "none": 0})
-        row["all"] += 1
-        row["came out"] += each["verdict"] == "came out"
-        row["none"] += each["verdict"].startswith("no verdict")
-    return found
 
 
 # ------------------------------------------------------------------------------------------- layers against the whole
