@@ -51,8 +51,8 @@ class HessianFree(CurvatureOptimizer):
         names; a :class:`Partition`; or a function from a layout to one, such as ``lambda layout:
         Partition.at_random(layout, 3, generator=generator)``.
     curvature : callable
-        ``curvature(risk, point=...)``: ``GGNOperator``, ``HessianOperator`` or another operator. The Gauss-Newton matrix
-        has no part of what a loss is made of beside the outputs, such as a penalty on weights.
+        ``curvature(risk, point=...)``: ``GGNOperator``, ``HessianOperator`` or another operator. The Gauss-Newton
+        matrix leaves out what a loss has beside the outputs, such as a penalty on weights.
     max_cg_iterations : int
     cg_rtol : float
         A block's iteration ends when its residual is at most this times its gradient's norm.
