@@ -108,8 +108,10 @@ def cg(
     (tensor([1.0000, 0.5000]), 'converged')
     """
     require_operator(op)
-    if max_iterations < 1 or not rtol >= 0:
-        raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
+    if max_iterations < 1 or not rtol >= 0 or not math.isfinite(shift):
+        raise InputError(
+            f"cg needs max_iterations >= 1, rtol >= 0 and a finite shift, got {max_iterations}, {rtol} and {shift}"
+        )
     op._check(b)
     space, b = op.space, b.detach()
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
