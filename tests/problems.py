@@ -6,7 +6,8 @@ another's model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -209,6 +210,52 @@ def dictionary_batches() -> EmpiricalRisk:
 def restricted() -> EmpiricalRisk:
     """A layer's own block."""
     return relu_mlp().restrict(["2"])
+
+
+class InFloat32(nn.Module):
+    """Computes in float32 whatever its parameters are in."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = {name: p.float() for name, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
+
+
+def three_layers(batches: int = 6, activation: type[nn.Module] = nn.ReLU) -> EmpiricalRisk:
+    """A classifier of three layers, with 12 examples a batch."""
+    model = _filled(nn.Sequential(nn.Linear(6, 9), activation(), nn.Linear(9, 8), activation(), nn.Linear(8, 3)))
+    x, y = _classes(12 * batches, (6,), 3)
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(12), y.split(12), strict=True)))
+
+
+#: Settings by which :func:`three_layers` is analysed in each of the ways there are.
+WAYS: Mapping[str, dict[str, object]] = {
+    "built": {},
+    "pass": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "never"},
+    "rows": {"exact_limit": 0, "num_eigenvalues": 4, "gauss_newton": "always"},
+}
+
+
+def rectifier_network(
+    *,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+    widths: Sequence[int] = (4, 6, 5, 3),
+    examples: int = 20,
+) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+    """A rectifier network and a batch for it."""
+    model = nn.Sequential(
+        *(part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b, bias=bias), nn.ReLU()))
+    )[:-1]
+    draw = _generator()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * 0.6)
+    x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64)
+    return model.to(dtype), (x.to(dtype), torch.randint(widths[-1], (examples,), generator=draw))
 
 
 CASES: Mapping[str, Callable[[], EmpiricalRisk]] = {

@@ -20,7 +20,7 @@ from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, writ
 from pyhessian_spectra.analysis.saved import load_analyses
 from pyhessian_spectra.cli import run
 from pyhessian_spectra.cli.main import commands, size
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline
+from pyhessian_spectra.plots.numbers import format_headline
 from pyhessian_spectra.problems import training
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
@@ -68,7 +68,7 @@ def test_the_saved_analysis_reads_back_and_the_report_names_its_command(folder, 
     assert analysis.full.n == 43 and list(analysis.layers) == ["fc1", "fc2"]
     assert analysis.problem["seed"] == 5 and len(analysis.full.largest) == 3
     largest = analysis.full.largest
-    errors = float(eigenvalue_errors(largest)[-1]), float(largest.data_stderr[-1])
+    errors = float(largest.reach[-1]), float(largest.data_stderr[-1])
     top = format_headline(float(largest.eigenvalues[-1]), *errors, 24).replace("±", "+-")
     assert top.endswith("from 24 examples")
     assert shown.out.startswith(f"o/report.html: largest eigenvalue {top}, trace ") and shown.out.isascii()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from published import LAYERWISE, read
 from torch import nn
 
 from examples import experiment, paired
@@ -16,19 +16,14 @@ from examples.layerwise.htr_claims import CRITERIA
 from examples.layerwise.htr_runs import ARMS
 from pyhessian_spectra import EmpiricalRisk, HessianOperator
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "layerwise"
-PUBLISHED = sorted(RESULTS.glob("htr_*.json"))
-
-
-def reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+PUBLISHED = sorted(LAYERWISE.glob("htr_*.json"))
 
 
 def test_the_fast_setting_writes_its_results_and_gives_no_verdict_and_is_resumed(tmp_path, capsys, monkeypatch):
     htr.main(["--fast", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"htr_digits.json", "htr_digits_fast.jsonl"}
-    document = json.loads((tmp_path / "htr_digits.json").read_text(), parse_constant=reject_constant)
+    document = read(tmp_path / "htr_digits.json")
     assert document["command"] == "python -m examples.layerwise.htr --fast --seed 0"
     assert [finding["rule"] for finding in document["findings"]] == [each.rule for each in CRITERIA]
     assert {finding["verdict"] for finding in document["findings"]} == {"no verdict from a fast run"}
@@ -40,7 +35,7 @@ def test_the_fast_setting_writes_its_results_and_gives_no_verdict_and_is_resumed
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_verdicts_follow_from_the_published_numbers(path):
-    document = json.loads(path.read_text(), parse_constant=reject_constant)
+    document = read(path)
     assert " --fast" not in document["command"] and document["shortened"]
     again = experiment.judge(CRITERIA, document["numbers"], fast=False, fewest=htr_claims.fewest(document["numbers"]))
     assert [vars(finding) for finding in again] == document["findings"]

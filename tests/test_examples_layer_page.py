@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published import LAYERWISE
 
 from examples.layerwise import page
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "docs" / "results" / "layerwise", ROOT / "docs" / "reproductions" / "layerwise.rst"
+PAGE = Path(__file__).parents[1] / "docs" / "reproductions" / "layerwise.rst"
 
 
 def document(name, numbers):
@@ -75,4 +75,4 @@ def test_a_course_is_of_medians_and_knows_the_edge_of_stability():
 
 
 def test_the_page_is_what_the_published_numbers_give():
-    assert PAGE.read_text() == page.render(RESULTS)
+    assert PAGE.read_text() == page.render(LAYERWISE)

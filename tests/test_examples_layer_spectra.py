@@ -2,12 +2,11 @@
 
 import copy
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published import LAYERWISE, read
 from torch import nn
 from torch.func import functional_call, hessian
 
@@ -17,16 +16,7 @@ from pyhessian_spectra import Spectrum
 from pyhessian_spectra.analysis.metrics import wasserstein
 from pyhessian_spectra.analysis.similarity import WHOLE
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "layerwise"
 FIGURES = ("layer_spectra", "layer_spectra_depth", "layer_spectra_training")
-
-
-def reject_constant(name):
-    raise ValueError(f"{name} is not JSON")
-
-
-def read(path):
-    return json.loads(path.read_text(), parse_constant=reject_constant)
 
 
 def test_the_fast_setting_writes_its_results_gives_no_verdict_and_resumes(tmp_path, capsys):
@@ -242,14 +232,14 @@ def test_dead_runs_count_for_nothing():
 
 
 def test_published_verdicts_follow_from_the_published_numbers():
-    document = read(RESULTS / "layer_spectra.json")
+    document = read(LAYERWISE / "layer_spectra.json")
     assert " --fast" not in document["command"] and document["shortened"]
     again = spectra_claims.verdicts(document["numbers"], fast=False)
     assert [vars(finding) for finding in again] == document["findings"]
 
 
 def test_published_profiles_end_at_the_published_largest_eigenvalues():
-    numbers, arrays = read(RESULTS / "layer_spectra.json")["numbers"], np.load(RESULTS / "layer_spectra.npz")
+    numbers, arrays = read(LAYERWISE / "layer_spectra.json")["numbers"], np.load(LAYERWISE / "layer_spectra.npz")
     for run in (each for each in numbers["runs"] if each["counts"]):
         for label, layer in run["checkpoints"][-1]["layers"].items():
             above = arrays[f"{run['network']}, step {run['rate']:g}, seed {run['seed']}/{label}"][0]

@@ -1,26 +1,16 @@
 """The reproduction of re-initialisation by the Hessian: what it counts, what decides its claims, what it published."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from published import LAYERWISE, read
 from torch import nn
 
 from examples import experiment
 from examples.layerwise import reinitialisation, resetting
+from examples.layerwise.reinitialisation_claims import CRITERIA, summary
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "layerwise"
 FIGURES = ("reinitialisation", "reinitialisation_choices")
-
-
-def reject_constant(name):
-    raise ValueError(f"{name} is not JSON")
-
-
-def read(path):
-    return json.loads(path.read_text(), parse_constant=reject_constant)
 
 
 def test_the_fast_setting_writes_its_results_gives_no_verdict_and_resumes(tmp_path, capsys):
@@ -31,7 +21,7 @@ def test_the_fast_setting_writes_its_results_gives_no_verdict_and_resumes(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == set(endings)
     document = read(tmp_path / "reinitialisation.json")
     assert document["command"] == "python -m examples.layerwise.reinitialisation --fast --seed 0"
-    assert [finding["rule"] for finding in document["findings"]] == [each.rule for each in reinitialisation.CRITERIA]
+    assert [finding["rule"] for finding in document["findings"]] == [each.rule for each in CRITERIA]
     for finding in document["findings"]:
         assert finding["verdict"] == "no verdict from a fast run"
         assert f"({finding['claim']}) no verdict from a fast run: {finding['statement']}" in printed
@@ -68,21 +58,21 @@ def curves(test, *, train=1.0, after=None):
 
 
 def test_a_run_is_summed_up_as_the_rule_says():
-    found = reinitialisation.summary(curves([0.90, 0.952, 0.94, 0.96, 0.96, 0.96, 0.96, 0.96]), 8)
+    found = summary(curves([0.90, 0.952, 0.94, 0.96, 0.96, 0.96, 0.96, 0.96]), 8)
     assert found["accuracy"] == pytest.approx(96.0) and found["gap"] == pytest.approx(4.0)
     assert found["area"] == pytest.approx(94.9) and found["falls"] == 1
     assert found["epochs_to"] == {"95": 2, "96": 4, "97": 9}
-    assert reinitialisation.summary(curves([0.9, 0.49]), 2) == {"dead": True}
+    assert summary(curves([0.9, 0.49]), 2) == {"dead": True}
     broken = curves([0.9, 0.9])
     broken["after_train_loss"][1] = float("nan")
-    assert reinitialisation.summary(broken, 2) == {"dead": True}
+    assert summary(broken, 2) == {"dead": True}
 
 
 def numbers_of(**arms):
     """Numbers with these final accuracies by arm, one for each seed; None is a dead run."""
     runs = {
         name: {
-            str(seed): {"dead": True} if value is None else reinitialisation.summary(curves([value / 100] * 6), 6)
+            str(seed): {"dead": True} if value is None else summary(curves([value / 100] * 6), 6)
             for seed, value in enumerate(each)
         }
         for name, each in arms.items()
@@ -91,7 +81,7 @@ def numbers_of(**arms):
 
 
 def verdict(statement, numbers):
-    (criterion,) = (each for each in reinitialisation.CRITERIA if each.statement.startswith(statement))
+    (criterion,) = (each for each in CRITERIA if each.statement.startswith(statement))
     return criterion.decide(numbers)[0]
 
 
@@ -135,21 +125,21 @@ def test_weights_have_an_impact_if_zeroing_them_costs_more_than_zeroing_random_o
 
 
 def test_published_verdicts_follow_from_the_published_numbers():
-    document = read(RESULTS / "reinitialisation.json")
+    document = read(LAYERWISE / "reinitialisation.json")
     assert " --fast" not in document["command"] and document["shortened"]
-    again = experiment.judge(reinitialisation.CRITERIA, document["numbers"], fast=False, fewest=10**9)
+    again = experiment.judge(CRITERIA, document["numbers"], fast=False, fewest=10**9)
     assert [vars(finding) for finding in again] == document["findings"]
 
 
 def test_published_numbers_follow_from_the_published_curves():
-    numbers, curves = read(RESULTS / "reinitialisation.json")["numbers"], np.load(RESULTS / "reinitialisation.npz")
+    numbers, curves = read(LAYERWISE / "reinitialisation.json")["numbers"], np.load(LAYERWISE / "reinitialisation.npz")
     for arm, runs in numbers["arms"].items():
         for place, run in enumerate(runs.values()):
             one = {
                 name: curves[f"{arm}/{name}"][place]
                 for name in (f"{w}_{c}" for w in ("before", "after") for c in resetting.CURVES)
             }
-            again = reinitialisation.summary(one, numbers["epochs"])
+            again = summary(one, numbers["epochs"])
             assert again["dead"] == run["dead"]
             if not run["dead"]:
                 assert again["accuracy"] == pytest.approx(run["accuracy"], rel=2e-4)

@@ -1,19 +1,19 @@
 """The experiments of examples/singularity: what decides their claims, what they count, and what they have published."""
 
 import importlib
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published import SINGULARITY, read
 from torch.func import hessian
 
 from examples import experiment
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES, RESULTS = ROOT / "examples" / "singularity", ROOT / "docs" / "results" / "singularity"
+EXAMPLES = ROOT / "examples" / "singularity"
 FIGURES = {
     "growing_networks": ("growing_networks", "heatmaps"),
     "many_starts": ("many_starts",),
@@ -29,17 +29,13 @@ def example():
     return lambda name: importlib.import_module(f"examples.singularity.{name}")
 
 
-def reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_fast_setting_writes_its_results_and_gives_no_verdict(name, example, tmp_path, capsys):
     example(name).main(["--fast", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     expected = {f"{name}.json", f"{name}.npz", *(f"{figure}.png" for figure in FIGURES[name])}
     assert {path.name for path in tmp_path.iterdir()} == expected
-    document = json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=reject_constant)
+    document = read(tmp_path / f"{name}.json")
     assert document["command"] == f"python -m examples.singularity.{name} --fast --seed 0"
     assert [finding["rule"] for finding in document["findings"]] == [each.rule for each in example(name).CRITERIA]
     for finding in document["findings"]:
@@ -51,7 +47,7 @@ def test_the_fast_setting_writes_its_results_and_gives_no_verdict(name, example,
 
 
 def published(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text(), parse_constant=reject_constant)
+    return read(SINGULARITY / f"{name}.json")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -63,37 +59,37 @@ def test_published_verdicts_follow_from_the_published_numbers(name, example):
 
 
 def test_the_page_is_what_the_published_numbers_give(example):
-    assert (ROOT / "docs" / "reproductions" / "singularity.rst").read_text() == example("page").render(RESULTS)
+    assert (ROOT / "docs" / "reproductions" / "singularity.rst").read_text() == example("page").render(SINGULARITY)
 
 
 def test_published_numbers_follow_from_the_published_spectra():
     for n, entry in published("growing_networks")["numbers"]["networks"].items():
-        spectra = np.load(RESULTS / "growing_networks.npz")[f"n = {n}"]
+        spectra = np.load(SINGULARITY / "growing_networks.npz")[f"n = {n}"]
         assert spectra.shape == (entry["counted"], int(n))
         assert np.median(spectra[:, -2]) == pytest.approx(entry["largest"][1]["median"], rel=2e-4)
     for key, entry in published("mnist")["numbers"]["conditions"].items():
-        spectra = np.load(RESULTS / "mnist.npz")[key].astype(float)
+        spectra = np.load(SINGULARITY / "mnist.npz")[key].astype(float)
         assert len(spectra) == entry["runs"]
         assert np.median(spectra.sum(axis=1) / spectra[:, -1]) == pytest.approx(
             entry["trace_over_top"]["median"], rel=1e-3
         )
     for tolerance, entries in published("growing_blobs")["numbers"]["tolerances"].items():
         for deviation, entry in entries.items():
-            spectra = np.load(RESULTS / "growing_blobs.npz")[f"tolerance {tolerance}, std {deviation}"]
+            spectra = np.load(SINGULARITY / "growing_blobs.npz")[f"tolerance {tolerance}, std {deviation}"]
             assert np.median(spectra[:, -1]) == pytest.approx(entry["largest"][0]["median"], rel=2e-4)
     numbers = published("many_starts")["numbers"]
-    top = np.load(RESULTS / "many_starts.npz")["three_largest"]
+    top = np.load(SINGULARITY / "many_starts.npz")["three_largest"]
     assert len(top) == numbers["counted"]
     assert np.median(top[:, 0]) == pytest.approx(numbers["largest"][0]["median"], rel=2e-4)
-    for name, surface in np.load(RESULTS / "interpolation.npz").items():
+    for name, surface in np.load(SINGULARITY / "interpolation.npz").items():
         step, line = name.removeprefix("step ").split(", ", 1)
         for run in published("interpolation")["numbers"]["step_lengths"][step][line]:
             assert surface[run["pair"], :, surface.shape[2] // 2] == pytest.approx(run["middle"], rel=1e-3)
 
 
 def test_published_files_are_small():
-    assert all(path.stat().st_size < 150_000 for path in RESULTS.glob("*.png"))
-    assert sum(path.stat().st_size for path in RESULTS.glob("*.npz")) < 1_500_000
+    assert all(path.stat().st_size < 150_000 for path in SINGULARITY.glob("*.png"))
+    assert sum(path.stat().st_size for path in SINGULARITY.glob("*.npz")) < 1_500_000
 
 
 # ------------------------------------------------------------------------------------------------ what decides

@@ -13,7 +13,7 @@ from test_hessian_free import flat, halves, parameters
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pyhessian_spectra import DiagonalOperator, EmpiricalRisk, HessianOperator, Partition, cg
+from pyhessian_spectra import DiagonalOperator, EmpiricalRisk, HessianOperator, Partition, analyze, cg
 from pyhessian_spectra.errors import InputError, SecondDerivativeError
 from pyhessian_spectra.optimisers import HessianFree, Newton, backtracking, levenberg_marquardt
 
@@ -131,10 +131,14 @@ def test_newtons_damping_is_in_its_state():
 
 def test_the_damping_rests_where_there_is_nothing_left_to_gain():
     w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimizer = HessianFree([w], damping=0.1, curvature=HessianOperator, adapt_damping=levenberg_marquardt)
-    for _ in range(3):
-        optimizer.step(lambda: w.square().sum() + 1)
-    assert optimizer.param_groups[0]["damping"] == 0.1 and not w.any()
+    for line_search in (None, backtracking):
+        optimizer = HessianFree(
+            [w], damping=0.1, curvature=HessianOperator, adapt_damping=levenberg_marquardt, line_search=line_search
+        )
+        for _ in range(3):
+            optimizer.step(lambda: w.square().sum() + 1)
+        assert optimizer.records[-1].rejected is None
+        assert optimizer.param_groups[0]["damping"] == 0.1 and not w.any()
 
 
 def test_a_line_search_that_finds_nothing_says_so():
@@ -236,7 +240,7 @@ def test_a_closure_that_draws_at_random_is_refused():
         outputs = risk.model(nn.functional.dropout(x))
         return nn.functional.cross_entropy(outputs, y), outputs
 
-    with torch.random.fork_rng(), pytest.raises(InputError, match="from one call to the next"):
+    with torch.random.fork_rng(), pytest.raises(InputError, match="the loss at the same parameters was"):
         torch.manual_seed(0)
         HessianFree(parameters(risk), damping=0.1).step(closure)
 
@@ -316,3 +320,40 @@ def test_states_that_keep_groups_and_parameters_only_are_enough():
     other.load_state_dict(state)
     other.step(risk)
     assert other.records[0].step == 2 and other.records[0].damping == (0.1,)
+
+
+def test_a_loader_that_leaves_other_examples_out_each_time_is_refused():
+    risk = mlp()
+    ((x, y),) = risk.data
+    data = torch.utils.data.TensorDataset(x, y)
+    for drop, fits in ((True, False), (False, True)):
+        loader = torch.utils.data.DataLoader(data, 7, shuffle=True, drop_last=drop, generator=torch.Generator())
+        own = EmpiricalRisk(risk.model, nn.CrossEntropyLoss(), loader)
+        optimizer = HessianFree(parameters(risk), damping=0.1)
+        if fits:
+            optimizer.step(own)
+        else:
+            with pytest.raises(InputError, match="leaves examples out"):
+                optimizer.step(own)
+
+
+def test_warnings_point_at_the_line_that_steps():
+    w = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    with pytest.warns(RuntimeWarning, match="taken back") as caught:
+        Newton([w], lr=3.0).step(lambda: w.log().sum() ** 2 + 5 * w.square().sum())
+    assert caught[0].filename == __file__
+
+
+def test_a_closures_risk_is_at_the_live_point_and_no_other():
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    risk = EmpiricalRisk.from_closure({"w": w}, lambda: 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2)
+    op = HessianOperator(risk)
+    expected = torch.tensor([[1200 - 400 * 2.0 + 2, -400], [-400, 200]], dtype=torch.float64)
+    torch.testing.assert_close(op.to_dense(), expected)
+    with torch.no_grad():
+        w[1] = 1.0
+    assert op.to_dense()[0, 0] == 802
+    with pytest.raises(InputError, match="a closure is evaluated at the parameters as they are"):
+        analyze(risk)
+    with pytest.raises(InputError, match="a closure is evaluated at the parameters as they are"):
+        op.at(op.point.moved(torch.ones(2, dtype=torch.float64))) @ torch.ones(2, dtype=torch.float64)

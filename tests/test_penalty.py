@@ -1,4 +1,4 @@
-"""The trace penalty: its value and gradient against dense oracles, its groups, its schedule, and what it refuses."""
+"""The trace penalty: its value and gradient against dense oracles."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import math
 import pytest
 import torch
 from oracle import Oracle
+from penalties import MATRICES, both_matrices, on_its_batch, penalty_of, seeded
 from problems import CASES, batchnorm_train, lstm, mlp, relu_mlp
 from torch import Tensor, nn
 
 from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Partition, RiskOperator
-from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
-from pyhessian_spectra.regularisers import TracePenalty, trace_penalty
-
-MATRICES = {HessianOperator: Oracle.hessian, GGNOperator: Oracle.ggn}
-both_matrices = pytest.mark.parametrize("matrix", MATRICES, ids=lambda matrix: matrix.kind)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from pyhessian_spectra.regularisers import trace_penalty
 
 
 def layernorm() -> EmpiricalRisk:
@@ -36,16 +29,6 @@ def layernorm() -> EmpiricalRisk:
 
 # a penalty is of one batch; the data of these cases are one
 ONE_BATCH = {name: case for name, case in CASES.items() if len(case().data) == 1} | {"layernorm": layernorm}
-
-
-def penalty_of(risk: EmpiricalRisk, **options) -> TracePenalty:
-    groups = options.pop("groups", list(risk.layout.names))
-    return trace_penalty(risk.model, risk.loss_fn, mode=risk.mode, groups=groups, **options)
-
-
-def on_its_batch(penalty: TracePenalty, risk: EmpiricalRisk) -> Tensor:
-    (batch,) = risk.data
-    return penalty(batch)
 
 
 def gradient_of(value: Tensor, risk: EmpiricalRisk) -> Tensor:
@@ -170,253 +153,6 @@ def test_of_a_semidefinite_matrix_one_probe_over_all_groups_has_no_more_variance
     assert 2 * dense.square().sum() / len(groups) <= apart
 
 
-# ------------------------------------------------------------------------------------------------------------ groups
-
-
-class Deep(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__()
-        for name, layer in zip(
-            "abcde", (nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 2)), strict=True
-        ):
-            self.add_module(name, layer)
-
-
-def deep(**options) -> TracePenalty:
-    return trace_penalty(Deep(), nn.CrossEntropyLoss(), **options)
-
-
-BATCH = (torch.eye(2), torch.tensor([0, 1]))
-
-
-def test_the_middle_is_that_of_the_published_code():
-    # ten tensors: numbers 10 // 4 = 2 to 3 * 10 // 4 = 7, both included
-    assert list(deep(groups="middle").partition.groups) == ["b", "c", "d"]
-    names = [name for group in deep(groups="middle").partition for name in group.names]
-    assert names == [name for name, _ in Deep().named_parameters()][2:8]
-
-
-def test_random_groups_are_as_many_whole_modules_as_the_middle_has_and_follow_the_generator():
-    drawn = [deep(groups="random", generator=seeded(seed)).partition for seed in range(20)]
-    again = [deep(groups="random", generator=seeded(seed)).partition for seed in range(20)]
-    labels = [tuple(partition.groups) for partition in drawn]
-    assert all(
-        len(set(each)) == 3 and all(group.whole for group in each_) for each, each_ in zip(labels, drawn, strict=True)
-    )
-    assert len(set(labels)) > 3 and labels == [tuple(partition.groups) for partition in again]
-
-
-def test_the_value_is_the_sum_of_the_traces_of_its_groups():
-    penalty = deep(groups=["a", "d.weight"], num_probes=2)
-    value = penalty(BATCH)
-    assert list(penalty.traces) == ["a", "d.weight"]
-    assert float(value.detach()) == pytest.approx(float(sum(penalty.traces.values())))
-    assert not any(trace.requires_grad for trace in penalty.traces.values())
-
-
-def test_parameters_outside_the_groups_are_penalised_through_the_model():
-    model = Deep()
-    penalty = trace_penalty(model, nn.CrossEntropyLoss(), groups="b")
-    penalty(BATCH).backward()
-    assert model.d.weight.grad.any() and model.e.bias.grad.any()
-
-
-def test_coordinates_outside_the_groups_add_no_noise_even_in_the_same_parameter():
-    risk, pair = mlp(), torch.tensor([1, 5])
-    penalty = penalty_of(risk, groups=Partition(risk.layout, {"pair": pair}), generator=seeded())
-    dense = Oracle(risk).ggn()[pair][:, pair]
-    found = {round(float(on_its_batch(penalty, risk).detach()), 10) for _ in range(20)}
-    assert found == {round(float(dense.trace() + sign * dense[0, 1]), 10) for sign in (-2, 2)}
-
-
-# ------------------------------------------------------------------------------------------------- in a training loop
-
-
-def test_it_is_on_at_start_and_every_so_many_calls_after_it_and_else_zero_without_a_graph():
-    penalty = deep(start=2, every=3)
-    values = [penalty(BATCH) for _ in range(9)]
-    assert [i for i, value in enumerate(values) if value.requires_grad] == [2, 5, 8]
-    assert all(float(value) == 0 and value.shape == () for value in values if not value.requires_grad)
-    assert penalty.step == 9
-
-
-def test_a_resumed_run_repeats_it():
-    torch.manual_seed(0)
-    model = Deep()
-    first = trace_penalty(model, nn.CrossEntropyLoss(), groups="random", every=2, generator=seeded(1))
-    for _ in range(3):
-        first(BATCH)
-    second = trace_penalty(model, nn.CrossEntropyLoss(), groups="random", every=2, generator=seeded(2))
-    second.load_state_dict(first.state_dict())
-    assert list(second.partition.groups) == list(first.partition.groups)
-    assert [float(first(BATCH).detach()) for _ in range(4)] == [float(second(BATCH).detach()) for _ in range(4)]
-
-
-def test_the_gauss_newton_form_is_never_negative_and_the_signed_trace_of_the_hessian_is():
-    risk = mlp()
-    for seed in range(30):
-        assert float(on_its_batch(penalty_of(risk, generator=seeded(seed)), risk).detach()) >= 0
-    signed = [
-        float(on_its_batch(penalty_of(risk, matrix=HessianOperator, generator=seeded(seed)), risk).detach())
-        for seed in range(30)
-    ]
-    assert min(signed) < 0
-
-
-def test_the_model_is_not_changed_and_its_mode_decides_the_statistics():
-    risk = batchnorm_train()
-    model, before = risk.model, {name: t.clone() for name, t in risk.model.state_dict().items()}
-    values = {}
-    penalty = trace_penalty(model, risk.loss_fn, num_probes=risk.n)
-    state = torch.get_rng_state()
-    for training in (True, False):
-        model.train(training)
-        values[training] = float(penalty(risk.data[0]).detach())
-        fixed = trace_penalty(model, risk.loss_fn, num_probes=risk.n, mode="train" if training else "eval")
-        assert values[training] == float(fixed(risk.data[0]).detach())
-        assert all(module.training == training for module in model.modules())
-    assert values[True] != pytest.approx(values[False], rel=1e-3)
-    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_descent_on_the_penalty_lowers_the_exact_trace():
-    risk = mlp()
-    penalty, optimiser = penalty_of(risk, generator=seeded()), torch.optim.SGD(risk.model.parameters(), lr=0.02)
-    before = Oracle(risk).ggn().trace()
-    for _ in range(60):
-        optimiser.zero_grad()
-        on_its_batch(penalty, risk).backward()
-        optimiser.step()
-    assert Oracle(risk).ggn().trace() < 0.5 * before
-
-
-# ------------------------------------------------------------------------------------------------------------ refusals
-
-
-def test_of_an_unknown_layer_the_nearest_is_offered():
-    with pytest.raises(InputError, match=r"no trainable parameter matches 'd.weigth'; did you mean 'd.weight'\?"):
-        deep(groups="d.weigth")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"probes": "uniform"}, "probes must be one of rademacher, gaussian"),
-        ({"num_probes": 0}, "at least 1"),
-        ({"every": 0}, "at least 1"),
-        ({"start": -1}, "at least 0"),
-        ({"mode": "test"}, "mode must be"),
-    ],
-)
-def test_wrong_arguments_are_refused(options, says):
-    with pytest.raises(InputError, match=says):
-        deep(**options)
-
-
-def test_modules_in_both_modes_are_refused():
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-    penalty = trace_penalty(model, nn.CrossEntropyLoss())
-    model[1].eval()
-    with pytest.raises(InputError, match="in train mode and its module 1 in eval mode; pass mode="):
-        penalty(BATCH)
-
-
-def test_dropout_that_is_active_is_refused():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.Linear(3, 2))
-    with pytest.raises(InputError, match=r"rate 0\.5"):
-        trace_penalty(model, nn.CrossEntropyLoss())
-    assert trace_penalty(model, nn.CrossEntropyLoss(), mode="eval")(BATCH).requires_grad
-
-
-@both_matrices
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
-def test_a_piecewise_linear_loss_is_refused(activation, matrix):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 8), activation(), nn.Linear(8, 2))
-    with pytest.raises(SecondDerivativeError, match="piecewise linear, such as L1"):
-        trace_penalty(model, nn.L1Loss(), matrix=matrix)((torch.eye(2), torch.full((2, 2), 9.0)))
-
-
-@both_matrices
-def test_a_loss_without_third_derivative_is_refused(matrix):
-    with pytest.raises(SecondDerivativeError, match="no third one"):
-        trace_penalty(nn.Linear(2, 2), nn.MSELoss(), matrix=matrix)((torch.eye(2), torch.eye(2)))
-
-
-def test_a_head_of_zeros_is_no_loss_without_derivatives():
-    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    nn.init.zeros_(model[2].weight)
-    assert float(trace_penalty(model, nn.CrossEntropyLoss(), groups="0")(BATCH).detach()) == 0
-
-
-class Cubed(torch.autograd.Function):
-    """x^3, which once_differentiable keeps from second derivatives."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return 3 * g * ctx.saved_tensors[0] ** 2
-
-
-class CubedTwice(torch.autograd.Function):
-    """x^3 with a second derivative, and no third."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        return CubedSlope.apply(g, ctx.saved_tensors[0])
-
-
-class CubedSlope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, g, x):
-        ctx.save_for_backward(g, x)
-        return 3 * g * x**2
-
-    @staticmethod
-    def backward(ctx, a):
-        g, x = ctx.saved_tensors
-        return CubedBend.apply(a, g, x)
-
-
-class CubedBend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a, g, x):
-        return 3 * a * x**2, 6 * a * g * x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *_):
-        raise NotImplementedError
-
-
-class Through(nn.Module):
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.first, self.last, self.function = nn.Linear(2, 3), nn.Linear(3, 2), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.function.apply(self.first(x)))
-
-
-@both_matrices
-@pytest.mark.parametrize(("function", "named"), [(Cubed, "Cubed"), (CubedTwice, "CubedBend")])
-def test_an_operation_without_further_derivatives_is_named(function, named, matrix):
-    with pytest.raises(SecondDerivativeError, match=named):
-        trace_penalty(Through(function), nn.CrossEntropyLoss(), matrix=matrix)(BATCH)
-
-
 @pytest.mark.parametrize("matrix", [HessianOperator, GGNOperator])
 def test_a_loss_that_mixes_examples_only_in_its_third_derivative_is_no_loss_of_each(matrix):
     """Below a head of zeros the mixing has no curvature, but its curvature changes with the head."""
@@ -434,12 +170,3 @@ def test_a_loss_that_mixes_examples_only_in_its_third_derivative_is_no_loss_of_e
             model[2].weight.copy_(step * along)
         values.append(float(matrix(risk).to_dense().trace()))
     assert float((found * along).sum()) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-6)
-
-
-def test_a_batch_without_a_trace_and_switched_off_derivatives_are_told_as_such():
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.ones(2, 3)
-    penalty = trace_penalty(model, nn.CrossEntropyLoss())
-    with torch.no_grad(), pytest.raises(InputError, match="outside of"):
-        penalty((x, torch.tensor([0, 1])))
-    with pytest.raises(NonFiniteError, match="whether it has any target that counts"):
-        penalty((x, torch.tensor([-100, -100])))

@@ -31,7 +31,7 @@ from pyhessian_spectra.plots import (
     plot_layer_traces,
     plot_trajectory,
 )
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_with_error, trace_error
+from pyhessian_spectra.plots.numbers import format_with_error
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
 
@@ -150,7 +150,7 @@ def test_edge_marks_are_hollow_where_not_converged_and_bars_are_errors(slq):
     (hollow, _, bars), = found["hollow"]  # fmt: skip
     np.testing.assert_array_equal(hollow, largest.eigenvalues[~largest.converged])
     halves = [(segment[1, 0] - segment[0, 0]) / 2 for segment in bars]
-    np.testing.assert_allclose(halves, eigenvalue_errors(largest)[~largest.converged])
+    np.testing.assert_allclose(halves, largest.reach[~largest.converged])
     np.testing.assert_array_equal(found["filled"][0][0], largest.eigenvalues[largest.converged])
 
 
@@ -167,7 +167,7 @@ def test_layer_rows_are_named_and_state_their_traces(slq):
     ax = plot_layer_densities(slq)
     assert [text.get_text() for text in ax.get_yticklabels()] == list(slq.layers)
     texts = " ".join(text.get_text() for text in ax.texts)
-    assert all(format_with_error(block.trace.value, trace_error(block.trace)) in texts for block in slq.layers.values())
+    assert all(format_with_error(block.trace.value, block.trace.reach) in texts for block in slq.layers.values())
 
 
 def test_layer_trace_bars_have_the_values_and_their_95_percent_intervals(slq):
@@ -183,9 +183,9 @@ def test_layer_trace_bars_have_the_values_and_their_95_percent_intervals(slq):
 def test_an_error_is_the_farther_end_of_the_interval_and_else_the_residual():
     found = pairs(np.array([1.0, 2.0]), relative=0.01)
     skewed = dataclasses.replace(found, lower=np.array([0.5, 1.9]), upper=np.array([1.1, 2.3]))
-    np.testing.assert_allclose(eigenvalue_errors(skewed), [0.5, 0.3])
+    np.testing.assert_allclose(skewed.reach, [0.5, 0.3])
     without = dataclasses.replace(found, lower=None, upper=None)
-    np.testing.assert_array_equal(eigenvalue_errors(without), found.residuals)
+    np.testing.assert_array_equal(without.reach, found.residuals)
 
 
 def test_the_bulk_is_shaded_from_end_to_end_and_never_invisible(slq):

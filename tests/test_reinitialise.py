@@ -1,17 +1,14 @@
-"""Scores of weights by their layer's Hessian, and what a reset by them changes and leaves."""
+"""What a reset of weights by their scores changes and leaves."""
 
 import copy
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from oracle import Oracle
-from problems import CASES
+from problems import CASES, rectifier_network
 from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk
-from pyhessian_spectra.curvature import HessianOperator
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.regularisers import CurvatureReinitializer, curvature_scores
 
@@ -22,124 +19,13 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def problem(*, bias=True, dtype=torch.float64, widths=(4, 6, 5, 3), examples=20):
-    """A rectifier network and a batch, neither from the global random state."""
-    model = nn.Sequential(
-        *(part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b, bias=bias), nn.ReLU()))
-    )[:-1]
-    draw = generator()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * 0.6)
-    x = torch.randn(examples, widths[0], generator=draw, dtype=torch.float64)
-    return model.to(dtype), (x.to(dtype), torch.randint(widths[-1], (examples,), generator=draw))
-
-
-def weights(risk):
-    return [name for name, shape in risk.layout.shapes.items() if len(shape) > 1]
-
-
-def expected(block, score):
-    rows = block.abs()
-    return {"sum": rows.sum(dim=1), "mean": rows.mean(dim=1), "diagonal": rows.diagonal()}[score]
-
-
-# ------------------------------------------------------------------------------------------------------------ scores
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_scores_are_those_of_the_dense_hessian_of_each_layer(case):
-    risk = CASES[case]()
-    hessian = Oracle(risk).hessian()
-    for score in ("sum", "mean", "diagonal"):
-        for name, found in curvature_scores(risk, weights(risk), score=score).items():
-            own = risk.layout.slices[name]
-            wanted = expected(hessian[own, own], score)
-            tolerance = 100 * risk.n * torch.finfo(torch.float64).eps * float(hessian.abs().max())
-            assert found.shape == risk.layout.shapes[name]
-            torch.testing.assert_close(found.flatten(), wanted, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss(), nn.MSELoss(reduction="sum")])
-def test_scores_do_not_depend_on_biases_or_on_the_form_of_the_loss(bias, loss):
-    model, (x, y) = problem(bias=bias)
-    targets = y if isinstance(loss, nn.CrossEntropyLoss) else nn.functional.one_hot(y, 3).double()
-    risk = EmpiricalRisk(model, loss, [(x[:12], targets[:12]), (x[12:], targets[12:])])
-    for name, found in curvature_scores(risk, 3).items():
-        parameters = dict(model.named_parameters())
-
-        def value(w, name=name, parameters=parameters):
-            return loss(torch.func.functional_call(model, {**parameters, name: w}, (x,)), targets)
-
-        block = torch.func.hessian(value)(parameters[name].detach()).reshape(found.numel(), -1)
-        torch.testing.assert_close(found.flatten(), expected(block, "sum"), rtol=1e-11, atol=1e-11)
-
-
-def test_the_closed_form_is_taken_where_it_is_the_hessian_and_nowhere_else():
-    def needs_products(case, name):
-        try:
-            curvature_scores(CASES[case](), name, limit=1)
-        except InputError:
-            return True
-        return False
-
-    assert not any(needs_products("relu_mlp", name) for name in ("0", "2", "4"))
-    assert not needs_products("uneven_last_batch", "2") and not needs_products("class_weights", "2")
-    assert not needs_products("mlp", "2") and needs_products("mlp", "0")  # a tanh follows the first layer
-    assert needs_products("shared_module", "0") and needs_products("tied_weights", "embed")
-    assert needs_products("batchnorm_train", "0") and needs_products("lstm", "lstm")
-
-
-def test_the_last_layer_of_a_classifier_has_the_scores_of_its_formula():
-    """With inputs x >= 0 all terms of a block have one sign: sum_j |H_ij| = E[2 p_a (1 - p_a) x_i |x|_1]."""
-    model, (x, y) = problem()
-    with torch.no_grad():
-        below = model[:-1](x)
-        p = model(x).softmax(dim=1)
-    formula = (2 * p * (1 - p)).T @ (below * below.sum(dim=1, keepdim=True)) / len(x)
-    torch.testing.assert_close(curvature_scores(EmpiricalRisk(model, LOSS, (x, y)))["4.weight"], formula)
-
-
-def test_a_layer_is_scored_whose_block_would_not_fit_the_memory():
-    """Of 30,000 weights the block has 7.2 GB; rows of it are compared with products."""
-    model, data = problem(widths=(8, 300, 100, 4), examples=8)
-    found = curvature_scores(EmpiricalRisk(model, LOSS, data), "2")["2.weight"].flatten()
-    op = HessianOperator(EmpiricalRisk(model, LOSS, data, params="2.weight"))
-    some = torch.cat([found.topk(3).indices, torch.tensor([0, 17_000])])
-    columns = torch.zeros(op.n, len(some), dtype=op.dtype)
-    columns[some, torch.arange(len(some))] = 1.0
-    torch.testing.assert_close(found[some], (op @ columns).abs().sum(dim=0))
-
-
-def test_scores_in_float32_are_those_in_float64_to_its_rounding():
-    model, data = problem(dtype=torch.float32)
-    exact = copy.deepcopy(model).double()
-    found = curvature_scores(EmpiricalRisk(model, LOSS, data), 3)
-    for name, wanted in curvature_scores(EmpiricalRisk(exact, LOSS, (data[0].double(), data[1])), 3).items():
-        assert found[name].dtype == torch.float32
-        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
-
-
-def test_too_many_products_are_refused_and_the_diagonal_is_named_where_it_helps():
-    risk = CASES["batchnorm_eval"]()
-    with pytest.raises(InputError, match=r"18 weights, more than limit = 3; take score='diagonal'"):
-        curvature_scores(risk, "0", limit=3)
-    assert curvature_scores(risk, "0", score="diagonal", limit=3)["0.weight"].shape == (2, 1, 3, 3)
-    with pytest.raises(InputError, match=r"more than limit = 3; score a smaller layer"):
-        curvature_scores(CASES["mlp"](), "0", limit=3)
-
-
-# ------------------------------------------------------------------------------------------------------------ resets
-
-
 def reset(model, **choices):
     return CurvatureReinitializer(model, LOSS, generator=generator(), **choices)
 
 
 @pytest.mark.parametrize("select", ["top", "bottom"])
 def test_the_chosen_weights_are_zero_and_all_else_is_as_it_was(select):
-    model, data = problem()
+    model, data = rectifier_network()
     model.train()
     model(data[0]).square().sum().backward()
     before, slopes = copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]
@@ -158,7 +44,7 @@ def test_the_chosen_weights_are_zero_and_all_else_is_as_it_was(select):
 
 
 def test_the_log_has_what_was_seen():
-    model, data = problem()
+    model, data = rectifier_network()
     loss = float(LOSS(model(data[0]), data[1]).detach())
     scores = curvature_scores(EmpiricalRisk(model, LOSS, data), 2)
     steps = reset(model, layers=2, k=10)
@@ -176,7 +62,7 @@ def test_sum_and_mean_choose_alike_within_a_layer_and_not_where_layers_are_poole
     chosen = {}
     for scope in ("layer", "pooled"):
         for score in ("sum", "mean"):
-            model, data = problem()
+            model, data = rectifier_network()
             found = reset(model, layers=3, k=20, score=score, scope=scope).step(data).coordinates
             chosen[scope, score] = {name: c.tolist() for name, c in found.items()}
     assert chosen["layer", "sum"] == chosen["layer", "mean"]
@@ -186,7 +72,7 @@ def test_sum_and_mean_choose_alike_within_a_layer_and_not_where_layers_are_poole
 
 @pytest.mark.parametrize("unit", ["row", "column"])
 def test_a_unit_is_reset_whole_by_the_sum_of_its_scores(unit):
-    model, data = problem()
+    model, data = rectifier_network()
     axis = 1 if unit == "row" else 0  # the axis along which a unit lies
     units = curvature_scores(EmpiricalRisk(model, LOSS, data), "2")["2.weight"].sum(dim=axis)
     reset(model, layers="2", k=40, unit=unit).step(data)
@@ -196,7 +82,7 @@ def test_a_unit_is_reset_whole_by_the_sum_of_its_scores(unit):
 
 @pytest.mark.parametrize("count", range(1, 10))
 def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_asked_for(count):
-    model, data = problem()
+    model, data = rectifier_network()
     means = curvature_scores(EmpiricalRisk(model, LOSS, data), 3, score="mean")
     rows = torch.cat([scores.mean(dim=1) for scores in means.values()])  # of 6, 5 and 3 units
     reset(model, layers=3, k=100 * count / len(rows), score="mean", unit="row", scope="pooled").step(data)
@@ -207,12 +93,12 @@ def test_pooled_units_are_ranked_by_the_mean_score_of_their_weights_where_it_is_
 def test_new_values_are_drawn_as_asked():
     bounds = {"zeros": 0.0, "uniform": 0.05, "xavier": (6 / (6 + 5)) ** 0.5, "own": 6**-0.5}
     for init, bound in bounds.items():
-        model, data = problem()
+        model, data = rectifier_network()
         found = reset(model, layers="2", k=90, init=init).step(data).coordinates["2.weight"]
         new = model[2].weight.detach().flatten()[found]
         assert float(new.abs().max()) <= bound
         assert init == "zeros" or (float(new.abs().max()) > 0.8 * bound and len(new.unique()) == 27)
-    model, data = problem()
+    model, data = rectifier_network()
     own = lambda shape, draw: torch.full(shape, 7.0)  # noqa: E731
     reset(model, k=10, init=own).step(data)
     assert int((model[4].weight == 7).sum()) == 2
@@ -224,7 +110,7 @@ def test_new_values_are_drawn_as_asked():
 def test_seeds_repeat(choices):
     results = []
     for seed in (0, 0, 1):
-        model, data = problem()
+        model, data = rectifier_network()
         torch.rand(1)  # the global state has no part in it, and is left alone
         state = torch.get_rng_state()
         CurvatureReinitializer(model, LOSS, k=50, generator=generator(seed), **choices).step(data)
@@ -248,7 +134,7 @@ def test_a_random_selection_takes_no_hessian():
     ],
 )
 def test_the_optimizer_forgets_the_weights_that_are_reset_and_nothing_else(optimizer, keys):
-    model, (x, y) = problem()
+    model, (x, y) = rectifier_network()
     steps = optimizer(model.parameters())
     resets = reset(model, k=20, optimizer=steps)
     assert resets.step((x, y)).cleared == ()  # there is no state yet
@@ -269,7 +155,7 @@ def test_the_optimizer_forgets_the_weights_that_are_reset_and_nothing_else(optim
 
 
 def test_state_that_cannot_be_cleared_is_refused_before_anything_changes():
-    model, (x, y) = problem()
+    model, (x, y) = rectifier_network()
     steps = torch.optim.LBFGS(model[4].parameters())
 
     def closure():
@@ -306,7 +192,7 @@ def test_state_that_cannot_be_cleared_is_refused_before_anything_changes():
 )
 def test_wrong_choices_are_refused_with_a_sentence(choices, sentence):
     with pytest.raises(InputError, match=sentence):
-        reset(problem()[0], **choices)
+        reset(rectifier_network()[0], **choices)
 
 
 def test_tied_weights_are_refused():
@@ -332,7 +218,7 @@ def test_an_embedding_that_has_no_way_of_drawing_is_refused_and_changes_nothing(
 
 
 def test_new_values_that_are_no_numbers_are_refused_and_change_nothing():
-    model, data = problem()
+    model, data = rectifier_network()
     before = model[4].weight.detach().clone()
     for values, sentence in (
         (float("nan"), "NaN or infinite values for 4.weight; nothing was reset"),
@@ -345,7 +231,7 @@ def test_new_values_that_are_no_numbers_are_refused_and_change_nothing():
 
 
 def test_weights_are_those_that_the_model_has_when_a_step_is_taken():
-    model, data = problem()
+    model, data = rectifier_network()
     again = reset(model, k=50)
     model.load_state_dict({name: p.clone() for name, p in model.state_dict().items()}, assign=True)
     found = again.step(data).coordinates["4.weight"]

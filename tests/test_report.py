@@ -22,7 +22,7 @@ from pyhessian_spectra.analysis.fits import fit_semicircle
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_number, trace_error
+from pyhessian_spectra.plots.numbers import format_number
 from pyhessian_spectra.report import format_with_error, results_schema, write_report
 from pyhessian_spectra.report.tables import share_text
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -180,15 +180,15 @@ def test_names_are_text_whatever_they_contain(hostile):
 def test_the_summary_has_the_key_numbers_with_their_errors(slq, single):
     words = Page(single).words()
     full = slq.full
-    top = format_with_error(full.largest.eigenvalues[-1], eigenvalue_errors(full.largest)[-1])
-    for text in (f"λ₁ = {top}", format_with_error(full.trace.value, trace_error(full.trace)), "n = 4,000", "N = 1,500"):
+    top = format_with_error(full.largest.eigenvalues[-1], full.largest.reach[-1])
+    for text in (f"λ₁ = {top}", format_with_error(full.trace.value, full.trace.reach), "n = 4,000", "N = 1,500"):
         assert text in words[: words.index("What did not converge")]
 
 
 def test_every_eigenpair_is_in_a_table_and_marked_when_not_converged(slq, single):
     rows = Page(single).trimmed_rows()
     for found in (slq.full.largest, slq.full.smallest):
-        for value, error, done in zip(found.eigenvalues, eigenvalue_errors(found), found.converged, strict=True):
+        for value, error, done in zip(found.eigenvalues, found.reach, found.converged, strict=True):
             row = next(row for row in rows if re.match(r"\d+ ", row) and format_with_error(value, error) in row)
             assert ("not converged" in row) is not bool(done)
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from functions import Apply, CubeOnce
 from problems import CASES, relu_mlp
 from torch import nn
 
@@ -278,32 +279,12 @@ def test_labels_outside_the_classes_are_refused_with_the_batch():
     refused("batch 1.*out of bounds", data=[(x, y), (x, y + 5)])
 
 
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return 2 * ctx.saved_tensors[0] * grad
-
-
-class _OnceDifferentiable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = linear()
-
-    def forward(self, x):
-        return _Once.apply(self.linear(x))
-
-
 def test_a_model_without_second_derivatives_is_refused_naming_the_operation():
-    refused("_Once.* has no second derivative", model=_OnceDifferentiable(), error=SecondDerivativeError)
-    risk = EmpiricalRisk(_OnceDifferentiable(), LOSS, batch())
+    model = nn.Sequential(linear(), Apply(CubeOnce.apply))
+    refused("CubeOnce.* has no second derivative", model=model, error=SecondDerivativeError)
+    risk = EmpiricalRisk(model, LOSS, batch())
     for operator in (GGNOperator, EmpiricalFisherOperator):
-        with pytest.raises(SecondDerivativeError, match=r"_Once.* has no second derivative"):
+        with pytest.raises(SecondDerivativeError, match=r"CubeOnce.* has no second derivative"):
             operator(risk) @ torch.ones(risk.n, dtype=risk.dtype)
     grid = nn.Sequential(nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 4, 1), nn.PixelShuffle(2), nn.Flatten()).double()
     assert HessianOperator(EmpiricalRisk(grid, LOSS, batch(4, 3, 12))) @ torch.ones(8, dtype=torch.float64) is not None

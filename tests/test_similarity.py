@@ -164,11 +164,36 @@ def test_few_parts_cannot_mark_a_difference():
     assert found.p_values[0, 1] == 2.0**-3 and not found.exceeds.any()
 
 
-def test_errors_of_the_data_are_the_spread_of_parts_over_the_root_of_their_number():
-    parts = parts_of({"a": lambda rng: rng.normal(size=9), "b": lambda rng: rng.normal(9, 1, size=9)}, 5, 1)
-    found = similarity_matrix(parts[0], parts=parts)
-    expected = np.std([metrics.wasserstein(p["a"], p["b"]) for p in parts], ddof=1) / math.sqrt(5)
-    assert found.data_stderr[0, 1] == pytest.approx(expected)
+def test_errors_of_the_data_are_how_far_parts_are_from_the_whole_over_the_root_of_one_less_than_their_number():
+    draws = {"a": lambda rng: rng.normal(size=9), "b": lambda rng: rng.normal(9, 1, size=9)}
+    whole, *parts = parts_of(draws, 6, 1)
+    found = similarity_matrix(whole, parts=parts)
+    apart = [metrics.wasserstein(p["a"], p["b"]) - metrics.wasserstein(whole["a"], whole["b"]) for p in parts]
+    assert found.data_stderr[0, 1] == pytest.approx(math.sqrt(np.mean(np.square(apart)) / 4), rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", [metrics.wasserstein, metrics.scaled_wasserstein], ids=lambda each: each.__name__)
+def test_errors_of_the_data_are_the_spread_over_fresh_data_and_cover(metric):
+    """Of a least-squares problem in 12 inputs, whose Hessian is their second moment; 20 examples a part."""
+    rng, mixing = np.random.default_rng(0), np.random.default_rng(1).normal(size=(12, 12)) * 0.3
+    mixing += np.diag([2.0] * 5 + [1.0] * 7)
+
+    def spectra(x: np.ndarray) -> dict[str, Spectrum]:
+        moment = x.T @ x / len(x)
+        blocks = {"whole": moment, "first": moment[:5, :5], "second": moment[5:, 5:]}
+        return {name: Spectrum.from_eigenvalues(np.linalg.eigvalsh(block)) for name, block in blocks.items()}
+
+    values, errors = [], []
+    for _ in range(200):
+        x = rng.standard_t(8, size=(120, 12)) @ mixing
+        found = similarity_matrix(spectra(x), metric=metric, parts=[spectra(x[i::6]) for i in range(6)])
+        pairs = np.tril_indices(3, -1)
+        values.append(found.values[pairs])
+        errors.append(found.data_stderr[pairs])
+    ratio = np.sqrt(np.mean(np.square(errors), axis=0)) / np.std(values, axis=0, ddof=1)
+    assert (ratio > 0.8).all() and (ratio < 1.6).all()
+    covered = np.abs(np.array(values) - np.mean(values, axis=0)) <= scipy.stats.t.ppf(0.975, 5) * np.array(errors)
+    assert (covered.mean(axis=0) > 0.92).all()
 
 
 def test_rows_can_be_taken_by_label():

@@ -36,6 +36,16 @@ class BlockAnalysis:
     num_products: int
     group_traces: Mapping[str, TraceEstimate] = field(default_factory=dict)
 
+    def largest_beside(self, whole: BlockAnalysis) -> tuple[float, float] | None:
+        """``lambda_1`` over that of another block, and how far that may be off; None where the other may be zero."""
+        if not (len(self.largest) and len(whole.largest)):
+            return None
+        own, top = self.largest.eigenvalues[-1], whole.largest.eigenvalues[-1]
+        least = abs(top) - whole.largest.reach[-1]
+        if not least > 0:
+            return None
+        return float(own / top), float((self.largest.reach[-1] + abs(own / top) * whole.largest.reach[-1]) / least)
+
     @property
     def unconverged(self) -> int:
         """How many of the eigenpairs did not meet the tolerance."""

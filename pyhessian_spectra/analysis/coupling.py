@@ -39,7 +39,8 @@ class LayerCoupling:
     error : TraceEstimate
         Of the block diagonal, ``E ||Hv - H_bd v||^2 / E ||Hv||^2`` over random ``v``: the share of mass between groups.
     rounding : float
-        Measured bound on how far the rounding of products moves the norm of any block.
+        Measured bound on how far the rounding of products moves the norm of any block; 0 if it was not measured of a
+        matrix that was given.
     num_products : int
         Products spent.
     """
@@ -81,14 +82,14 @@ def layer_coupling(
     *,
     num_probes: int = 4,
     known: Eigenpairs | None = None,
+    rounding: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> LayerCoupling:
     """Estimate the mass of every block from ``num_probes`` products for each group.
 
-    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for random vectors ``v_k`` in group ``k``, uniform on a
-    sphere. The masses of approximate eigenpairs
-    are known exactly, so that what the same vectors make of them says how much chance has moved each sample: a control
-    variate, which does not bias the mean however good the eigenpairs are.
+    ``||H_lk||_F^2 = E ||(H v_k)_l||^2`` for random vectors ``v_k`` in group ``k``, uniform on a sphere. The masses of
+    approximate eigenpairs are known exactly, so that what the same vectors make of them says how much chance has moved
+    each sample: a control variate, which does not bias the mean however good the eigenpairs are.
 
     Parameters
     ----------
@@ -100,6 +101,8 @@ def layer_coupling(
         At least 2.
     known : Eigenpairs, optional
         Eigenpairs of ``op`` with their vectors, such as ``analyze_operator(op).largest``.
+    rounding : float
+        Bound on the norm of the error of a :class:`MatrixOperator`'s entries; that of products is measured.
     generator : torch.Generator, optional
         Source of all randomness; None draws a fresh random seed.
 
@@ -123,7 +126,7 @@ def layer_coupling(
     if isinstance(op, MatrixOperator):
         squares, parts = op.matrix.double() ** 2, list(groups.values())
         mass = np.array([[float(squares[rows][:, columns].sum()) for columns in parts] for rows in parts])
-        return LayerCoupling(labels, mass, np.zeros_like(mass), 0, _outside(mass[None], 0, 0.0), 0.0)
+        return _exact(labels, mass, rounding)
     if not isinstance(num_probes, int) or num_probes < 2:
         raise InputError(f"num_probes must be at least 2 for a standard error, got {num_probes}")
     generator, meter = generator or fresh_generator(), Meter.of(op)
@@ -131,10 +134,8 @@ def layer_coupling(
     part = _KnownPart(known, places, op)
     plain, controls, products = [], [], []
     for _ in range(num_probes):
-        drawn, image = (
-            _spherical(op.space.randn(generator), places),
-            torch.zeros(op.n, dtype=op.dtype, device=op.device),
-        )
+        drawn = _spherical(op.space.randn(generator), places)
+        image = torch.zeros_like(drawn)
         columns, of_part = [], []
         for at in places:
             v = torch.zeros_like(drawn)
@@ -165,8 +166,11 @@ def coupling_of_rows(whole: GramMatrix, groups: Mapping[str, GramMatrix]) -> Lay
     if sum(gram.n for gram in groups.values()) < whole.n:
         matrices[REST] = whole.matrix - sum(matrices.values())
     mass = np.array([[float((one * other).sum()) for other in matrices.values()] for one in matrices.values()])
-    error = _outside(mass[None], 0, whole.rounding)
-    return LayerCoupling(tuple(matrices), mass, np.zeros_like(mass), 0, error, whole.rounding)
+    return _exact(tuple(matrices), mass, whole.rounding)
+
+
+def _exact(labels: tuple[str, ...], mass: Floats, off: float) -> LayerCoupling:
+    return LayerCoupling(labels, mass, np.zeros_like(mass), 0, _outside(mass[None], 0, off), off)
 
 
 def _spherical(v: Tensor, places: Sequence[Tensor]) -> Tensor:

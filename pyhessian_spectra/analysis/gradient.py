@@ -10,10 +10,11 @@ import torch
 from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.analysis.eigenspaces import inner_products, space_error
 from pyhessian_spectra.analysis.sampling import jackknife
-from pyhessian_spectra.curvature import EmpiricalRisk
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.rounding import SAFETY
 
 # Gradients of all batches are held at once if they fit the memory budget, or this share of the free memory.
 _SHARE = 0.25
@@ -30,8 +31,8 @@ class GradientShares:
     shares : ndarray, shape (k,)
         ``(v_i^T g)^2 / ||g||^2``, in descending order of the eigenvalues.
     errors : ndarray, shape (k,)
-        How far the sum of the first ``i + 1`` shares may be off, by the angle of their space to the true one; 1 where
-        that is not bounded.
+        How far the sum of the first ``i + 1`` shares may be off, by the angles of their space and of the gradient to
+        the true ones; 1 where these are not bounded.
     data_stderr : ndarray, shape (k,), or None
         Standard errors of these sums due to the data being a sample, with the eigenvectors as they are.
     """
@@ -54,31 +55,41 @@ class GradientShares:
 def gradient_shares(risk: EmpiricalRisk, block: BlockAnalysis) -> GradientShares | None:
     """The shares of the risk's gradient in the largest eigenvectors of ``block``, at the model's current parameters.
 
-    It takes one gradient of each batch. None if the gradient is zero or no eigenvectors were kept.
+    It takes two gradients of each batch, in float64: the second at parameters that differ by their rounding, which
+    measures how far the first is off. Of a model that does not compute in float64 that is not known, and errors are 1.
+    None if the gradient is zero or no eigenvectors were kept.
     """
     vectors = block.largest.eigenvectors
     if vectors is None or not vectors.shape[1]:
         return None
+    op, precise = HessianOperator(risk), torch.float64
+    point = op.point
+    if op.computes_in(precise):
+        risk, point = risk.replace(dtype=precise), point.cast(risk.model, precise)
     batches = risk.num_batches
     room = _SHARE * free_bytes(torch.device("cpu")) if risk.memory_budget is None else risk.memory_budget
     held = not risk.sample.processes and batches > 1 and batches * risk.n * risk.dtype.itemsize <= room
     if held:
-        shares_of, rows = zip(*((weight, g.cpu()) for weight, g in risk.batch_gradients()), strict=True)
-        weights, gradients = np.array(shares_of), torch.stack(rows)
+        shares_of, rows = zip(*((weight, g.cpu()) for weight, g in risk.batch_gradients(point)), strict=True)
+        weights, gradients = np.array(shares_of), torch.stack(rows).numpy()
     else:
-        weights, gradients = np.ones(1), risk.gradient().cpu()[None]
-    columns = gradients.numpy().T
-    along, gram = inner_products(columns, vectors[:, ::-1]), inner_products(columns, columns)
-
-    def cumulative(w: Floats) -> Floats:
-        squared = float(w @ gram @ w)
-        return np.cumsum((w @ along) ** 2) / (squared or 1.0)
-
-    norm = max(float(weights @ gram @ weights), 0.0) ** 0.5
+        weights, gradients = np.ones(1), risk.gradient(point).cpu().numpy()[None]
+    # added before it is multiplied: the batches' gradients may be far longer than their mean
+    whole, top = weights @ gradients, vectors[:, ::-1]
+    norm = float(np.linalg.norm(whole))
     if not norm:
         return None
-    sums = cumulative(weights)
-    errors = np.array([space_error(block, k) for k in range(1, len(sums) + 1)])
-    return GradientShares(
-        norm, np.diff(sums, prepend=0.0), errors, jackknife(weights, cumulative) if len(weights) > 1 else None
-    )
+    off = 1.0
+    if op.computes_in(precise) and (other := HessianOperator(risk, point=point).reference()) is not None:
+        off = SAFETY * float(np.linalg.norm(risk.gradient(other.point).cpu().numpy() - whole)) / norm
+    shares = inner_products(whole[:, None] / norm, top)[0] ** 2
+    errors = np.array([min(1.0, space_error(block, k) + off) for k in range(1, len(shares) + 1)])
+    if len(weights) == 1:
+        return GradientShares(norm, shares, errors)
+    columns = gradients.T
+    along, gram = inner_products(columns, top), inner_products(columns, columns)
+
+    def cumulative(w: Floats) -> Floats:
+        return np.cumsum((w @ along) ** 2) / (float(w @ gram @ w) or 1.0)
+
+    return GradientShares(norm, shares, errors, jackknife(weights, cumulative))

@@ -101,6 +101,10 @@ def htr_compat(first: Spectrum, second: Spectrum) -> float:
     return _transport(heights[0], same, heights[1], same)
 
 
+#: The metrics that reports and tables have.
+USUAL: tuple[Metric, ...] = (wasserstein, scaled_wasserstein, jensen_shannon)
+
+
 def _transport(x: Floats, p: Floats, y: Floats, q: Floats) -> float:
     """The Wasserstein-1 distance of two discrete measures: the area between their distribution functions."""
     points = np.concatenate([x, y])

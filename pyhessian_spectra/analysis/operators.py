@@ -132,11 +132,9 @@ def built(op: Meter, settings: Settings, parts: Partition | None, seed: int) -> 
             u = used.space.sphere(generator, against=vectors)
             recorder.probe(u, (matrix @ u.to(matrix.device, matrix.dtype)).to(u))
     forms = recorder.forms(deflated)
-    sampled = section_traces(forms, groups)
     diagonal = matrix.matrix.diagonal().split(sections)
     traces = {name: _exact_trace(torch.cat([diagonal[i] for i in group]), off.norm) for name, group in groups.items()}
-    if sampled:
-        traces = {name: replace(total, data_stderr=sampled[name].data_stderr) for name, total in traces.items()}
+    traces = {name: with_trace_influences(total, forms, groups[name]) for name, total in traces.items()}
     block = replace(block, group_traces=traces, num_products=op.num_products - before)
     return matrix, _with_data_errors(block, forms)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pyhessian_spectra.analysis.gauss_newton import Part
 from pyhessian_spectra.analysis.operators import estimated
@@ -42,7 +45,7 @@ class Parts:
 
     def spectra(self, number: int, meter: Callable[[LinearOperator], Meter], seed: int) -> Mapping[str, Spectrum]:
         """The spectra of one part, each with probes of its own."""
-        risk = self.risk.part(number, self.count)
+        risk = self.risk.replace(data=_Chosen(self.risk.data, self._batches[number :: self.count, 0]))
         whole = self.matrix(risk)
         if is_built(self.settings, risk.n):
             entries, _, off = build(meter(whole))
@@ -67,13 +70,25 @@ class Parts:
         """The spectrum of a layer whose block is the Gauss-Newton part's, from the rows of this part's examples."""
         if self.own is None or label not in self.own.layers:
             return None
-        gram, first, batches = self.own.gram, 0, list[np.ndarray]()
-        for _, batch in self.risk.sample.read():
-            batches.append(np.arange(first, first + batch.num_examples))
-            first += batch.num_examples
-        chosen = np.concatenate(batches[number :: self.count])
+        gram, sizes = self.own.gram, self._batches[:, 1]
+        chosen = np.repeat(np.arange(len(sizes)) % self.count == number, sizes)
         share = 1.0 if gram.weights is None else float(gram.weights[chosen].sum())
-        return gram.groups[label].among(np.isin(gram.examples, chosen), share).spectrum()
+        return gram.groups[label].among(chosen[gram.examples], share).spectrum()
+
+    @functools.cached_property
+    def _batches(self) -> NDArray[np.intp]:
+        """The place in the data, and the number of examples, of each batch that has any weight."""
+        return np.array([(batch.index, batch.num_examples) for _, batch in self.risk.sample.read()])
+
+
+class _Chosen:
+    """The batches at some places of the data."""
+
+    def __init__(self, data: Iterable[Any], places: NDArray[np.intp]) -> None:
+        self._data, self._places = data, set(places.tolist())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for place, batch in enumerate(self._data) if place in self._places)
 
 
 def _exact(entries: torch.Tensor, off: float) -> Spectrum:

@@ -102,9 +102,14 @@ def _eigenvalues_from(forms: Forms) -> Callable[[Floats], Floats]:
     return lambda w: np.linalg.eigvalsh(np.einsum("b,bij->ij", w, symmetric))
 
 
-def with_trace_influences(trace: TraceEstimate, forms: Forms) -> TraceEstimate:
-    """The trace with its sampling error and the batches' influences on it; as it is without batches."""
-    samples = forms.trace_samples.sum(axis=2)
+def with_trace_influences(
+    trace: TraceEstimate, forms: Forms, sections: Sequence[int] | slice = slice(None)
+) -> TraceEstimate:
+    """The trace with its sampling error and the batches' influences on it; as it is without batches.
+
+    It is that of the whole matrix, or of the diagonal block of some sections.
+    """
+    samples = forms.trace_samples[:, :, sections].sum(axis=2)
     error = _linear_error(forms, samples)
     if error is None:
         return trace
@@ -122,13 +127,14 @@ def section_traces(
     """
     found = {}
     for name, group in groups.items():
-        samples = forms.trace_samples[:, :, list(group)].sum(axis=2)
-        values, error = forms.weights @ samples, _linear_error(forms, samples)
+        values = forms.weights @ forms.trace_samples[:, :, list(group)].sum(axis=2)
         if not forms.complement:
-            found[name] = TraceEstimate(float(values.mean()), 0.0, 0, data_stderr=error, rounding=rounding)
+            trace = TraceEstimate(float(values.mean()), 0.0, 0)
         elif len(values) > 1:
             trace = mean_of(values, 0, "Krylov pass of the whole matrix", first_stage=first_stage)
-            found[name] = replace(trace, data_stderr=error, rounding=rounding)
+        else:
+            continue
+        found[name] = with_trace_influences(replace(trace, rounding=rounding), forms, list(group))
     return found
 
 

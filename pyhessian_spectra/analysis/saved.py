@@ -145,18 +145,12 @@ def _structure_from(entry: Mapping[str, Any] | None) -> Structure | None:
         return None
     coupling, where, gradient = (entry[key] for key in ("coupling", "localisation", "gradient"))
     if coupling is not None:
-        coupling = LayerCoupling(**{**_array_fields(coupling), "error": _trace_from(coupling["error"])})
+        coupling = dataclasses.replace(stored.from_json(LayerCoupling, coupling), error=_trace_from(coupling["error"]))
     return Structure(
         coupling,
         None if where is None else stored.from_json(Localisation, where),
         None if gradient is None else stored.from_json(GradientShares, gradient),
     )
-
-
-def _array_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **entry, "labels": tuple(entry["labels"]), **{name: np.array(entry[name]) for name in ("mass", "stderr")}
-    }  # fmt: skip
 
 
 def _part_to_json(part: GaussNewton) -> dict[str, Any]:

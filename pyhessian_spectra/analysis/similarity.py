@@ -62,8 +62,8 @@ class SimilarityMatrix:
     probe_stderr : ndarray, shape (p, p)
         Standard errors due to the random probes of the spectra, by the jackknife; zero between exact ones.
     data_stderr : ndarray, shape (p, p), or None
-        Standard errors due to the data being a sample: the spread over disjoint parts of the data, over the square root
-        of their number.
+        Standard errors due to the data being a sample: the root mean square, over disjoint parts of the data, of how
+        far their distances are from that of all, over the root of one less than their number.
     across : ndarray, shape (p, p), or None
         Mean distances between one spectrum from one part of the data and another from a different part, with different
         probes. The diagonal is the *null*: the distance of a spectrum from itself with other data and probes.
@@ -204,7 +204,8 @@ def _beside_null(found: SimilarityMatrix, metric: Metric, parts: Sequence[Mappin
     p_values = np.ones((size, size))
     for i, j in itertools.combinations(range(size), 2):
         p_values[i, j] = p_values[j, i] = _exchange_test(between[:, :, [i, i, j, j], [i, j, i, j]])
-    stderr = same.std(axis=0, ddof=1) / count**0.5
+    # about the distances of all data: those of parts alone vary too little where few examples move them all one way
+    stderr = np.sqrt(((same - found.values) ** 2).mean(axis=0) / (count - 1))
     return replace(found, data_stderr=stderr, across=(across + across.T) / 2, p_values=p_values)
 
 
@@ -224,7 +225,7 @@ def _exchange_test(between: Floats) -> float:
     # exchanging all is no change, so the first part keeps its labels
     if count <= _ALL_WAYS:
         others = np.array([*itertools.product((0, 1), repeat=count - 1)])
-    else:  # a random set of exchanges, of which none is the first, gives an exact test too
+    else:  # random ones give an exact test too if making none counts as one of them (Phipson and Smyth 2010)
         others = np.random.default_rng(0).integers(0, 2, (2 ** (_ALL_WAYS - 1), count - 1))
         others[0] = 0
     ways = [statistic(np.array([0, *way])) for way in others]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
-from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
+from pyhessian_spectra.analysis.coupling import LayerCoupling, coupling_of_rows, layer_coupling
 from pyhessian_spectra.analysis.eigenspaces import Localisation, localisation
 from pyhessian_spectra.analysis.gradient import GradientShares
-from pyhessian_spectra.curvature.partition import Partition
+from pyhessian_spectra.curvature import GGNGram, Partition
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Settings
 from pyhessian_spectra.spectra.operator import LinearOperator
 
@@ -36,17 +36,26 @@ class Structure:
 
 
 def coupling_of(
-    op: LinearOperator, block: BlockAnalysis, settings: Settings, partition: Partition, seed: int
+    op: LinearOperator,
+    block: BlockAnalysis,
+    settings: Settings,
+    partition: Partition,
+    seed: int,
+    gram: GGNGram | None = None,
 ) -> LayerCoupling | None:
-    """The coupling of the groups, with the eigenpairs that are known; None where there is nothing to couple."""
+    """The coupling of the groups, from what is known; None where there is nothing to couple, or no probes to spend.
+
+    Known are the Gram matrices of the groups, if ``op`` is their ``A^T A``, or else the eigenpairs of ``block``.
+    """
     if len(partition) + (not partition.complete) < 2 or not len(partition):
         return None
+    if gram is not None:
+        return coupling_of_rows(gram, gram.groups)
     if not isinstance(op, MatrixOperator) and not settings.coupling_probes:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    return layer_coupling(
-        op, partition, num_probes=settings.coupling_probes, known=_both_edges(block), generator=generator
-    )
+    known, off, generator = _both_edges(block), block.largest.rounding, torch.Generator().manual_seed(seed)
+    probes = settings.coupling_probes
+    return layer_coupling(op, partition, num_probes=probes, known=known, rounding=off, generator=generator)
 
 
 def localised(block: BlockAnalysis, partition: Partition) -> Localisation | None:

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
-from pyhessian_spectra.analysis.bulk import split_bulk
-from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
+from pyhessian_spectra.analysis.bulk import BulkEdge
+from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import (
-    Trajectory,
-    checkpoint_names,
-    checkpoint_step,
-    follow_checkpoints,
-)
+from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
+from pyhessian_spectra.analysis.trajectory import INTERVALS, Trajectory, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 
 if TYPE_CHECKING:
     import pandas
 
-CERTIFIED, PROBES, DATA, EXACT, UNKNOWN = (
+CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "certified half-width",
+    "residual",
     "95 % half-width, probes and rounding",
     "standard error, data",
     "exact up to rounding",
     "unknown",
 )
 NULL = "null: mean distance from itself with other data and probes"
-_METRICS = (wasserstein, scaled_wasserstein, jensen_shannon)
 
 
 class Row(NamedTuple):
@@ -50,7 +45,7 @@ class Row(NamedTuple):
 
 
 def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> list[Row]:
-    """The rows of all checkpoints, in their order; by default they are called what their ``problem`` says.
+    """The rows of all checkpoints, in their order; by default they are called by their files' names.
 
     Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
     and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
@@ -58,18 +53,16 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
     the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
     checkpoint before.
     """
-    if isinstance(analyses, SpectralAnalysis):
-        raise InputError("analyses must be a sequence; put a single one in a list")
-    names = checkpoint_names(analyses) if labels is None else labels
-    if len(names) != len(analyses):
-        raise InputError(f"{len(names)} labels were given for {len(analyses)} checkpoints; give one for each")
+    return rows_of(Checkpoints.of(analyses, labels))
+
+
+def rows_of(found: Checkpoints) -> list[Row]:
+    """See :func:`tidy`."""
     rows = []
-    for name, analysis in zip(names, analyses, strict=True):
-        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis)]
-    one_model = len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1
-    if one_model and all(len(analysis.full.largest) for analysis in analyses):
-        rows += changes(follow_checkpoints(analyses, labels=names))
-    return rows
+    each = zip(found.labels, found.analyses, found.bulks, found.similarities, strict=True)
+    for name, analysis, bulk, similar in each:
+        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis, bulk, similar)]
+    return rows if found.trajectory is None else [*rows, *changes(found.trajectory)]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -82,25 +75,26 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_frame(rows: Sequence[NamedTuple]) -> pandas.DataFrame:
-    """The rows as a pandas DataFrame; raises InputError where pandas is not installed."""
+    """The rows as a pandas DataFrame, unknown numbers as NaN; raises InputError where pandas is not installed."""
     try:
         import pandas
     except ImportError:
         raise InputError("pandas is not installed; run pip install pandas, or use to_csv") from None
-    return pandas.DataFrame(rows, columns=type(rows[0])._fields if rows else Row._fields)
+    kind = type(rows[0]) if rows else Row
+    # a column of which nothing is known would be one of objects
+    numbers = {name: float for name, annotation in kind.__annotations__.items() if "float" in str(annotation)}
+    return pandas.DataFrame(rows, columns=kind._fields).astype(numbers)
 
 
 _Told = tuple[str, str, float, float | None, str]
 
 
-def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
+def _of_one(analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, SimilarityMatrix]) -> Iterator[_Told]:
     """Block, quantity, value, error and kind."""
-    top = float(analysis.full.largest.eigenvalues[-1]) if len(analysis.full.largest) else 0.0
     for name, block in {WHOLE: analysis.full, **analysis.layers}.items():
         yield from _of_block(name, block)
-        if name != WHOLE and top and len(block.largest):
-            yield name, "lambda_1 / lambda_1 of the whole", float(block.largest.eigenvalues[-1]) / top, None, UNKNOWN
-    bulk = split_bulk(analysis)
+        if name != WHOLE and (ratio := block.largest_beside(analysis.full)) is not None:
+            yield name, "lambda_1 / lambda_1 of the whole", *ratio, _kind(block.largest, analysis.full.largest)
     for quantity, value, bounds in (
         ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
         ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
@@ -109,9 +103,8 @@ def _of_one(analysis: SpectralAnalysis) -> Iterator[_Told]:
     if bulk.separable:
         yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
         yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN
-    if analysis.layers:
-        for metric in _METRICS:
-            yield from _distances(similarity_matrix(analysis, metric=metric))
+    for matrix in similar.values():
+        yield from _distances(matrix)
     yield from _of_structure(analysis)
 
 
@@ -126,18 +119,17 @@ def _of_block(name: str, block: BlockAnalysis) -> Iterator[_Told]:
 
 def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[_Told]:
     value = float(pairs.eigenvalues[rank])
-    if pairs.lower is not None and pairs.upper is not None:
-        reach = max(value - float(pairs.lower[rank]), float(pairs.upper[rank]) - value)
-        yield name, quantity, value, reach, CERTIFIED
-    else:
-        yield name, quantity, value, float(pairs.residuals[rank]), "residual"
+    yield name, quantity, value, float(pairs.reach[rank]), _kind(pairs)
     if pairs.data_stderr is not None:
         yield name, quantity, value, float(pairs.data_stderr[rank]), DATA
 
 
-def _estimate(name: str, quantity: str, found: TraceEstimate) -> Iterator[_Told]:
-    low, high = found.interval(0.95)
-    yield name, quantity, found.value, (high - low) / 2, PROBES if found.stderr else EXACT
+def _kind(*pairs: Eigenpairs) -> str:
+    return CERTIFIED if all(each.lower is not None for each in pairs) else RESIDUAL
+
+
+def _estimate(name: str, quantity: str, found: TraceEstimate, kind: str = "") -> Iterator[_Told]:
+    yield name, quantity, found.value, found.reach, kind or (PROBES if found.stderr else EXACT)
     if found.data_stderr is not None:
         yield name, quantity, found.value, found.data_stderr, DATA
 
@@ -164,10 +156,11 @@ def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
         coupling = structure.coupling
         yield from _estimate(WHOLE, "error of the block diagonal", coupling.error)
         yield from _estimate(WHOLE, "cosine with the block diagonal", coupling.cosine)
-        kind = "standard error, probes" if coupling.num_probes else EXACT
+        off = coupling.rounding * (2 * np.sqrt(coupling.mass.clip(0.0)) + coupling.rounding)
+        kind, errors = ("standard error, probes", coupling.stderr) if coupling.num_probes else (EXACT, off)
         for i, one in enumerate(coupling.labels):
             for j, other in enumerate(coupling.labels[: i + 1]):
-                mass, error = float(coupling.mass[i, j]), float(coupling.stderr[i, j])
+                mass, error = float(coupling.mass[i, j]), float(errors[i, j])
                 yield one, f"squared norm of the block with {other}", mass, error, kind
     if structure.localisation is not None:
         where = structure.localisation
@@ -196,7 +189,8 @@ def changes(found: Trajectory) -> Iterator[Row]:
 
 
 def _since(found: Trajectory, t: int) -> Iterator[_Told]:
-    yield from _estimate(WHOLE, "change of lambda_1", found.largest[t - 1])
+    largest = found.largest[t - 1]
+    yield from _estimate(WHOLE, "change of lambda_1", largest, CERTIFIED if largest.method == INTERVALS else RESIDUAL)
     yield from _estimate(WHOLE, "change of trace", found.trace[t - 1])
     for name, moved in found.layer_traces.items():
         yield from _estimate(name, "change of trace", moved[t - 1])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 _SAME = 0.5
 
 
+#: How the change of an eigenvalue was found whose certified intervals are known at both checkpoints.
+INTERVALS = "certified intervals"
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """What moved from each checkpoint to the next.
@@ -43,6 +49,8 @@ class Trajectory:
         What the checkpoints are called.
     steps : tuple of (float or None), length T
         Their optimisation steps, where known.
+    values : tuple of ndarray, length T
+        The eigenvalues found at the upper edge of each checkpoint's matrix, from the largest.
     tracks : ndarray of int, shape (m, T)
         The rank of each followed eigenvalue at each of ``T`` checkpoints, 0 for the largest, and -1 where it is not
         among those found. An eigenvalue is followed from one checkpoint to the next if more than half of the squared
@@ -70,6 +78,7 @@ class Trajectory:
 
     labels: tuple[str, ...]
     steps: tuple[float | None, ...]
+    values: tuple[Floats, ...]
     tracks: NDArray[np.int64]
     overlaps: Floats
     persistence: Floats
@@ -98,7 +107,7 @@ def follow_checkpoints(
     analyses : sequence of SpectralAnalysis
         On the same examples with the same seed, so that changes have small errors.
     labels : sequence of str, optional
-        By default what each ``problem`` calls its checkpoint, or its number.
+        By default the checkpoints' file names.
     k : int, optional
         Size of the spaces whose persistence is measured; by default all eigenvalues found at the upper edge.
 
@@ -130,6 +139,7 @@ def follow_checkpoints(
     return Trajectory(
         checkpoint_names(analyses) if labels is None else tuple(labels),
         tuple(checkpoint_step(analysis) for analysis in analyses),
+        tuple(block.largest.eigenvalues[::-1].copy() for block in blocks),
         tracks,
         overlaps,
         np.array([_persistence(one.full, other.full, k) for one, other in steps]),
@@ -147,8 +157,12 @@ def follow_checkpoints(
 
 
 def checkpoint_names(analyses: Sequence[SpectralAnalysis]) -> tuple[str, ...]:
-    """What each ``problem`` calls its checkpoint, or its number in the list."""
-    return tuple(str(analysis.problem.get("checkpoint", i)) for i, analysis in enumerate(analyses))
+    """A short, distinct name for each checkpoint: its file name and part of the data, numbered if need be."""
+    names = [PurePath(str(analysis.problem.get("checkpoint", "checkpoint"))).name for analysis in analyses]
+    parts = [analysis.problem.get("split") for analysis in analyses]
+    names = [name if part is None else f"{name}, {part}" for name, part in zip(names, parts, strict=True)]
+    shared = Counter(names)
+    return tuple(f"{name} ({i})" if shared[name] > 1 else name for i, name in enumerate(names, start=1))
 
 
 def checkpoint_step(analysis: SpectralAnalysis) -> float | None:
@@ -193,17 +207,14 @@ def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
 
 
 def change_of_largest(first: Eigenpairs, second: Eigenpairs) -> TraceEstimate:
-    """The change of the largest eigenvalue; ``rounding`` is the reach of both certified intervals together."""
-    one, other = (_top(pairs) for pairs in (first, second))
-    return change(one, other)
+    """The change of the largest eigenvalue; ``rounding`` is the reach of both together, see :class:`Eigenpairs`."""
+    known = all(pairs.lower is not None for pairs in (first, second))
+    return replace(change(_top(first), _top(second)), method=INTERVALS if known else "residuals")
 
 
 def _top(pairs: Eigenpairs) -> TraceEstimate:
     """The largest eigenvalue, with the reach of its interval for rounding."""
-    reach = float(pairs.residuals[-1])
-    value = float(pairs.eigenvalues[-1])
-    if pairs.lower is not None and pairs.upper is not None:
-        reach = max(value - float(pairs.lower[-1]), float(pairs.upper[-1]) - value)
+    value, reach = float(pairs.eigenvalues[-1]), float(pairs.reach[-1])
     error = None if pairs.data_stderr is None else float(pairs.data_stderr[-1])
     moved = None if pairs.data_influences is None else pairs.data_influences[:, -1]
     return TraceEstimate(value, 0.0, 0, "eigenpair", rounding=reach, data_stderr=error, data_influences=moved)

@@ -27,7 +27,7 @@ from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, He
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, trace_error
+from pyhessian_spectra.plots.numbers import format_headline
 from pyhessian_spectra.problems.datasets import SPLITS
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
@@ -234,8 +234,8 @@ def _summary(analysis: SpectralAnalysis) -> str:
     """The numbers of a checkpoint, each with the largest of its errors, in ASCII because terminals differ."""
     top, trace, examples = analysis.full.largest, analysis.full.trace, analysis.problem.get("N")
     data = None if top.data_stderr is None else float(top.data_stderr[-1])
-    value = format_headline(float(top.eigenvalues[-1]), float(eigenvalue_errors(top)[-1]), data, examples)
-    total = format_headline(trace.value, trace_error(trace), trace.data_stderr, examples)
+    value = format_headline(float(top.eigenvalues[-1]), float(top.reach[-1]), data, examples)
+    total = format_headline(trace.value, trace.reach, trace.data_stderr, examples)
     return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
 
 

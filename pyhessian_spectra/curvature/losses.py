@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.objective import Objective, tensors_in
+from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError
+
+_T = TypeVar("_T")
 
 
 class BatchObjective(Objective):
@@ -42,6 +45,14 @@ class ClosureObjective(Objective):
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__(_Holder(named), lambda outputs, targets: outputs)
         self.num_examples: int | None = None  # of the outputs that were returned last
+
+    def _placed(self, point: Point, call: Callable[[], _T]) -> _T:
+        if point.values:
+            raise InputError(
+                "a closure is evaluated at the parameters as they are, and an analysis needs others beside them; pass "
+                "EmpiricalRisk(model, loss_fn, data)"
+            )
+        return call()
 
     def outputs(self, batch: Batch) -> Any:
         """What the function returns."""

@@ -266,8 +266,8 @@ def _explained(error: Exception, batch: Batch) -> SpectraError:
         )
     if "backward through the graph a second time" in text:
         return InputError(
-            "the loss was differentiated where it was computed; leave backward() out of the closure, the model and the "
-            "loss"
+            "the loss was differentiated where it was computed, or is not computed anew in each call; leave backward() "
+            "out of the closure, the model and the loss"
         )
     if "use_reentrant" in text:
         return SecondDerivativeError(

@@ -128,7 +128,7 @@ class EmpiricalRisk:
         """A risk that a function computes at the parameters as they are: ``closure() -> loss`` or ``(loss, outputs)``.
 
         ``named`` maps names to the leaf tensors that the loss depends on; those that require a gradient are the
-        coordinates. Only its live point has meaning. Gauss-Newton and Fisher matrices need the outputs, a tensor or
+        coordinates. It has no point but the live one. Gauss-Newton and Fisher matrices need the outputs, a tensor or
         several. The function calls the model in the mode that it is in, and what it changes is changed. Of another
         function it is ``risk.replace(data=[closure])``.
         """
@@ -249,12 +249,10 @@ class EmpiricalRisk:
         other.sample = other._sample(Share(self.data, processes.rank, processes.size))
         return other
 
-    def part(self, first: int, step: int) -> EmpiricalRisk:
-        """The same risk over every ``step``-th batch of the data, from number ``first`` on."""
-        return self.replace(data=Share(self.data, first, step))
-
     def point(self) -> Point:
-        """A copy of the model's current parameters and buffers."""
+        """A copy of the model's current parameters and buffers; of a closure, which has no other, the live point."""
+        if isinstance(self.objective, ClosureObjective):
+            return self.live()
         return Point.copied(self.model, self.layout)
 
     def live(self) -> Point:

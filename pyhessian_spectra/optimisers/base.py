@@ -26,6 +26,7 @@ from pyhessian_spectra.optimisers.checks import (
     require_agreement,
     require_dependence,
     require_range,
+    require_repeatable,
     require_state,
 )
 from pyhessian_spectra.optimisers.moves import LineSearch, Trial, average, placed
@@ -210,6 +211,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for name, value in (("loss", loss), ("gradient", gradient.sum())):
             if not math.isfinite(float(value)):
                 raise NonFiniteError(f"the {name} is NaN or infinite before the step; look at the batch, or lower lr")
+        if not self._num_steps:
+            require_repeatable(risk, self._point, float(loss))
         proposal = self._propose(risk, None if subset is None else self._risk(subset), gradient)
         lrs = [require_range("lr", group["lr"]) for group in self._settings().values()]
         parts = zip(lrs, self.layout.unflatten(proposal.direction), strict=True)
@@ -237,7 +240,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             average(self.state, self._params, self._averaging)
         self._finish(record, proposal)
         if rejected is not None:
-            warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"step {record.step} is taken back: {rejected}", RuntimeWarning, stacklevel=4)
         return loss
 
     def _operator(

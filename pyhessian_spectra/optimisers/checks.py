@@ -70,18 +70,10 @@ def require_agreement(processes: Processes, params: Sequence[Tensor], shared: Ma
 
 
 def require_dependence(risk: EmpiricalRisk, point: Point) -> None:
-    """Raise InputError if the loss depends on none of the parameters, or is another one each time."""
+    """Raise InputError if the loss depends on none of the parameters."""
 
     def check(batch: Batch) -> None:
-        value, again = (risk.objective.evaluate(batch)[1] for _ in range(2))
-        apart, first = float((value - again).detach().abs()), float(value.detach())
-        computed_in = risk.objective.computed_in.get(risk.dtype, risk.dtype)
-        if apart > torch.finfo(computed_in).eps ** 0.5 * abs(first):
-            raise InputError(
-                f"the loss at the same parameters differs by {apart:.3g} of {first:.6g} from one call to the next, and "
-                "a step makes several; switch off what draws at random (dropout, augmentation), or seed it in the "
-                "closure"
-            )
+        value = risk.objective.evaluate(batch)[1]
         found = torch.autograd.grad(value, point.coordinates, allow_unused=True) if value.requires_grad else [None]
         if all(part is None for part in found):
             raise InputError(
@@ -90,6 +82,18 @@ def require_dependence(risk: EmpiricalRisk, point: Point) -> None:
             )
 
     _with_first_batch(risk, point, check)
+
+
+def require_repeatable(risk: EmpiricalRisk, point: Point, loss: float) -> None:
+    """Raise InputError if the risk has another value than ``loss``, which it had before at the same parameters."""
+    again = risk.loss(point)
+    computed_in = risk.objective.computed_in.get(risk.dtype, risk.dtype)
+    if abs(again - loss) > torch.finfo(computed_in).eps ** 0.5 * abs(loss):
+        raise InputError(
+            f"the loss at the same parameters was {loss:.6g} and then {again:.6g}, and a step takes it several times; "
+            "switch off what draws at random (dropout, augmentation, a loader that leaves examples out), or seed it in "
+            "the closure"
+        )
 
 
 def require_convex_loss(risk: EmpiricalRisk, point: Point) -> None:

@@ -51,7 +51,8 @@ class HessianFree(CurvatureOptimizer):
         names; a :class:`Partition`; or a function from a layout to one, such as ``lambda layout:
         Partition.at_random(layout, 3, generator=generator)``.
     curvature : callable
-        ``curvature(risk, point=...)``: ``GGNOperator``, ``HessianOperator`` or another operator.
+        ``curvature(risk, point=...)``: ``GGNOperator``, ``HessianOperator`` or another operator. The Gauss-Newton
+        matrix leaves out what a loss has beside the outputs, such as a penalty on weights.
     max_cg_iterations : int
     cg_rtol : float
         A block's iteration ends when its residual is at most this times its gradient's norm.
@@ -232,8 +233,10 @@ class HessianFree(CurvatureOptimizer):
                 self.state[p]["direction"] = part.clone()
             else:
                 self.state[p].pop("direction", None)
-        seen = self._space.eps * abs(record.loss)  # below it a reduction is rounding
-        if self._adapt is None or not (record.rejected or abs(record.predicted) > seen):
+        promised = -(proposal.slope + proposal.curvature / 2)  # without a line search
+        if self._adapt is None or abs(promised) <= self._space.eps * abs(record.loss):  # of which no more than rounding
+            return
+        if math.isnan(promised) and not record.rejected:
             return
         ratio = -math.inf if record.rejected else record.actual / record.predicted
         for group in self.param_groups:

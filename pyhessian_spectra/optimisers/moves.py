@@ -31,6 +31,8 @@ class Trial:
 
         ``loss`` is the one before, ``slope`` the step's inner product with the gradient, ``norm`` its length.
         """
+        if not norm:  # at a stationary point, or without a length
+            return loss, 1.0, None
         if not math.isfinite(norm):
             return math.nan, 1.0, "the step is NaN or infinite; damp more, or look at the curvature's batch"
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RGBAColorType
 
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
+from pyhessian_spectra.analysis.trajectory import checkpoint_names, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values, to_decades
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, trace_error
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
 # As many of the largest eigenvalues are drawn along training.
@@ -53,7 +52,7 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
     row_height = float(np.clip(6 / len(traces), 0.18, 0.32))
     values = [trace.value for trace in traces.values()]
     # An error of 0 would show as the caps of its bar; NaN shows as nothing.
-    errors = [trace_error(trace) or np.nan for trace in traces.values()]
+    errors = [trace.reach or np.nan for trace in traces.values()]
     bars: dict[str, Any] = {"xerr": errors, "ecolor": style.INK, "capsize": 2.5, "error_kw": {"elinewidth": 1}}
     with style.drawing(ax, height=0.75 + row_height * len(traces)) as ax:
         ax.barh(np.arange(len(traces)), values, height=0.62, color=style.BLUE, alpha=0.55, linewidth=0, **bars)
@@ -73,11 +72,11 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     largest = [analysis.full.largest.take(_REVERSED) for analysis in analyses]
     smallest = [analysis.full.smallest for analysis in analyses]
     traces = np.array([analysis.full.trace.value for analysis in analyses])
-    errors = [trace_error(analysis.full.trace) for analysis in analyses]
+    errors = [analysis.full.trace.reach for analysis in analyses]
     look: dict[str, Any] = {"fmt": "s-", "color": style.GREEN, "markersize": 4, "linewidth": 1.1, "capsize": 2.5}
     with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
-        x = place_checkpoints(ax, analyses)
+        x = place_checkpoints(ax, [checkpoint_step(each) for each in analyses], checkpoint_names(analyses))
         ax.errorbar(x, traces, errors, label="trace", **look)
         _edge_line(ax, x, largest, 0, to_rgba(style.BLUE), r"$\lambda_1$ (largest)")
         for rank in range(1, _TOP):
@@ -94,29 +93,26 @@ def _edge_line(ax: Axes, x: Floats, edges: Sequence[Eigenpairs], rank: int, shad
     present = [i for i, pairs in enumerate(edges) if len(pairs) > rank]
     if present:
         values = [edges[i].eigenvalues[rank] for i in present]
-        errors = [eigenvalue_errors(edges[i])[rank] for i in present]
+        errors = [edges[i].reach[rank] for i in present]
         ax.errorbar(x[present], values, yerr=errors, fmt="-", color=shade, linewidth=1.1)
         # Each mark has its own colour: one ``alpha`` for all would fill the hollow ones.
         faces = [shade if edges[i].converged[rank] else "none" for i in present]
         ax.scatter(x[present], values, s=16, facecolors=faces, edgecolors=[shade], zorder=3, label=label)
 
 
-def place_checkpoints(ax: Axes, analyses: Sequence[SpectralAnalysis]) -> Floats:
+def place_checkpoints(ax: Axes, steps: Sequence[float | None], names: Sequence[str]) -> Floats:
     """Label the horizontal axis, and return the positions of the checkpoints along it."""
-    steps = [analysis.problem.get("step") for analysis in analyses]
-    if all(isinstance(step, (int, float)) for step in steps) and len(set(steps)) == len(steps) > 1:
-        x = np.array(steps, dtype=np.float64)
+    known = [step for step in steps if step is not None]
+    if len(set(known)) == len(steps) > 1:
+        x = np.array(known, dtype=np.float64)
         threshold = float(x[x > 0].min(initial=np.inf))
         if x.max() > 30 * threshold:
             low, high = to_decades([x.min(), x.max()], threshold)
             EigenvalueAxis(threshold, low - 0.1, high + 0.1, 0.1).set_scale(ax)
         ax.set_xlabel("Optimisation step")
         return x
-    x = np.arange(len(analyses), dtype=np.float64)
-    names = []
-    for i, problem in enumerate(analysis.problem for analysis in analyses):
-        name = style.literal(PurePath(str(problem.get("checkpoint", i))).name, length=16)
-        names.append(f"{name}, {problem['split']}" if "split" in problem else name)
-    ax.set_xticks(x, names, rotation=30, ha="right", fontsize=7.5)
+    x = np.arange(len(steps), dtype=np.float64)
+    shown = [style.literal(name) for name in names]
+    ax.set_xticks(x, shown, rotation=30, ha="right", fontsize=7.5)
     ax.set_xlabel("Checkpoint")
     return x

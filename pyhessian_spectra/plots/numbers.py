@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.spectra.results import Eigenpairs, Floats, TraceEstimate
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # A value has at most so many digits, however small its error is.
@@ -99,19 +96,6 @@ def format_duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(whole / 60)
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def eigenvalue_errors(pairs: Eigenpairs) -> Floats:
-    """Return the numbers after ``±``, shape (k,): the reach of certified intervals, or the residuals without these."""
-    if pairs.lower is None or pairs.upper is None:
-        return pairs.residuals
-    return np.maximum(pairs.upper - pairs.eigenvalues, pairs.eigenvalues - pairs.lower)
-
-
-def trace_error(trace: TraceEstimate) -> float:
-    """Return the number after ``±``: half the width of the 95 % confidence interval, or 0 for an exact trace."""
-    low, high = trace.interval(0.95)
-    return (high - low) / 2
 
 
 def _scientific(value: float, digits: int) -> tuple[float, int]:

@@ -16,11 +16,9 @@ from scipy.spatial.distance import squareform
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.numbers import format_number
+from pyhessian_spectra.plots.heatmap import is_legible, square_heatmap
 from pyhessian_spectra.spectra.results import Floats
 
-# Numbers stand in the cells of matrices up to this size, and the marks of differences beyond chance in larger ones.
-_LEGIBLE = 8
 # What each metric of the package is called on an axis.
 _NAMES = {
     "wasserstein": "Wasserstein-1 distance " + style.UNITS,
@@ -121,35 +119,17 @@ def _shown(matrix: SimilarityMatrix) -> Floats:
 
 
 def _heatmap(matrix: SimilarityMatrix, order: NDArray[Any], ax: Axes | None) -> Axes:
-    labels = [style.literal(matrix.labels[i], length=16) for i in order]
-    values = _shown(matrix)[np.ix_(order, order)]
-    beyond = np.zeros(values.shape, dtype=bool) if matrix.exceeds is None else matrix.exceeds[np.ix_(order, order)]
-    few = len(labels) <= _LEGIBLE
-    size = 1.6 + (0.48 if few else 0.19) * len(labels)
-    numbers = np.array([[format_number(value, digits=2) for value in row] for row in values])
-    with style.drawing(ax, width=size + 1.0, height=size) as ax:
-        sns.heatmap(
-            values,
-            ax=ax,
-            cmap=style.shades("mako_r"),
-            vmin=0,
-            square=True,
-            annot=numbers if few else None,
-            fmt="",
-            annot_kws={"fontsize": 7},
-            xticklabels=labels,
-            yticklabels=labels,
-            linewidths=0.5 if few else 0,
-            linecolor="white",
-            cbar_kws={"label": _NAMES.get(matrix.metric, matrix.metric), "shrink": 0.8},
-        )
-        for text, marked in zip(ax.texts, beyond.ravel(), strict=False):
-            text.set_fontweight("bold" if marked else "normal")
-        if not few:
-            rows, columns = np.nonzero(beyond)
-            ax.plot(columns + 0.5, rows + 0.5, ".", color="white", markersize=2.5, markeredgecolor=style.INK, mew=0.3)
-        ax.tick_params(length=0, labelsize=7)
-        ax.set_xticklabels(ax.get_xticklabels(), rotation=90)
-        ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
-        ax.grid(visible=False)
+    at = np.ix_(order, order)
+    labels, few = [matrix.labels[i] for i in order], is_legible(matrix.labels)
+    bar = {"label": _NAMES.get(matrix.metric, matrix.metric)}
+    look = {"cmap": style.shades("mako_r"), "vmin": 0, "linewidths": 0.5 if few else 0, "linecolor": "white"}
+    ax = square_heatmap(_shown(matrix)[at], labels, bar=bar, room=1.0, ax=ax, **look)
+    if matrix.exceeds is None:
+        return ax
+    beyond = matrix.exceeds[at]
+    for text, marked in zip(ax.texts, beyond.ravel(), strict=False):
+        text.set_fontweight("bold" if marked else "normal")
+    if not few:
+        rows, columns = np.nonzero(beyond)
+        ax.plot(columns + 0.5, rows + 0.5, ".", color="white", markersize=2.5, markeredgecolor=style.INK, mew=0.3)
     return ax

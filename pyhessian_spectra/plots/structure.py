@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -11,14 +9,12 @@ from matplotlib.colors import LogNorm
 
 from pyhessian_spectra.analysis.coupling import LayerCoupling
 from pyhessian_spectra.analysis.eigenspaces import Localisation
-from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.trajectory import follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import Trajectory
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import scale_values
 from pyhessian_spectra.plots.eigenvalues import place_checkpoints
-from pyhessian_spectra.plots.numbers import format_number
+from pyhessian_spectra.plots.heatmap import finish, square_heatmap
 
-_LEGIBLE = 8
 # Colours of norms reach this many powers of ten below the largest.
 _DECADES = 3
 
@@ -28,25 +24,10 @@ def plot_coupling(coupling: LayerCoupling, *, ax: Axes | None = None) -> Axes:
     norms = np.sqrt(coupling.mass.clip(0.0))
     top = float(norms.max()) or 1.0
     low = max(top * 10.0**-_DECADES, 0.9 * float(norms.min(initial=top)))
-    labels = [style.literal(label, length=16) for label in coupling.labels]
-    few = len(labels) <= _LEGIBLE
-    size = 1.6 + (0.48 if few else 0.19) * len(labels)
-    with style.drawing(ax, width=size + 1.4, height=size) as ax:
-        sns.heatmap(
-            norms.clip(low),
-            ax=ax,
-            cmap=style.shades("rocket_r"),
-            norm=LogNorm(low, top),
-            square=True,
-            annot=np.array([[format_number(x, digits=2) for x in row] for row in norms]) if few else None,
-            fmt="",
-            annot_kws={"fontsize": 7},
-            xticklabels=labels,
-            yticklabels=labels,
-            cbar_kws={"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "shrink": 0.8, "format": "%g"},
-        )
-        _finish(ax)
-        ax.figure.axes[-1].minorticks_off()
+    bar = {"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "format": "%g"}
+    look = {"cmap": style.shades("rocket_r"), "norm": LogNorm(low, top, clip=True)}
+    ax = square_heatmap(norms, coupling.labels, bar=bar, room=1.4, ax=ax, **look)
+    ax.figure.axes[-1].minorticks_off()
     return ax
 
 
@@ -71,29 +52,26 @@ def plot_localisation(where: Localisation, *, ax: Axes | None = None) -> Axes:
             linecolor="white",
             cbar_kws={"label": "Share of the eigenvector"},
         )
-        _finish(ax)
+        finish(ax)
         ax.set_xticklabels(ax.get_xticklabels(), rotation=0)
         ax.set_xlabel("Eigenvector, from the largest eigenvalue")
     return ax
 
 
-def plot_tracks(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = None) -> Axes:
+def plot_tracks(found: Trajectory, *, ax: Axes | None = None) -> Axes:
     """Draw the largest eigenvalues through checkpoints, each followed by its vector and not by its rank.
 
     A line ends where no vector of the next checkpoint has more than half of its squared length along it. The dashed
-    line is the curvature above which the optimiser is unstable, where its rate is known; see
-    :func:`~pyhessian_spectra.analysis.trajectory.follow_checkpoints`, which says what is refused.
+    line is the curvature above which the optimiser is unstable, where its rate is known.
     """
-    found = follow_checkpoints(analyses)
-    values = [analysis.full.largest.eigenvalues[::-1] for analysis in analyses]
     colors = sns.color_palette("colorblind", 10)
     with style.drawing(ax, height=style.HEIGHT + 0.2) as ax:
-        scale_values(ax, np.concatenate([*values, [limit for limit in found.thresholds if limit is not None]]))
-        x = place_checkpoints(ax, analyses)
+        scale_values(ax, np.concatenate([*found.values, [limit for limit in found.thresholds if limit is not None]]))
+        x = place_checkpoints(ax, found.steps, found.labels)
         followed = 0
         for track in found.tracks:
             at = np.flatnonzero(track >= 0)
-            y = [values[t][track[t]] for t in at]
+            y = [found.values[t][track[t]] for t in at]
             line = len(at) > 1
             color = colors[followed % len(colors)] if line else style.MUTED
             followed += line
@@ -104,10 +82,3 @@ def plot_tracks(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = None)
             style.legend_above(ax, columns=1)
         ax.set_ylabel(style.EIGENVALUE)
     return ax
-
-
-def _finish(ax: Axes) -> None:
-    ax.tick_params(length=0, labelsize=7)
-    ax.set_xticklabels(ax.get_xticklabels(), rotation=90)
-    ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
-    ax.grid(visible=False)

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from pyhessian_spectra.plots.numbers import eigenvalue_errors
 from pyhessian_spectra.spectra.results import Eigenpairs
 
 #: Text and axes have the first ink; the two lighter ones are for remarks and grids.
@@ -88,7 +87,7 @@ def name_rows(ax: Axes, names: Sequence[str], *, below: float = 0.0) -> None:
 
 def mark_pairs(ax: Axes, pairs: Eigenpairs, places: Any, *, along: str, look: dict[str, Any], label: str = "") -> None:
     """Mark eigenvalues along "x" or "y", at ``places`` on the other axis, with error bars; hollow if not converged."""
-    across, errors = "y" if along == "x" else "x", eigenvalue_errors(pairs)
+    across, errors = "y" if along == "x" else "x", pairs.reach
     for converged in (True, False):
         chosen = pairs.converged == converged
         if chosen.any():

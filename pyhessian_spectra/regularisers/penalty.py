@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.inspection import refuse_once_differentiable
 from pyhessian_spectra.curvature.operators import GGNOperator, HessianOperator
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import GroupSpec, Partition
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
-from pyhessian_spectra.errors import InputError, NonFiniteError, SecondDerivativeError
+from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.regularisers.derivatives import require_derivatives
 from pyhessian_spectra.regularisers.head import head_trace
 from pyhessian_spectra.spectra.space import VectorSpace, fresh_generator
 
@@ -173,7 +172,7 @@ class TracePenalty:
         ------
         SecondDerivativeError
             The loss has no second or no third derivative on the first batch where it is on, so that the penalty would
-        change nothing. A function of the model that silently drops higher derivatives is not found.
+            change nothing. A function of the model that silently drops higher derivatives is not found.
         NonFiniteError
             The trace is NaN or infinite.
         InputError
@@ -197,7 +196,7 @@ class TracePenalty:
                 "counts"
             )
         if not self._checked:
-            _require_derivatives(op, value, whole)
+            require_derivatives(op, value, whole)
             self._checked = True
         self.traces = {label: trace.detach() for label, trace in traces.items()}
         return value
@@ -269,38 +268,3 @@ def _mode_of(model: nn.Module) -> str:
             "which then holds for all modules in the penalty"
         )
     return mode
-
-
-def _require_derivatives(op: RiskOperator, value: Tensor, whole: EmpiricalRisk) -> None:
-    """Raise SecondDerivativeError if the penalty ``value`` cannot change the parameters, or not as it should."""
-    if not value.requires_grad or _vanishes(op, whole):
-        raise SecondDerivativeError(
-            f"the trace of this {op.kind} does not depend on the parameters: the loss has no second derivative there "
-            "(it is piecewise linear, such as L1), or no third one (a squared error of a linear model); use a smooth "
-            "loss, or train without the penalty"
-        )
-    refuse_once_differentiable(value)
-    ((_, batch),) = op.risk.sample.read()
-    op.risk.objective.backward(
-        op.point, batch, lambda: autodiff.gradients(value, op.point.coordinates, retain_graph=True)
-    )
-
-
-def _vanishes(op: RiskOperator, whole: EmpiricalRisk) -> bool:
-    """Whether the block of each parameter is zero on a vector, and so is the Gauss-Newton matrix of all parameters.
-
-    The Hessian of a loss that is piecewise linear in the outputs may still have blocks of two layers, which are noise
-    around a trace of zero. A chosen block alone may be zero by chance, as below a head of zeros.
-    """
-    for part in op.risk.layout.slices.values():
-        v = torch.zeros(op.n, dtype=op.dtype, device=op.device)
-        v[part] = _no_shift(part.stop - part.start).to(v)
-        if op.product(v)[part].any():
-            return False
-    ggn = GGNOperator(whole, point=whole.live())
-    return not ggn.product(_no_shift(ggn.n).to(ggn.device, ggn.dtype)).any()
-
-
-def _no_shift(n: int) -> Tensor:
-    """A vector (n,) without zeros that is not constant: a softmax does not see one constant added to all its inputs."""
-    return 1 + torch.arange(n) % 3

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from pyhessian_spectra.analysis.bulk import BulkEdge
+from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_duration, format_number
+from pyhessian_spectra.plots.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
 from pyhessian_spectra.report.layers import describe_layers, describe_steps
@@ -60,17 +60,9 @@ _KNOWN = [("step", "Step"), *((key, _FACTS[key]) for key in ("train_loss", "test
 _NUMBERS = [("largest", "λ₁"), ("smallest", "λₙ"), ("trace", "Trace")]
 
 
-def checkpoint_labels(analyses: Sequence[SpectralAnalysis]) -> list[str]:
-    """Return a short, distinct name for each checkpoint: its file name and part of the data, numbered if need be."""
-    names = [PurePath(str(analysis.problem.get("checkpoint", "checkpoint"))).name for analysis in analyses]
-    parts = [analysis.problem.get("split") for analysis in analyses]
-    names = [name if part is None else f"{name}, {part}" for name, part in zip(names, parts, strict=True)]
-    shared = Counter(names)
-    return [f"{name} ({i})" if shared[name] > 1 else name for i, name in enumerate(names, start=1)]
-
-
-def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Describe what concerns all checkpoints: title, summary, what did not converge, and one row each."""
+    analyses = found.analyses
     problems = [analysis.problem for analysis in analyses]
     matrix, _, _ = _subject(problems[0])
     names = ", ".join(dict.fromkeys(str(problem.get("model", "the model")) for problem in problems))
@@ -92,7 +84,7 @@ def describe_overview(analyses: Sequence[SpectralAnalysis], sections: Sequence[M
         "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
         + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
-        "steps": describe_steps(analyses, [section["label"] for section in sections]) if several else None,
+        "steps": None if found.trajectory is None else describe_steps(found.trajectory),
     }
 
 
@@ -207,7 +199,7 @@ def _caveats(edges: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], analysis:
 def _source(analysis: SpectralAnalysis) -> str:
     """Say what the largest eigenvalue’s error is of, where it is that of the data."""
     top, count = analysis.full.largest, analysis.problem.get("N")
-    of_data = top.data_stderr is not None and len(top) and top.data_stderr[-1] > eigenvalue_errors(top)[-1]
+    of_data = top.data_stderr is not None and len(top) and top.data_stderr[-1] > top.reach[-1]
     return f" from {count:,} examples" if of_data and count else ""
 
 

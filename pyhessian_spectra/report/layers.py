@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pyhessian_spectra.analysis.metrics import jensen_shannon, scaled_wasserstein, wasserstein
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
-from pyhessian_spectra.plots.numbers import eigenvalue_errors, format_headline, format_number, format_with_error
+from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
+from pyhessian_spectra.analysis.trajectory import Trajectory
+from pyhessian_spectra.plots.numbers import format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
 
-#: The metrics of the table, by key; the figures show the second.
-METRICS = {"raw": wasserstein, "scaled": scaled_wasserstein, "js": jensen_shannon}
-
-
-def similarities(analysis: SpectralAnalysis) -> dict[str, SimilarityMatrix]:
-    """The matrices of the metrics that the report shows; none without layers."""
-    if not analysis.layers:
-        return {}
-    return {key: similarity_matrix(analysis, metric=metric) for key, metric in METRICS.items()}
+# What the usual metrics are called.
+_WORDS = {
+    "wasserstein": "Wasserstein-1",
+    "scaled_wasserstein": "scale-free Wasserstein-1",
+    "jensen_shannon": "Jensen-Shannon",
+}
 
 
 def describe_layers(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix]) -> dict[str, Any]:
     """Describe how the layers lie to the whole and to one another."""
     return {
         "similarity": [_row(analysis, found, name) for name in analysis.layers] if found else [],
-        "has_null": bool(found) and found["raw"].null is not None,
+        "has_null": any(matrix.null is not None for matrix in found.values()),
         "similarity_told": _told(analysis, found),
         "coupling": _coupling(analysis),
         "localised": analysis.structure is not None and analysis.structure.localisation is not None,
@@ -38,18 +34,13 @@ def describe_layers(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMa
     }
 
 
-def describe_steps(analyses: Sequence[SpectralAnalysis], labels: Sequence[str]) -> dict[str, Any] | None:
-    """Describe what changed from each checkpoint to the next; None where they are not of one model."""
-    if len(analyses) < 2 or len({analysis.full.n for analysis in analyses}) > 1:
-        return None
-    if not all(len(analysis.full.largest) for analysis in analyses):
-        return None
-    found = follow_checkpoints(analyses)
+def describe_steps(found: Trajectory) -> dict[str, Any]:
+    """Describe what changed from each checkpoint to the next."""
     return {
-        "rows": [_step(found, t, labels) for t in range(1, len(analyses))],
+        "rows": [_step(found, t) for t in range(1, len(found.labels))],
         "k": found.k,
         "chance": format_number(found.chance, digits=2),
-        "edge": _edge(analyses, found),
+        "edge": _edge(found),
         "notes": [note.text for note in found.notes],
     }
 
@@ -67,12 +58,9 @@ def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name
             apart, null = float(matrix.across[i, j]), float((matrix.across[j, j] + matrix.across[i, i]) / 2)
             mark = "beyond chance" if matrix.exceeds[i, j] else "within chance"
             row[f"{key}_null"] = f"{format_number(apart, digits=2)} against {format_number(null, digits=2)}: {mark}"
-    whole, own = analysis.full.largest, analysis.layers[name].largest
-    if len(whole) and len(own) and whole.eigenvalues[-1]:
-        ratio = float(own.eigenvalues[-1] / whole.eigenvalues[-1])
-        off = [float(eigenvalue_errors(pairs)[-1]) for pairs in (own, whole)]
-        error = (off[0] + abs(ratio) * off[1]) / abs(float(whole.eigenvalues[-1]))
-        row["reach"] = _bounded(ratio, error)
+    ratio = analysis.layers[name].largest_beside(analysis.full)
+    if ratio is not None:
+        row["reach"] = _bounded(*ratio)
     return row
 
 
@@ -84,8 +72,7 @@ def _told(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix]) -> 
         i = matrix.labels.index(WHOLE)
         others = [j for j in range(len(matrix.labels)) if j != i]
         nearest[key] = matrix.labels[min(others, key=lambda j: matrix.values[i, j])]
-    words = {"raw": "Wasserstein-1", "scaled": "scale-free Wasserstein-1", "js": "Jensen-Shannon"}
-    by = ", ".join(f"{name} by {words[key]}" for key, name in nearest.items())
+    by = ", ".join(f"{name} by {_WORDS[key]}" for key, name in nearest.items())
     text = f"The layer nearest to the whole is {by}."
     if analysis.parts:
         count = len(analysis.parts)
@@ -109,8 +96,7 @@ def _coupling(analysis: SpectralAnalysis) -> dict[str, str] | None:
 
 
 def _share(estimate: TraceEstimate) -> str:
-    low, high = estimate.interval(0.95)
-    return format_with_error(estimate.value, (high - low) / 2) if high > low else format_number(estimate.value)
+    return format_with_error(estimate.value, estimate.reach) if estimate.reach else format_number(estimate.value)
 
 
 def _gradient(analysis: SpectralAnalysis) -> str:
@@ -127,13 +113,13 @@ def _gradient(analysis: SpectralAnalysis) -> str:
     )
 
 
-def _step(found: Trajectory, t: int, labels: Sequence[str]) -> dict[str, str]:
+def _step(found: Trajectory, t: int) -> dict[str, str]:
     overlap, error = found.persistence[t - 1]
     lost = int(((found.tracks[:, t - 1] >= 0) & (found.tracks[:, t] < 0)).sum())
     kept = int((found.tracks[:, t - 1] >= 0).sum()) - lost
     unknown = not np.isfinite(overlap)
     return {
-        "name": f"{labels[t - 1]} to {labels[t]}",
+        "name": f"{found.labels[t - 1]} to {found.labels[t]}",
         "largest": _moved(found.largest[t - 1]),
         "trace": _moved(found.trace[t - 1]),
         "followed": f"{kept} of {kept + lost}",
@@ -149,16 +135,15 @@ def _bounded(value: float, error: float) -> str:
 
 
 def _moved(change: TraceEstimate) -> str:
-    low, high = change.interval(0.95)
-    return format_headline(change.value, (high - low) / 2, change.data_stderr)
+    return format_headline(change.value, change.reach, change.data_stderr)
 
 
-def _edge(analyses: Sequence[SpectralAnalysis], found: Trajectory) -> str:
+def _edge(found: Trajectory) -> str:
     """Say where the largest eigenvalue is beside the optimiser's edge of stability."""
     limit = found.thresholds[-1]
     if limit is None:
         return ""
-    top = float(analyses[-1].full.largest.eigenvalues[-1])
+    top = float(found.values[-1][0])
     where = "below" if top < limit else "above"
     return unbroken(
         f"With its learning rate the optimiser is stable up to a curvature of {format_number(limit, digits=4)}; at the "

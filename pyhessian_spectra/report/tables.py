@@ -15,12 +15,10 @@ from pyhessian_spectra.analysis.resolution import WIDEST_SHARE, known_others, na
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots.numbers import (
-    eigenvalue_errors,
     format_duration,
     format_headline,
     format_number,
     format_with_error,
-    trace_error,
 )
 from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
 
@@ -43,12 +41,12 @@ def key_numbers(block: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
 
 
 def _headline(estimate: TraceEstimate) -> str:
-    return format_headline(estimate.value, trace_error(estimate), estimate.data_stderr)
+    return format_headline(estimate.value, estimate.reach, estimate.data_stderr)
 
 
 def _first_headline(pairs: Eigenpairs) -> str:
     data = None if pairs.data_stderr is None else float(pairs.data_stderr[0])
-    return format_headline(float(pairs.eigenvalues[0]), float(eigenvalue_errors(pairs)[0]), data)
+    return format_headline(float(pairs.eigenvalues[0]), float(pairs.reach[0]), data)
 
 
 def sums(block: BlockAnalysis) -> list[tuple[str, str]]:
@@ -59,7 +57,7 @@ def sums(block: BlockAnalysis) -> list[tuple[str, str]]:
 
 def estimate_text(estimate: TraceEstimate) -> str:
     """Write an estimate with half its 95 % interval, and the error of the data if it is known."""
-    shown, data = format_with_error(estimate.value, trace_error(estimate)), _data_text(estimate.data_stderr)
+    shown, data = format_with_error(estimate.value, estimate.reach), _data_text(estimate.data_stderr)
     return f"{shown} (data: {data})" if data else shown
 
 
@@ -123,7 +121,7 @@ def eigenvalue_rows(block: BlockAnalysis, *, from_top: bool) -> list[dict[str, A
         placed = pairs.lower > pairs.others[1] if from_top else pairs.upper < pairs.others[0]
     unplaced = "not certified" if pairs.lower is None else "position not certified"
     statuses = np.where(pairs.converged, np.where(placed, "certified", unplaced), "not converged").tolist()
-    known = zip(pairs.eigenvalues.tolist(), eigenvalue_errors(pairs).tolist(), strict=True)
+    known = zip(pairs.eigenvalues.tolist(), pairs.reach.tolist(), strict=True)
     values = [format_with_error(value, error) for value, error in known]
     data = [""] * len(pairs) if pairs.data_stderr is None else list(map(_data_text, pairs.data_stderr.tolist()))
     return [

@@ -20,15 +20,16 @@ from matplotlib.figure import Figure
 
 from pyhessian_spectra import plots
 from pyhessian_spectra._version import __version__
-from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
+from pyhessian_spectra.analysis.bulk import BulkEdge
+from pyhessian_spectra.analysis.checkpoints import Checkpoints
+from pyhessian_spectra.analysis.metrics import scaled_wasserstein
 from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
-from pyhessian_spectra.analysis.table import tidy, to_csv
+from pyhessian_spectra.analysis.table import rows_of, to_csv
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
-from pyhessian_spectra.report.content import checkpoint_labels, describe_checkpoint, describe_overview
-from pyhessian_spectra.report.layers import describe_steps, similarities
+from pyhessian_spectra.report.content import describe_checkpoint, describe_overview
 
 # A dark page replaces the inks by these colours. The other colours are legible on both.
 _DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
@@ -89,28 +90,28 @@ def write_report(
         raise InputError("analyses must be a sequence of at least one SpectralAnalysis; put a single one in a list")
     if isinstance(reproduce, str):
         raise InputError("reproduce must be a sequence of commands, not one string; put a single one in a list")
-    labels = checkpoint_labels(analyses)
+    found = Checkpoints.of(analyses)
     several = len(analyses) > 1
     overview = {}
     if several:
-        rows = {label: analysis.full for label, analysis in zip(labels, analyses, strict=True)}
+        rows = {label: analysis.full for label, analysis in zip(found.labels, analyses, strict=True)}
         axes = {"trajectory": plots.plot_trajectory(analyses), "densities": plots.plot_density_rows(rows)}
-        if describe_steps(analyses, labels):
-            axes["tracks"] = plots.plot_tracks(analyses)
+        if found.trajectory is not None:
+            axes["tracks"] = plots.plot_tracks(found.trajectory)
         overview = _figures(axes)
     texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
-    for index, (analysis, label) in enumerate(zip(analyses, labels, strict=True), start=1):
-        bulk, similar = split_bulk(analysis), similarities(analysis)
+    each = zip(found.analyses, found.labels, found.bulks, found.similarities, strict=True)
+    for index, (analysis, label, bulk, similar) in enumerate(each, start=1):
         axes = _draw(analysis, bulk) | _draw_structure(analysis, similar)
         figures = _figures(axes, prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
         texts |= {figure["path"]: figure["svg"] for figure in figures.values()}
         sections.append(
             describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk, similar) | {"figures": figures}
         )
-    texts["table.csv"] = to_csv(tidy(analyses, labels))
+    texts["table.csv"] = to_csv(rows_of(found))
     texts["report.html"] = _render(
-        overview=describe_overview(analyses, sections),
+        overview=describe_overview(found, sections),
         overview_figures=overview,
         sections=sections,
         reproduce=[str(line) for line in reproduce],
@@ -149,11 +150,12 @@ def _draw_structure(analysis: SpectralAnalysis, similar: Mapping[str, Similarity
     """Draw the figures of layers beside one another, by role."""
     axes, structure = {}, analysis.structure
     if similar:
-        axes["similarity"] = plots.plot_similarity(similar["scaled"])
-    if len(analysis.layers) > 1:
-        axes["depth"] = plots.plot_depth(similar["scaled"])
-    if len(analysis.layers) >= _CLUSTERED:
-        axes["clusters"] = plots.plot_clusters(similar["scaled"])
+        shown = similar[scaled_wasserstein.__name__]
+        axes["similarity"] = plots.plot_similarity(shown)
+        if len(analysis.layers) > 1:
+            axes["depth"] = plots.plot_depth(shown)
+        if len(analysis.layers) >= _CLUSTERED:
+            axes["clusters"] = plots.plot_clusters(shown)
     if structure is not None and structure.coupling is not None:
         axes["coupling"] = plots.plot_coupling(structure.coupling)
     if structure is not None and structure.localisation is not None:

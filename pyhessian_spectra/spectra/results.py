@@ -59,6 +59,13 @@ class Eigenpairs:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
+    @property
+    def reach(self) -> Floats:
+        """How far (k,) each eigenvalue may be off: the reach of its certified interval, or its residual without one."""
+        if self.lower is None or self.upper is None:
+            return self.residuals
+        return np.maximum(self.upper - self.eigenvalues, self.eigenvalues - self.lower)
+
     def take(self, index: Any) -> Eigenpairs:
         """The pairs at ``index`` (a slice or an index array), with all that belongs to them."""
         return replace(
@@ -119,10 +126,17 @@ class TraceEstimate:
         >>> TraceEstimate(3.0, 0.0, 10).interval()
         (3.0, 3.0)
         """
-        half = self.rounding
-        if self.stderr > 0:
-            half += t_quantile((1 + level) / 2, self.num_samples) * self.stderr
+        half = self._half_width(level)
         return self.value - half, self.value + half
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the 95 % confidence interval."""
+        return self._half_width(0.95)
+
+    def _half_width(self, level: float) -> float:
+        drawn = t_quantile((1 + level) / 2, self.num_samples) * self.stderr if self.stderr > 0 else 0.0
+        return self.rounding + drawn
 
     def __float__(self) -> float:
         return self.value

@@ -1,0 +1,63 @@
+"""Finished analyses beside one another: what follows from them without a product, once for table, figures and page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
+from pyhessian_spectra.analysis.metrics import USUAL
+from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
+from pyhessian_spectra.analysis.trajectory import Trajectory, checkpoint_names, follow_checkpoints
+from pyhessian_spectra.errors import InputError
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Analyses in the order of training, and what follows from them.
+
+    Parameters
+    ----------
+    labels : tuple of str, length T
+        What the checkpoints are called.
+    analyses : tuple of SpectralAnalysis, length T
+    bulks : tuple of BulkEdge, length T
+        Of the whole matrices.
+    similarities : tuple of mapping of str to SimilarityMatrix, length T
+        Of the whole matrix and its layers, by the name of each usual metric; empty without layers.
+    trajectory : Trajectory, optional
+        What moved; None with fewer than two checkpoints, or where they are not of one model, each with eigenvalues.
+    """
+
+    labels: tuple[str, ...]
+    analyses: tuple[SpectralAnalysis, ...]
+    bulks: tuple[BulkEdge, ...]
+    similarities: tuple[Mapping[str, SimilarityMatrix], ...]
+    trajectory: Trajectory | None
+
+    @classmethod
+    def of(cls, analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> Checkpoints:
+        """What follows from these analyses; by default they are called by their files' names.
+
+        Raises InputError if ``analyses`` is a single one, or if labels are more or fewer.
+        """
+        if isinstance(analyses, SpectralAnalysis):
+            raise InputError("analyses must be a sequence; put a single one in a list")
+        names = checkpoint_names(analyses) if labels is None else tuple(labels)
+        if len(names) != len(analyses):
+            raise InputError(f"{len(names)} labels were given for {len(analyses)} checkpoints; give one for each")
+        one_model = len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1
+        followed = one_model and all(len(analysis.full.largest) for analysis in analyses)
+        return cls(
+            names,
+            tuple(analyses),
+            tuple(split_bulk(analysis) for analysis in analyses),
+            tuple(_similarities(analysis) for analysis in analyses),
+            follow_checkpoints(analyses, labels=names) if followed else None,
+        )
+
+
+def _similarities(analysis: SpectralAnalysis) -> dict[str, SimilarityMatrix]:
+    matrices = (similarity_matrix(analysis, metric=metric) for metric in USUAL) if analysis.layers else ()
+    return {matrix.metric: matrix for matrix in matrices}
