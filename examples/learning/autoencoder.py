@@ -21,7 +21,7 @@ def load(data: str | None, setting: Setting) -> Data:
     """Images with pixels in [0, 1], which are their own targets."""
     train, test = (load_data(data or "digits", split=split, normalize=False) for split in ("train", "test"))
     x, held = train.inputs[: setting.images].flatten(1), test.inputs.flatten(1)
-    return Data((x, x), (held, held), f"{len(x):,} images of {x.shape[1]} pixels in [0, 1] ({train.description})")
+    return Data((x, x), (held, held), f"the first {len(x):,} of {train.description}; {x.shape[1]} each")
 
 
 def build(data: Data, setting: Setting) -> nn.Module:

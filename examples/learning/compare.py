@@ -14,7 +14,7 @@ from examples.experiment import judge, parse, write
 from examples.learning.claims import ENOUGH, criteria
 from examples.learning.figures import draw_course, draw_curvature
 from examples.learning.judgements import at_end, fewest
-from examples.learning.runs import RULE, TUNING_SEED, costs, equivalents, once
+from examples.learning.runs import RULE, TUNING_SEED, costs, equivalents, once, rounded
 from examples.learning.trainers import Setting, Task, arms_of
 from examples.store import Run, finished, run_all
 from pyhessian_spectra.plots.style import theme
@@ -80,13 +80,9 @@ def gather(task: Task, setting: Setting, path: Path, data: str | None, seeds: ra
     ]
     tried = run_all(train, grid, path, processes=options.processes)
     tuning = tune(grid, tried)
+    tuned = {name: row["rate"] for name, row in tuning.items()}
     planned = [
-        {
-            "arm": name,
-            "seed": seed,
-            "rate": tuning[name]["rate"] if name in tuning else setting.lr * arm.stretch,
-            **same,
-        }
+        {"arm": name, "seed": seed, "rate": rounded(tuned.get(name, setting.lr * arm.stretch)), **same}
         for seed in seeds
         for name, arm in arms.items()
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from examples.experiment import new_figure
 from examples.learning.judgements import counted, curve, setting_of
@@ -53,6 +53,7 @@ def draw_course(task: Task, numbers: dict[str, Any]) -> Figure:
             for arm, (colour, dashes) in shown.items():
                 band(ax, numbers, arm, against, key, color=colour, linestyle=dashes, label=arm)
             ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(NullFormatter())
             if key in LOSSES:
                 logarithmic(ax)
             ax.sharey(line[0])
@@ -64,7 +65,10 @@ def draw_course(task: Task, numbers: dict[str, Any]) -> Figure:
 
 
 def draw_curvature(task: Task, numbers: dict[str, Any]) -> Figure:
-    """Losses as parts of Hessian-free's, at each curvature batch, and iterations to a fixed residual along training."""
+    """Losses as parts of Hessian-free's, at each curvature batch, and iterations to a fixed residual along training.
+
+    Ranges over seeds are drawn for the middle curvature batch only.
+    """
     setting = setting_of(numbers)
     middle = setting.curvatures[1]
     figure, axes = new_figure(1, 3, width=9.5, height=3.4)
@@ -97,13 +101,17 @@ def ratio(ax: Axes, numbers: dict[str, Any], method: Callable[[int], str], size:
     seeds = sorted(first.keys() & second.keys())
     if seeds:
         apart = np.array([curve(first[seed], key) - curve(second[seed], key) for seed in seeds])
-        filled(ax, np.array(first[seeds[0]]["course"]["update"][1:]), apart, np.exp, label=method(size), **how)
+        shade = 0.15 if size == setting_of(numbers).curvatures[1] else 0.0
+        at = np.array(first[seeds[0]]["course"]["update"][1:])
+        filled(ax, at, apart, np.exp, shade=shade, label=method(size), **how)
 
 
-def filled(ax: Axes, x: np.ndarray, y: np.ndarray, back: Callable[[Any], Any], **how: Any) -> None:
+def filled(
+    ax: Axes, x: np.ndarray, y: np.ndarray, back: Callable[[Any], Any], *, shade: float = 0.15, **how: Any
+) -> None:
     """The mean of curves (seeds, records) and their range, ``back`` from logarithms."""
     ax.plot(x, back(y.mean(axis=0)), linewidth=1.3, **how)
-    ax.fill_between(x, back(y.min(axis=0)), back(y.max(axis=0)), color=how["color"], alpha=0.15, linewidth=0)
+    ax.fill_between(x, back(y.min(axis=0)), back(y.max(axis=0)), color=how["color"], alpha=shade, linewidth=0)
 
 
 def solves(ax: Axes, numbers: dict[str, Any], arm: str) -> None:
@@ -118,18 +126,14 @@ def solves(ax: Axes, numbers: dict[str, Any], arm: str) -> None:
         ax.plot([], [], "o", color=colour, markersize=4, label=label)
     ax.set(xlabel="updates", ylabel=f"CG iterations to {numbers['setting']['solve_rtol']:g} of the gradient")
     logarithmic(ax)
-    ax.legend(fontsize=7.5, loc="upper left")
+    ax.legend(fontsize=7.5, loc="lower right")
 
 
 def logarithmic(ax: Axes) -> None:
-    """A logarithmic axis of values with a few ticks to the decade, more where it is short, in plain numbers."""
+    """A logarithmic axis of values with a few ticks, in plain numbers; evenly spaced ones where it is short."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    subs = next(each for most, each in _TICKS if high / low < most)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    long = LogLocator(subs=(1, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5))
+    ax.yaxis.set_major_locator(long if high / low > 3 else MaxNLocator(7, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
-
-
-#: Ticks within a decade, for axes whose end is less than so many times their start.
-_TICKS = ((3, tuple(np.arange(2, 20) / 2)), (12, (1, 2, 3, 5, 7)), (np.inf, (1, 2, 5)))

@@ -34,7 +34,7 @@ def load(data: str | None, setting: Setting, pixels: bool) -> Data:
     """Rows of pixels one after another, or pixels."""
     (x, y, description), (held, labels, _) = pooled(data, "train"), pooled(data, "test")
     x, y = x[: setting.images], y[: setting.images]
-    about = f"{len(x):,} images of {x.shape[1]}x{x.shape[2]} pixels ({description})"
+    about = f"the first {len(x):,} of {description}, averaged to {x.shape[1]}x{x.shape[2]}"
     if pixels:
         x, held = x.flatten(1)[..., None], held.flatten(1)[..., None]
     return Data((x, y), (held, labels), f"{about}, in {x.shape[1]} steps of {x.shape[2]}")

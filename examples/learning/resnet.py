@@ -33,7 +33,7 @@ def load(data: str | None, setting: Setting, pooling: int) -> Data:
     """Images and their labels."""
     (x, y, description), (held, labels, _) = (images(data, split, pooling) for split in ("train", "test"))
     x, y = x[: setting.images], y[: setting.images]
-    return Data((x, y), (held, labels), f"{len(x):,} images of {x.shape[2]}x{x.shape[3]} pixels ({description})")
+    return Data((x, y), (held, labels), f"the first {len(x):,} of {description}, of {x.shape[2]}x{x.shape[3]} pixels")
 
 
 def build(data: Data, setting: Setting) -> nn.Module:
