@@ -20,7 +20,7 @@ from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, writ
 from pyhessian_spectra.analysis.saved import load_analyses
 from pyhessian_spectra.cli import run
 from pyhessian_spectra.cli.main import commands, size
-from pyhessian_spectra.plots.numbers import format_headline
+from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems import training
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet

@@ -22,7 +22,7 @@ from pyhessian_spectra.analysis.fits import fit_semicircle
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import format_number
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.report import format_with_error, results_schema, write_report
 from pyhessian_spectra.report.tables import share_text
 from pyhessian_spectra.spectra.spectrum import Spectrum

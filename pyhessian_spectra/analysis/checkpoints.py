@@ -11,10 +11,11 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
 from pyhessian_spectra.analysis.trajectory import Trajectory, checkpoint_names, follow_checkpoints
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 
 
-@dataclass(frozen=True)
-class Checkpoints:
+@dataclass(frozen=True, repr=False)
+class Checkpoints(Shown):
     """Analyses in the order of training, and what follows from them.
 
     Parameters

@@ -23,6 +23,7 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import comparable
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
 from pyhessian_spectra.spectra.results import Floats
@@ -39,8 +40,8 @@ _SAME = 0.5
 INTERVALS = "certified intervals"
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Shown):
     """What moved from each checkpoint to the next.
 
     Parameters

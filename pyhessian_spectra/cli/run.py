@@ -27,7 +27,7 @@ from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, He
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import format_headline
+from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems.datasets import SPLITS
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits

@@ -10,7 +10,7 @@ from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
-from pyhessian_spectra.plots.numbers import format_duration, format_number
+from pyhessian_spectra.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
 from pyhessian_spectra.report.layers import describe_layers, describe_steps

@@ -10,7 +10,7 @@ import numpy as np
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
 from pyhessian_spectra.analysis.trajectory import Trajectory
-from pyhessian_spectra.plots.numbers import format_headline, format_number, format_with_error
+from pyhessian_spectra.numbers import format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
 
@@ -120,8 +120,8 @@ def _step(found: Trajectory, t: int) -> dict[str, str]:
     unknown = not np.isfinite(overlap)
     return {
         "name": f"{found.labels[t - 1]} to {found.labels[t]}",
-        "largest": _moved(found.largest[t - 1]),
-        "trace": _moved(found.trace[t - 1]),
+        "largest": str(found.largest[t - 1]),
+        "trace": str(found.trace[t - 1]),
         "followed": f"{kept} of {kept + lost}",
         "persistence": "vectors not kept" if unknown else _bounded(float(overlap), float(error)),
     }
@@ -132,10 +132,6 @@ def _bounded(value: float, error: float) -> str:
     if error >= 1:
         return f"{format_number(value, digits=2)} (error unknown)"
     return format_number(value, digits=3) if error < 5e-4 * abs(value) else format_with_error(value, error)
-
-
-def _moved(change: TraceEstimate) -> str:
-    return format_headline(change.value, change.reach, change.data_stderr)
 
 
 def _edge(found: Trajectory) -> str:
