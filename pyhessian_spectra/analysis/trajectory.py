@@ -168,7 +168,7 @@ def checkpoint_names(analyses: Sequence[SpectralAnalysis]) -> tuple[str, ...]:
 
 def checkpoint_step(analysis: SpectralAnalysis) -> float | None:
     """The optimisation step, where it is known."""
-    step = analysis.problem.get("step")
+    step = analysis.problem.get("step", analysis.problem.get("global_step"))  # as Lightning calls it
     return float(step) if isinstance(step, (int, float)) else None
 
 

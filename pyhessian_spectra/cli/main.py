@@ -102,6 +102,7 @@ _PROBLEM = [
     click.Option(["--dtype"], type=click.Choice(["float32", "float64"]), help="Precision; float32 by default."),
     click.Option(["--device"], help="Where to compute, such as cpu (the default) or cuda:0."),
     click.Option(["--params"], multiple=True, metavar="GLOB", help="Restrict the matrix to these parameters."),
+    click.Option(["--prefix"], metavar="NAME.", help="What the names of the network's tensors begin with in the file."),
     click.Option(["--trust-pickle"], is_flag=True, help="Unpickle a checkpoint, which runs the code it holds."),
     click.Option(
         ["--matrix"],
