@@ -84,6 +84,14 @@ def test_several_checkpoints_come_as_a_list_in_the_order_given(folder, cli):
     assert [entry["problem"]["step"] for entry in entries] == [1, 0]
 
 
+def test_labels_and_a_title_are_what_the_page_calls_things(folder, cli):
+    named = ("--label", "before", "--label", "after", "--title", "What training does")
+    assert cli("report", "a.pt", "b.pt", "--out", "o", *FAST, *named).status == 0
+    assert [entry["problem"]["label"] for entry in results("o")["checkpoints"]] == ["before", "after"]
+    page = Path("o/report.html").read_text()
+    assert "<title>What training does</title>" in page and "<h2>after</h2>" in page
+
+
 def test_more_eigenvalues_than_there_are_gives_all_of_them(folder, cli):
     for limit in (3000, 0):  # built as a matrix, and asked for without one
         assert (
@@ -270,6 +278,8 @@ def test_wrong_data_are_told_in_a_sentence(folder, cli, data, parts):
         (("--model-arg", "width"), "KEY=VALUE"),
         (("--model-arg", "nosuch=1"), "nosuch=1"),
         (("--tol", "nan"), "tol"),
+        (("--label", "a", "--label", "b"), "2 times for 1 checkpoints"),
+        (("--prefix", "net."), "names that begin with"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(folder, cli, arguments, part):

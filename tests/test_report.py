@@ -218,7 +218,7 @@ def test_several_checkpoints_have_an_overview_and_a_section_each(several):
     assert page.words().index("Across checkpoints") < page.words().index("What was analysed")
     sections = [attrs for tag, attrs in page.tags if tag == "details"]
     assert len(sections) == 3
-    for name in ("step-00000.pt", "step-01000.pt", "resnet20.pt"):
+    for name in ("runs/step-00000.pt", "runs/step-01000.pt", "resnet20.pt"):
         assert any(row.startswith(f"{name} ") for row in page.trimmed_rows())
 
 

@@ -30,7 +30,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Facts that the analysis itself adds to the description have these names.
 _TAKEN = (
     "seed", "matrix", "tol", "verified", "num_batches", "reduction", "split", "data_description", "model_args",
-    "left_out", "data_digest", "loss_digest",
+    "left_out", "label", "data_digest", "loss_digest",
 )  # fmt: skip
 # Arguments of load_problem that may be given together with problem; a user's factory decides on all others.
 _BESIDE_PROBLEM = ("checkpoint_path", "problem", "params", "trust_pickle")

@@ -13,11 +13,12 @@ from pyhessian_spectra.analysis.similarity import SimilarityMatrix
 from pyhessian_spectra.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
-from pyhessian_spectra.report.layers import describe_layers, describe_steps
+from pyhessian_spectra.report.layers import describe_layers, describe_seeds, describe_steps
 
 # The report shows these keys of ``problem`` in this order and these words; others follow in one line.
 _FACTS = {
     "checkpoint": "Checkpoint",
+    "label": "Called",
     "sha256": "SHA-256 of the file",
     "model": "Model",
     "model_args": "Settings of the model",
@@ -90,7 +91,9 @@ def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]])
         "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
         + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
-        "steps": None if found.trajectory is None else describe_steps(found.trajectory),
+        "steps": [describe_steps(each, run) for run, each in found.trajectories.items()],
+        "seeds": describe_seeds(found.seeds),
+        "num_runs": len(found.runs),
     }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.seeds import OverSeeds
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
 from pyhessian_spectra.analysis.trajectory import Trajectory
 from pyhessian_spectra.numbers import format_number, format_with_error
@@ -34,15 +35,31 @@ def describe_layers(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMa
     }
 
 
-def describe_steps(found: Trajectory) -> dict[str, Any]:
-    """Describe what changed from each checkpoint to the next."""
+def describe_steps(found: Trajectory, run: str = "") -> dict[str, Any]:
+    """Describe what changed from each checkpoint of a run to the next."""
     return {
+        "run": run,
         "rows": [_step(found, t) for t in range(1, len(found.labels))],
         "k": found.k,
         "chance": format_number(found.chance, digits=2),
         "edge": _edge(found),
         "notes": [note.text for note in found.notes],
     }
+
+
+def describe_seeds(found: Sequence[OverSeeds]) -> list[dict[str, str]]:
+    """Return the means over runs that differ by their seed, with the spread of a run."""
+    names = {"lambda_1": "λ₁", "trace": "Trace"}
+    return [
+        {
+            "name": mean.setting or "all runs",
+            "step": "unknown" if mean.step is None else f"{mean.step:,.0f}",
+            "quantity": names[mean.quantity],
+            "value": format_with_error(mean.mean, mean.spread),
+            "count": str(mean.count),
+        }
+        for mean in found
+    ]
 
 
 def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name: str) -> dict[str, str]:
