@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.space import VectorSpace
@@ -20,8 +21,8 @@ from pyhessian_spectra.spectra.space import VectorSpace
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
-@dataclass(frozen=True)
-class CGResult:
+@dataclass(frozen=True, repr=False)
+class CGResult(Shown):
     """The approximate solution of ``A x = b`` that conjugate gradients reached.
 
     Parameters
