@@ -19,7 +19,13 @@ from torch import nn
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.problems.architectures.gpt import GPT
 from pyhessian_spectra.problems.architectures.mlp import MLP
-from pyhessian_spectra.problems.checkpoints import Checkpoint, fit_state_dict, read_checkpoint, save_checkpoint
+from pyhessian_spectra.problems.checkpoints import (
+    Checkpoint,
+    fit_state_dict,
+    left_out,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 _PROBLEM = {"model": "mlp", "model_args": {"widths": (3, 4, 2)}, "data": "digits", "loss": "mse"}
 
@@ -357,3 +363,28 @@ def test_fitting_refuses_non_finite_values_by_name(model, value):
     state_dict["fc2.weight"][1, 2] = value
     with pytest.raises(NonFiniteError, match=r"fc2\.weight \(1 of its 8 values\)"):
         fit_state_dict(model, _checkpoint(state_dict))
+
+
+def _lightning(model, **strays):
+    return {f"net.{name}": tensor + 1 for name, tensor in model.state_dict().items()} | strays
+
+
+def test_a_prefix_is_found_in_spite_of_stray_tensors_and_these_are_told(tmp_path, model):
+    strays = {"loss_fn.weight": torch.full((3,), float("nan")), "accuracy.confmat": torch.ones(2, 2)}
+    checkpoint = read_checkpoint(_saved(tmp_path / "last.ckpt", {"state_dict": _lightning(model, **strays)}))
+    expected = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    fit_state_dict(model, checkpoint)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert left_out(model, checkpoint) == list(strays)
+
+
+def test_of_two_networks_in_a_file_none_is_taken_before_a_prefix_says_which(tmp_path, model):
+    teacher = {f"teacher.{name}": tensor + 2 for name, tensor in model.state_dict().items()}
+    path = _saved(tmp_path / "two.pt", {"state_dict": _lightning(model, **teacher)})
+    with pytest.raises(InputError, match=r"--prefix: net\. \(\d+\), teacher\. \(\d+\)"):
+        fit_state_dict(model, read_checkpoint(path))
+    expected = {name: tensor + 2 for name, tensor in model.state_dict().items()}
+    fit_state_dict(model, read_checkpoint(path, prefix="teacher"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(InputError, match="nothing under the prefix 'student', but names that begin with net"):
+        read_checkpoint(path, prefix="student")

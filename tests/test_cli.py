@@ -20,7 +20,7 @@ from commands import FAST, OWN, one_sentence, results, small_mlp, snapshot, writ
 from pyhessian_spectra.analysis.saved import load_analyses
 from pyhessian_spectra.cli import run
 from pyhessian_spectra.cli.main import commands, size
-from pyhessian_spectra.plots.numbers import format_headline
+from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems import training
 from pyhessian_spectra.problems.architectures.mlp import MLP
 from pyhessian_spectra.problems.architectures.resnet import cifar_resnet
@@ -82,6 +82,14 @@ def test_several_checkpoints_come_as_a_list_in_the_order_given(folder, cli):
     entries = results("o")["checkpoints"]
     assert [entry["problem"]["checkpoint"] for entry in entries] == ["b.pt", "a.pt"]
     assert [entry["problem"]["step"] for entry in entries] == [1, 0]
+
+
+def test_labels_and_a_title_are_what_the_page_calls_things(folder, cli):
+    named = ("--label", "before", "--label", "after", "--title", "What training does")
+    assert cli("report", "a.pt", "b.pt", "--out", "o", *FAST, *named).status == 0
+    assert [entry["problem"]["label"] for entry in results("o")["checkpoints"]] == ["before", "after"]
+    page = Path("o/report.html").read_text()
+    assert "<title>What training does</title>" in page and "<h2>after</h2>" in page
 
 
 def test_more_eigenvalues_than_there_are_gives_all_of_them(folder, cli):
@@ -270,6 +278,8 @@ def test_wrong_data_are_told_in_a_sentence(folder, cli, data, parts):
         (("--model-arg", "width"), "KEY=VALUE"),
         (("--model-arg", "nosuch=1"), "nosuch=1"),
         (("--tol", "nan"), "tol"),
+        (("--label", "a", "--label", "b"), "2 times for 1 checkpoints"),
+        (("--prefix", "net."), "names that begin with"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(folder, cli, arguments, part):

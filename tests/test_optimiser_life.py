@@ -193,7 +193,10 @@ def test_a_loss_that_has_nothing_to_do_with_the_parameters_or_the_outputs_is_ref
 
     with pytest.raises(InputError, match="depends on none of the optimiser's parameters"):
         optimizer.step(elsewhere)
-    with pytest.raises(InputError, match="not computed from the outputs beside it"):
+    with pytest.raises(InputError, match="not computed from the outputs"):
+        optimizer.step(beside)
+    optimizer.step(risk)
+    with pytest.raises(InputError, match="not computed from the outputs"):  # also later on
         optimizer.step(beside)
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.numbers import format_with_error
 from pyhessian_spectra.plots import (
     EigenvalueAxis,
     plot_cdf,
@@ -31,7 +32,6 @@ from pyhessian_spectra.plots import (
     plot_layer_traces,
     plot_trajectory,
 )
-from pyhessian_spectra.plots.numbers import format_with_error
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
 

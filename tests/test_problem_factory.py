@@ -407,3 +407,26 @@ def test_a_resnet20_checkpoint_of_data_parallel_meets_real_cifar(tmp_path):
 
 def test_in_train_mode_the_data_stay_together_because_batchnorm_sees_a_batch(described):
     assert [len(x) for x, _ in load_problem(described, num_examples=50, mode="train").risk.data] == [50]
+
+
+def test_facts_in_the_file_are_kept_beside_a_users_factory_and_hide_none_of_its_own(tmp_path, mlp, user_code):
+    user_code("user_facts", _FACTORY)
+    facts = {"step": 7, "epoch": 2, "lr": 0.1, "loss": 0.5, "seed": 3, "val_loss": torch.tensor(0.25)}
+    torch.save({"model_state_dict": mlp.state_dict(), **facts}, tmp_path / "step.pt")
+    found = load_problem(tmp_path / "step.pt", problem="user_facts:make").description
+    assert {key: found[key] for key in ("step", "epoch", "lr", "val_loss")} == {
+        "step": 7, "epoch": 2, "lr": 0.1, "val_loss": 0.25,
+    }  # fmt: skip
+    assert (found["loss"], found["recorded_loss"], found["recorded_seed"]) == ("CrossEntropyLoss", 0.5, 3)
+    assert "seed" not in found  # it is the analysis' own
+
+
+def test_what_a_file_holds_besides_the_network_is_told_and_not_what_a_prefix_asked_to_leave(tmp_path):
+    network = _seeded(lambda: cifar_resnet(20))
+    tensors = {f"net.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": {**tensors, "loss_fn.weight": torch.ones(10)}}, tmp_path / "stray.pt")
+    np.savez(tmp_path / "images.npz", x=np.zeros((2, 3, 32, 32), np.float32), y=np.arange(2))
+    how = {"model": "resnet20", "data": str(tmp_path / "images.npz")}
+    found = load_problem(tmp_path / "stray.pt", **how)
+    assert found.description["left_out"] == "loss_fn.weight"
+    assert "left_out" not in load_problem(tmp_path / "stray.pt", prefix="net.", **how).description

@@ -22,7 +22,7 @@ from pyhessian_spectra.analysis.fits import fit_semicircle
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import format_number
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.report import format_with_error, results_schema, write_report
 from pyhessian_spectra.report.tables import share_text
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -218,7 +218,7 @@ def test_several_checkpoints_have_an_overview_and_a_section_each(several):
     assert page.words().index("Across checkpoints") < page.words().index("What was analysed")
     sections = [attrs for tag, attrs in page.tags if tag == "details"]
     assert len(sections) == 3
-    for name in ("step-00000.pt", "step-01000.pt", "resnet20.pt"):
+    for name in ("runs/step-00000.pt", "runs/step-01000.pt", "resnet20.pt"):
         assert any(row.startswith(f"{name} ") for row in page.trimmed_rows())
 
 

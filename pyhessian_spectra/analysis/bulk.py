@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from pyhessian_spectra.analysis.merged import MergedNodes, merge_nodes
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.edges import ROUNDING
 from pyhessian_spectra.spectra.results import Floats
@@ -64,8 +65,8 @@ class Gap:
         return self.width / self.residual if self.residual > 0 else math.inf
 
 
-@dataclass(frozen=True)
-class BulkEdge:
+@dataclass(frozen=True, repr=False)
+class BulkEdge(Shown):
     """A spectrum divided into bulk and edges.
 
     Parameters

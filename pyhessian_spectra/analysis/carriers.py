@@ -13,14 +13,15 @@ from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.results import Floats
 
 # Eigenvectors are told apart where rounding turns them by less than this sine.
 _APART = 0.05
 
 
-@dataclass(frozen=True)
-class Carriers:
+@dataclass(frozen=True, repr=False)
+class Carriers(Shown):
     """Shares of examples and classes in an eigenvalue, from :func:`carriers`.
 
     ``G = sum_i G_i`` over the examples, so that ``lambda = sum_i v^T G_i v``: example ``i`` has the share

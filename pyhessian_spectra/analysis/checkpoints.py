@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.metrics import USUAL
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.seeds import OverSeeds, checkpoint_names, over_seeds, runs_of
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
-from pyhessian_spectra.analysis.trajectory import Trajectory, checkpoint_names, follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 
 
-@dataclass(frozen=True)
-class Checkpoints:
+@dataclass(frozen=True, repr=False)
+class Checkpoints(Shown):
     """Analyses in the order of training, and what follows from them.
 
     Parameters
@@ -26,15 +28,22 @@ class Checkpoints:
         Of the whole matrices.
     similarities : tuple of mapping of str to SimilarityMatrix, length T
         Of the whole matrix and its layers, by the name of each usual metric; empty without layers.
-    trajectory : Trajectory, optional
-        What moved; None with fewer than two checkpoints, or where they are not of one model, each with eigenvalues.
+    runs : mapping of str to tuple of int
+        The checkpoints of each training run, by its folder's name; a single run is called ``""``.
+    trajectories : mapping of str to Trajectory
+        What moved in each run; a run is left out with fewer than two checkpoints, or where they are not of one model,
+        each with eigenvalues.
+    seeds : tuple of OverSeeds
+        Means over runs that differ by their seed.
     """
 
     labels: tuple[str, ...]
     analyses: tuple[SpectralAnalysis, ...]
     bulks: tuple[BulkEdge, ...]
     similarities: tuple[Mapping[str, SimilarityMatrix], ...]
-    trajectory: Trajectory | None
+    runs: Mapping[str, tuple[int, ...]]
+    trajectories: Mapping[str, Trajectory]
+    seeds: tuple[OverSeeds, ...]
 
     @classmethod
     def of(cls, analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> Checkpoints:
@@ -47,14 +56,22 @@ class Checkpoints:
         names = checkpoint_names(analyses) if labels is None else tuple(labels)
         if len(names) != len(analyses):
             raise InputError(f"{len(names)} labels were given for {len(analyses)} checkpoints; give one for each")
-        one_model = len(analyses) > 1 and len({analysis.full.n for analysis in analyses}) == 1
-        followed = one_model and all(len(analysis.full.largest) for analysis in analyses)
+        runs = runs_of(analyses) if analyses else {}
+        followed = {run: [analyses[i] for i in members] for run, members in runs.items()}
         return cls(
             names,
             tuple(analyses),
             tuple(split_bulk(analysis) for analysis in analyses),
             tuple(_similarities(analysis) for analysis in analyses),
-            follow_checkpoints(analyses, labels=names) if followed else None,
+            runs,
+            {
+                run: follow_checkpoints(each, labels=[names[i] for i in runs[run]])
+                for run, each in followed.items()
+                if len(each) > 1
+                and len({one.full.n for one in each}) == 1
+                and all(len(one.full.largest) for one in each)
+            },
+            tuple(over_seeds(analyses)) if analyses else (),
         )
 
 

@@ -21,6 +21,7 @@ from pyhessian_spectra.analysis.deltas import Deltas, Weighting, class_means, ex
 from pyhessian_spectra.curvature.gram import GGNGram, ggn_gram
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.results import Floats
 
 # Class means may be all but parallel, or zero; directions in which G1 has less of its largest eigenvalue are left out.
@@ -30,8 +31,8 @@ _SHORTEST = 1e-3**0.5
 _PERMUTATIONS = 20
 
 
-@dataclass(frozen=True)
-class ClassStructure:
+@dataclass(frozen=True, repr=False)
+class ClassStructure(Shown):
     r"""The levels of ``G = G0 + G1 + G2 + G3`` and their eigenvalues, from :func:`class_structure`.
 
     Example ``i`` has the share ``w_i`` in the loss, and for each class ``c'`` the extended gradient ``g_ic' = J_i^T

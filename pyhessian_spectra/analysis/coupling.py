@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Meter, TraceEstimate
 from pyhessian_spectra.spectra.gram import GramMatrix
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
@@ -22,8 +23,8 @@ from pyhessian_spectra.spectra.space import fresh_generator
 REST = "(rest)"
 
 
-@dataclass(frozen=True)
-class LayerCoupling:
+@dataclass(frozen=True, repr=False)
+class LayerCoupling(Shown):
     """The squared Frobenius norms of a matrix' blocks.
 
     Parameters

@@ -28,6 +28,7 @@ import torch
 from pyhessian_spectra.analysis.subsets import Bracket, Rows, leave_out, mean_of_examples
 from pyhessian_spectra.curvature.gram import GGNGram
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.results import Floats
 
 # The curve starts at so many examples: below them, a subset of ten classes lacks most of these.
@@ -37,8 +38,8 @@ _FEWEST = 5
 _GROUPS = 50
 
 
-@dataclass(frozen=True)
-class DataCurve:
+@dataclass(frozen=True, repr=False)
+class DataCurve(Shown):
     """Eigenvalues of the Gauss-Newton matrix as a function of the number of examples, from :func:`data_curve`.
 
     Columns are ranks: the first is the largest eigenvalue. Units are those of eigenvalues, loss / parameter^2.

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.results import Floats
 
 # Rows of vectors that are brought to float64 at once.
 _ROWS = 2**16
 
 
-@dataclass(frozen=True)
-class Localisation:
+@dataclass(frozen=True, repr=False)
+class Localisation(Shown):
     """How much of each eigenvector lies in each group of coordinates.
 
     Parameters

@@ -14,6 +14,7 @@ from pyhessian_spectra.analysis.merged import merge_nodes
 from pyhessian_spectra.analysis.resolution import WIDEST_SHARE
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -23,8 +24,8 @@ from pyhessian_spectra.spectra.spectrum import Spectrum
 _ANGLES = np.linspace(0.0, np.pi, 2001)
 
 
-@dataclass(frozen=True)
-class BulkFit:
+@dataclass(frozen=True, repr=False)
+class BulkFit(Shown):
     """A law fitted to the bulk of a spectrum.
 
     Parameters

@@ -12,6 +12,7 @@ from pyhessian_spectra.analysis.eigenspaces import inner_products, space_error
 from pyhessian_spectra.analysis.sampling import jackknife
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.rounding import SAFETY
@@ -20,8 +21,8 @@ from pyhessian_spectra.spectra.rounding import SAFETY
 _SHARE = 0.25
 
 
-@dataclass(frozen=True)
-class GradientShares:
+@dataclass(frozen=True, repr=False)
+class GradientShares(Shown):
     """The gradient beside the largest eigenvectors.
 
     Parameters

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyhessian_spectra.analysis.block import BlockAnalysis as BlockAnalysis
+from pyhessian_spectra.analysis.block import html_of
 from pyhessian_spectra.analysis.carriers import Carriers
 from pyhessian_spectra.analysis.classes import ClassStructure
 from pyhessian_spectra.analysis.data_curve import DataCurve
 from pyhessian_spectra.analysis.structure import Structure
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.shown import Shown, one_line
 from pyhessian_spectra.spectra import Spectrum
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 NUM_THUMBNAILS = 12
 
 
-@dataclass(frozen=True)
-class GaussNewton:
+@dataclass(frozen=True, repr=False)
+class GaussNewton(Shown):
     """The Gauss-Newton part ``G`` of an analysis, exact from its Gram matrix, and how far ``H`` is from it.
 
     Parameters
@@ -116,6 +118,20 @@ class SpectralAnalysis:
     gauss_newton: GaussNewton | None = None
     structure: Structure | None = None
     parts: Sequence[Mapping[str, Spectrum]] = ()
+
+    def __repr__(self) -> str:
+        counts = ((len(self.layers), "layer"), (len(self.notes), "note"))
+        held = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
+        return one_line(self, [*self._subject, *self.full.in_brief(), *held])
+
+    def _repr_html_(self) -> str:
+        return html_of({"whole": self.full, **self.layers}, ", ".join(["Spectral analysis", *self._subject]))
+
+    @property
+    def _subject(self) -> list[str]:
+        """The checkpoint without its folder, and the matrix, as far as they are known."""
+        file, matrix = self.problem.get("checkpoint"), self.problem.get("matrix")
+        return [*([] if file is None else [PurePath(str(file)).name]), *([] if matrix is None else [str(matrix)])]
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results.json`` (schema version 2) for this checkpoint."""

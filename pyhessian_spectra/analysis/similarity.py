@@ -14,6 +14,7 @@ from pyhessian_spectra.analysis.metrics import Metric, wasserstein
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Spectrum
 from pyhessian_spectra.spectra.results import Floats
 
@@ -48,8 +49,8 @@ class _Pair(NamedTuple):
     p_value: float | None
 
 
-@dataclass(frozen=True)
-class SimilarityMatrix:
+@dataclass(frozen=True, repr=False)
+class SimilarityMatrix(Shown):
     """Distances between ``p`` spectra, and what chance makes of the distance of each from itself.
 
     Parameters

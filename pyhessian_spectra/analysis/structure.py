@@ -12,12 +12,13 @@ from pyhessian_spectra.analysis.coupling import LayerCoupling, coupling_of_rows,
 from pyhessian_spectra.analysis.eigenspaces import Localisation, localisation
 from pyhessian_spectra.analysis.gradient import GradientShares
 from pyhessian_spectra.curvature import GGNGram, Partition
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, MatrixOperator, Settings
 from pyhessian_spectra.spectra.operator import LinearOperator
 
 
-@dataclass(frozen=True)
-class Structure:
+@dataclass(frozen=True, repr=False)
+class Structure(Shown):
     """What one checkpoint's matrix says beyond spectra.
 
     Parameters

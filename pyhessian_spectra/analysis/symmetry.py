@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.operators import GGNOperator, HessianOperator
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.eigen import eigh, eigsh
 from pyhessian_spectra.spectra.results import Floats
 
 
-@dataclass(frozen=True)
-class SymmetryCheck:
+@dataclass(frozen=True, repr=False)
+class SymmetryCheck(Shown):
     """How well the Hessian obeys an identity along the directions a symmetry gives.
 
     Parameters

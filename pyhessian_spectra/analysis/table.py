@@ -13,8 +13,9 @@ from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.seeds import checkpoint_step
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
-from pyhessian_spectra.analysis.trajectory import INTERVALS, Trajectory, checkpoint_step
+from pyhessian_spectra.analysis.trajectory import INTERVALS, Trajectory
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 
@@ -50,8 +51,8 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
     Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
     and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
     negative eigenvalues with half the distance of their bounds, the distances of layers to the whole with their null,
-    the mass of blocks between layers, the shares of eigenvectors and of the gradient, and the changes since the
-    checkpoint before.
+    the mass of blocks between layers, the shares of eigenvectors and of the gradient, the changes since the
+    checkpoint before, and means over runs that differ by their seed.
     """
     return rows_of(Checkpoints.of(analyses, labels))
 
@@ -62,7 +63,14 @@ def rows_of(found: Checkpoints) -> list[Row]:
     each = zip(found.labels, found.analyses, found.bulks, found.similarities, strict=True)
     for name, analysis, bulk, similar in each:
         rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis, bulk, similar)]
-    return rows if found.trajectory is None else [*rows, *changes(found.trajectory)]
+    for moved in found.trajectories.values():
+        rows += changes(moved)
+    for mean in found.seeds:
+        kind = f"standard deviation over {mean.count} seeds"
+        rows.append(
+            Row(mean.setting, mean.step, WHOLE, f"{mean.quantity}, mean over seeds", mean.mean, mean.spread, kind)
+        )
+    return rows
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +18,11 @@ from numpy.typing import NDArray
 from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.analysis.eigenspaces import eigenspace_overlap, inner_products
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.seeds import checkpoint_names, checkpoint_step
 from pyhessian_spectra.analysis.similarity import comparable
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
 from pyhessian_spectra.spectra.results import Floats
@@ -39,8 +39,8 @@ _SAME = 0.5
 INTERVALS = "certified intervals"
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Shown):
     """What moved from each checkpoint to the next.
 
     Parameters
@@ -154,21 +154,6 @@ def follow_checkpoints(
         tuple(_threshold(analysis) for analysis in analyses),
         notes,
     )
-
-
-def checkpoint_names(analyses: Sequence[SpectralAnalysis]) -> tuple[str, ...]:
-    """A short, distinct name for each checkpoint: its file name and part of the data, numbered if need be."""
-    names = [PurePath(str(analysis.problem.get("checkpoint", "checkpoint"))).name for analysis in analyses]
-    parts = [analysis.problem.get("split") for analysis in analyses]
-    names = [name if part is None else f"{name}, {part}" for name, part in zip(names, parts, strict=True)]
-    shared = Counter(names)
-    return tuple(f"{name} ({i})" if shared[name] > 1 else name for i, name in enumerate(names, start=1))
-
-
-def checkpoint_step(analysis: SpectralAnalysis) -> float | None:
-    """The optimisation step, where it is known."""
-    step = analysis.problem.get("step")
-    return float(step) if isinstance(step, (int, float)) else None
 
 
 def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:

@@ -102,6 +102,7 @@ _PROBLEM = [
     click.Option(["--dtype"], type=click.Choice(["float32", "float64"]), help="Precision; float32 by default."),
     click.Option(["--device"], help="Where to compute, such as cpu (the default) or cuda:0."),
     click.Option(["--params"], multiple=True, metavar="GLOB", help="Restrict the matrix to these parameters."),
+    click.Option(["--prefix"], metavar="NAME.", help="What the names of the network's tensors begin with in the file."),
     click.Option(["--trust-pickle"], is_flag=True, help="Unpickle a checkpoint, which runs the code it holds."),
     click.Option(
         ["--matrix"],
@@ -119,6 +120,7 @@ _PROBLEM = [
 
 _OUT = [
     click.Option(["--out"], required=True, type=_PATH, metavar="DIR", help="Where the report goes."),
+    click.Option(["--title"], help="The page's title; by default the matrix, the model and the data."),
     click.Option(["--force"], is_flag=True, help="Replace a report that is there already."),
     click.Option(["--fresh"], is_flag=True, help="Compute anew what a run that was interrupted has kept."),
 ]
@@ -138,12 +140,24 @@ def demo(**given: Any) -> None:
     run.demo(**given)
 
 
-@commands.command(params=[*_PROBLEM, *_OUT])
-def report(checkpoints: tuple[Path, ...], out: Path, force: bool, fresh: bool, **given: Any) -> None:
+_LABEL = click.Option(["--label", "labels"], multiple=True, help="What a checkpoint is called: one for each, in order.")
+
+
+@commands.command(params=[*_PROBLEM, _LABEL, *_OUT])
+def report(
+    checkpoints: tuple[Path, ...],
+    labels: tuple[str, ...],
+    out: Path,
+    force: bool,
+    fresh: bool,
+    title: str | None,
+    **given: Any,
+) -> None:
     """Analyse checkpoints and write DIR/report.html, results.json, spectra.npz and figures/."""
     from pyhessian_spectra.cli import run
 
-    run.report(checkpoints, run.Request.of(**given), out, force=force, fresh=fresh)
+    request = run.Request.of(**given)
+    run.report(checkpoints, request, out, labels=labels, title=title, force=force, fresh=fresh)
 
 
 @commands.command(params=_PROBLEM)

@@ -27,7 +27,7 @@ from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, He
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.plots.numbers import format_headline
+from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems.datasets import SPLITS
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
@@ -78,9 +78,9 @@ class StoppedError(SpectraError):
         self.exit_status = getattr(cause, "exit_status", 130 if isinstance(cause, KeyboardInterrupt) else 1)
 
 
-def demo(out: Path, *, force: bool, fresh: bool, seed: int) -> None:
+def demo(out: Path, *, title: str | None, force: bool, fresh: bool, seed: int) -> None:
     """Train on the digits and report on the checkpoints."""
-    run = _Run(Request({"data": "digits"}, {}, seed), out, Processes())
+    run = _Run(Request({"data": "digits"}, {}, seed), out, Processes(), title=title)
     with staged(out, force=force, trained=True, fresh=fresh) as stage:
         with _bar("training on handwritten digits", "step") as advance:
             paths = train_digits(stage.new / "checkpoints", seed=seed, progress=advance)
@@ -88,10 +88,21 @@ def demo(out: Path, *, force: bool, fresh: bool, seed: int) -> None:
     run.tell()
 
 
-def report(checkpoints: Sequence[Path], request: Request, out: Path, *, force: bool, fresh: bool) -> None:
+def report(
+    checkpoints: Sequence[Path],
+    request: Request,
+    out: Path,
+    *,
+    labels: Sequence[str],
+    title: str | None,
+    force: bool,
+    fresh: bool,
+) -> None:
     """Analyse checkpoints and write their report; the first of several processes writes it."""
+    if labels and len(labels) != len(checkpoints):
+        raise InputError(f"--label was given {len(labels)} times for {len(checkpoints)} checkpoints; give one for each")
     with launched(request.problem.get("device")) as processes, contextlib.ExitStack() as stack:
-        run, first = _Run(request, out, processes), processes.rank == 0
+        run, first = _Run(request, out, processes, labels, title), processes.rank == 0
         with agreed(processes):
             if first:
                 check_free(out, force=force)
@@ -125,8 +136,16 @@ def doctor(checkpoints: Sequence[Path], request: Request) -> int:
 class _Run:
     """The analyses of one command: which were finished, where it is now, and what stopped it."""
 
-    def __init__(self, request: Request, out: Path, processes: Processes) -> None:
+    def __init__(
+        self,
+        request: Request,
+        out: Path,
+        processes: Processes,
+        labels: Sequence[str] = (),
+        title: str | None = None,
+    ) -> None:
         self._request, self._out, self._processes = request, out, processes
+        self._labels, self._title = labels, title
         self._finished: list[SpectralAnalysis] = []
         self._where, self._resumable = "", False
         self._stopped: BaseException | None = None
@@ -136,7 +155,12 @@ class _Run:
         """Analyse the checkpoints until something stops it and, where there is a stage, write what was finished."""
         if stage is not None and not self._processes:
             self._threads = stage.threads
-        jobs = list(itertools.product(checkpoints, self._request.parts()))
+        called = [{"label": label} for label in self._labels] or [{}] * len(checkpoints)
+        jobs = [
+            (path, replace(part, told={**part.told, **label}))
+            for path, label in zip(checkpoints, called, strict=True)
+            for part in self._request.parts()
+        ]
         for index, (path, part) in enumerate(jobs):
             number = f" ({index + 1} of {len(jobs)})" if len(jobs) > 1 else ""
             self._where, shown, journal = path.name + number, path, None
@@ -156,7 +180,8 @@ class _Run:
             kept = "; the same command goes on from what was kept" if stage.resumable else ""
             raise StoppedError(f"{error}{kept}", error) from None
         try:
-            write_report(self._finished, stage.new, reproduce=["pyhessian-spectra " + shlex.join(sys.argv[1:])])
+            command = "pyhessian-spectra " + shlex.join(sys.argv[1:])
+            write_report(self._finished, stage.new, reproduce=[command], title=self._title)
         except (Exception, KeyboardInterrupt) as error:  # the numbers stay
             if self._stopped is None:
                 self._stopped, self._where = error, "drawing the report"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pyhessian_spectra.curvature import EmpiricalRisk
-from pyhessian_spectra.plots.numbers import format_duration
+from pyhessian_spectra.numbers import format_duration
 
 # Larger networks gain from threads. Smaller ones lose where threads wait for one another, by a factor of 15 on a busy
 # machine.

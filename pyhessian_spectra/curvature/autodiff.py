@@ -21,6 +21,7 @@ from pyhessian_spectra.curvature.example_losses import example_losses
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.errors import InputError
 
 _G = TypeVar("_G", bound="_Graph")
 
@@ -196,7 +197,7 @@ class SplitGraph(_Graph):
     def __init__(
         self, layout: ParameterLayout, outputs: Sequence[Tensor], value: Tensor, coordinates: Sequence[Tensor]
     ) -> None:
-        slopes = gradients(value, outputs, create_graph=True)
+        slopes = _slopes(value, outputs)
         # if the scalar is linear in the outputs, the slopes have no graph
         self._slopes = [s if s.requires_grad else s.requires_grad_() for s in slopes]
         self._gate = _Gate()
@@ -233,6 +234,19 @@ class SplitGraph(_Graph):
 
     def _pull_back(self, pushed: Sequence[Tensor], v: Tensor, **how: bool) -> Tensor:
         return joined(gradients(self._slopes, self._coordinates, pushed, **how), v.shape[:-1])
+
+
+def _slopes(value: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradient of a scalar in outputs, with a graph; raises InputError if it is computed from none of them."""
+    if not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in outputs]
+    found = torch.autograd.grad(value, outputs, create_graph=True, allow_unused=True)
+    if all(slope is None for slope in found):
+        raise InputError(
+            "the loss is not computed from the outputs that are given with it; return, or select=, the very tensors "
+            "that the loss function was given"
+        )
+    return [torch.zeros_like(t) if slope is None else slope for slope, t in zip(found, outputs, strict=True)]
 
 
 class _Gate:

@@ -48,7 +48,7 @@ _WRONG, _OTHER = 1e-2, 0.1
 _REASON = "vmap fails for them, or examples differ in what the model does with them"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GGNGram(GramMatrix):
     """Gram matrices of the rows of a Gauss-Newton matrix ``G = A^T A``, from :func:`ggn_gram`.
 

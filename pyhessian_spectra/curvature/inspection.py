@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -142,6 +142,17 @@ def refuse_once_differentiable(value: Tensor) -> None:
             raise SecondDerivativeError(
                 f"{function.__name__} has no second derivative (it is marked once_differentiable); replace it in the "  # type: ignore[union-attr]
                 "model or the loss by operations that have one"
+            )
+
+
+def refuse_dependent(outputs: Sequence[Tensor]) -> None:
+    """Raise InputError if one of several outputs is computed from another: derivatives in one would move the other."""
+    nodes = [tensor.grad_fn for tensor in outputs]
+    for tensor in outputs if len(outputs) > 1 else ():
+        if any(node is not None and node is not tensor.grad_fn and node in nodes_of(tensor) for node in nodes):
+            raise InputError(
+                "one of the outputs is computed from another, so that derivatives in it would move both; return a copy "
+                "of the other (features.clone()), or select= the one that the loss is taken of"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.inspection import refuse_dependent
 from pyhessian_spectra.curvature.objective import Objective, tensors_in
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError
@@ -82,6 +83,7 @@ class ClosureObjective(Objective):
                 "this matrix needs the outputs that the loss is taken of; return (loss, outputs) from the closure, "
                 "with outputs a tensor or a tuple of tensors, or take the Hessian"
             )
+        refuse_dependent(tensors)
         return tensors
 
 

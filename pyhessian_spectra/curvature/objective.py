@@ -21,10 +21,12 @@ from pyhessian_spectra.curvature.inspection import (
     coarsest_dtype,
     custom_functions,
     dropout_modules,
+    refuse_dependent,
     refuse_hidden_parameters,
     refuse_once_differentiable,
 )
 from pyhessian_spectra.curvature.kernels import RightDerivatives
+from pyhessian_spectra.curvature.outputs import separate
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
 
@@ -64,7 +66,7 @@ class Objective:
         self._places = _places(self.model)
         self._dtype = next((p.dtype for p in self._own.values() if p.requires_grad), None)
         self._buffered = any(True for _ in self.model.buffers())
-        self._inspected: set[tuple[torch.dtype, int]] = set()
+        self._inspected: set[tuple[torch.dtype, int, bool]] = set()
         self.computed_in: dict[torch.dtype, torch.dtype] = {}  # the coarsest dtype met, by that of the point
         self.latest: Tensor | None = None  # the loss that was evaluated last, without a graph
         self._within: tuple[Point, Batch] | None = None
@@ -149,7 +151,7 @@ class Objective:
     def evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
         """The model's outputs for a batch, and the scalar loss; to be called within :meth:`run`."""
         assert self._within is not None
-        if (self._within[0].dtype, batch.index) in self._inspected:
+        if self._seen(self._within[0], batch) in self._inspected:
             with RightDerivatives() if self._rewrites else contextlib.nullcontext():
                 outputs, value = self._called(batch)
         else:
@@ -180,21 +182,32 @@ class Objective:
                     "that of the loss; make the change part of the computation, or leave it out (such as max_norm)"
                 )
         self.computed_in[point.dtype] = coarsest_dtype(value)
-        self._inspected.add((point.dtype, batch.index))
+        self._inspected.add(self._seen(point, batch))
         if kernels is not None and len(self._inspected) == 1:
             scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._modules)
             self._rewrites, self._attends = kernels.met or scripted, kernels.attended or scripted
             self._recalls = kernels.hooked or scripted or bool(custom_functions(value))
         return outputs, value
 
+    @staticmethod
+    def _seen(point: Point, batch: Batch) -> tuple[torch.dtype, int, bool]:
+        """What was inspected if this batch was at this point: at the live one nothing is replaced."""
+        return point.dtype, batch.index, bool(point.values)
+
     def outputs(self, batch: Batch) -> Any:
-        """The model's outputs for a batch; to be called within :meth:`run`."""
+        """The model's outputs for a batch; to be called within :meth:`run`.
+
+        Each is a node of its own, unless ``select`` says which of them the loss is a function of: the model may have
+        computed the loss itself.
+        """
         inputs = batch.inputs
         if isinstance(inputs, tuple):
-            return self.model(*inputs)
-        if isinstance(inputs, Mapping) and self._takes_keywords(inputs):
-            return self.model(**inputs)
-        return self.model(inputs)
+            outputs = self.model(*inputs)
+        elif isinstance(inputs, Mapping) and self._takes_keywords(inputs):
+            outputs = self.model(**inputs)
+        else:
+            outputs = self.model(inputs)
+        return separate(outputs) if self._select is None else outputs
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         return self.loss_fn(outputs, batch.targets)
@@ -209,6 +222,7 @@ class Objective:
                     f"this matrix needs the tensor that the loss is taken of, and the model returns a "
                     f"{type(tensor).__name__}; pass select=, such as select=lambda outputs: outputs.logits"
                 )
+        refuse_dependent(tensors)
         return tensors
 
     def _takes_keywords(self, inputs: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,7 +21,7 @@ class Group:
     """
 
     label: str
-    indices: Tensor
+    indices: Tensor = field(repr=False)
     names: tuple[str, ...]
     whole: bool
 

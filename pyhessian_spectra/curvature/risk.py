@@ -19,6 +19,7 @@ from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_la
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import one_line
 
 RANDOM = (
     "the data or the model draw at random, or change, and the Hessian would change with every product; switch off "
@@ -178,6 +179,12 @@ class EmpiricalRisk:
     def data(self) -> Iterable[Any]:
         """The batches as the user gave them."""
         return self.sample.data
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return one_line(
+            self, [type(self.model).__name__, f"n={self.n:,}", f"mode={self.mode}", dtype, str(self.device)]
+        )
 
     @property
     def n(self) -> int:

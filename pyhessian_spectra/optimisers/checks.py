@@ -97,21 +97,13 @@ def require_repeatable(risk: EmpiricalRisk, point: Point, loss: float) -> None:
 
 
 def require_convex_loss(risk: EmpiricalRisk, point: Point) -> None:
-    """Raise InputError if the loss has negative curvature in the outputs, as Lanczos sees, or does not depend on them.
-
-    Its Gauss-Newton matrix would then not be semidefinite, or would be zero.
-    """
+    """Raise InputError if the loss has negative curvature in the outputs, as Lanczos sees it."""
 
     def check(batch: Batch) -> None:
         outputs, value = risk.objective.evaluate(batch)
         if not math.isfinite(float(value.detach())):
             raise NonFiniteError("the loss of the curvature's batch is NaN or infinite; look at its inputs")
         tensors = risk.objective.selected(outputs)
-        if all(part is None for part in torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)):
-            raise InputError(
-                "the loss is not computed from the outputs beside it; return the very tensor that the loss function "
-                "was given"
-            )
         op = HessianOperator.from_loss(value, tensors)
         found = lanczos(op, op.space.sphere(torch.Generator().manual_seed(0)), min(_STEPS, op.n)).eigh()[0]
         computed_in = risk.objective.computed_in.get(risk.dtype, risk.dtype)

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.cg import CGResult
 from pyhessian_spectra.spectra.results import Floats
 
 
-@dataclass(frozen=True)
-class SolveRecord:
+@dataclass(frozen=True, repr=False)
+class SolveRecord(Shown):
     """How the linear system of one block was solved.
 
     Parameters
@@ -44,8 +45,8 @@ class SolveRecord:
         return cls(label, found.status, found.num_iterations, num_products, found.residuals, found.model)
 
 
-@dataclass(frozen=True)
-class StepRecord:
+@dataclass(frozen=True, repr=False)
+class StepRecord(Shown):
     """One step of an optimiser.
 
     Parameters

@@ -17,6 +17,7 @@ from pyhessian_spectra.plots.eigenvalues import plot_layer_traces as plot_layer_
 from pyhessian_spectra.plots.eigenvalues import plot_trajectory as plot_trajectory
 from pyhessian_spectra.plots.matrix import plot_matrix as plot_matrix
 from pyhessian_spectra.plots.matrix import plot_profiles as plot_profiles
+from pyhessian_spectra.plots.runs import plot_runs as plot_runs
 from pyhessian_spectra.plots.similarity import plot_clusters as plot_clusters
 from pyhessian_spectra.plots.similarity import plot_depth as plot_depth
 from pyhessian_spectra.plots.similarity import plot_similarity as plot_similarity

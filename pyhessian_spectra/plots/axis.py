@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from pyhessian_spectra.analysis.resolution import narrowest_interval, resolved_cells
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.plots.numbers import format_number
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
 

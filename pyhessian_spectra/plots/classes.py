@@ -15,8 +15,8 @@ from pyhessian_spectra.analysis.carriers import Carriers
 from pyhessian_spectra.analysis.classes import ClassStructure
 from pyhessian_spectra.analysis.result import NUM_THUMBNAILS
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.numbers import format_with_error
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.numbers import format_with_error
 from pyhessian_spectra.spectra.results import Floats
 
 # Eigenvalues below this part of the largest are not drawn: a class mean may have none.

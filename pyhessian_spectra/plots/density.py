@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from pyhessian_spectra.analysis.resolution import WIDEST_SHARE, confidence, known_others
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import EigenvalueAxis
-from pyhessian_spectra.plots.numbers import format_headline, format_number
 from pyhessian_spectra.spectra.bounds import FAILURE
 from pyhessian_spectra.spectra.results import Eigenpairs
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -129,7 +129,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
             base, line = row + 0.45, row + 0.45 - 0.85 * height
             ax.fill_between(profile.values, base, line, color=style.BLUE, alpha=0.3, linewidth=0)
             ax.plot(profile.values, line, color=style.BLUE, linewidth=0.8)
-            text = format_headline(block.trace.value, block.trace.reach, block.trace.data_stderr)
+            text = str(block.trace)
             ax.text(1.01, base - 0.1, text, transform=ax.get_yaxis_transform(), fontsize=7, color=style.INK)
         style.name_rows(ax, list(blocks), below=0.25)
         ax.set_xlabel(style.EIGENVALUE)

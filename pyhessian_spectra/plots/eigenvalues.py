@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RGBAColorType
 
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
-from pyhessian_spectra.analysis.trajectory import checkpoint_names, checkpoint_step
+from pyhessian_spectra.analysis.seeds import checkpoint_names, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values, to_decades

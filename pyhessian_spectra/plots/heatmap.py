@@ -9,8 +9,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.numbers import format_number
 from pyhessian_spectra.spectra.results import Floats
 
 # Numbers stand in the cells of tables up to this size.

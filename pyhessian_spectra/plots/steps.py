@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.numbers import format_number
 
 # Ratios beyond these are drawn at the edge: far out, how far does not matter, and the rest must stay legible.
 _LOWEST, _HIGHEST = -1.0, 3.0

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.files import write_whole
-from pyhessian_spectra.problems.state_dicts import find_state_dict, read_contents, strip_to_anchor, strip_wrappers
+from pyhessian_spectra.problems.state_dicts import (
+    count_prefixes,
+    find_prefix,
+    find_state_dict,
+    read_contents,
+    strip_wrappers,
+    under_prefix,
+)
 
 # The key under which save_checkpoint describes the problem a state dict belongs to.
 _SELF_DESCRIPTION = "pyhessian_spectra"
@@ -51,7 +58,9 @@ class Checkpoint:
     module: nn.Module | None = None
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, trust_pickle: bool = False, prefix: str | None = None
+) -> Checkpoint:
     """Read a checkpoint written by ``torch.save``, Lightning or safetensors.
 
     Parameters
@@ -60,6 +69,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
         A state dict, bare or nested in a dictionary (``state_dict``, ``model``, ...), or ``.safetensors``.
     trust_pickle : bool
         Read pickled Python objects too. They can run any code: only for files whose author you trust.
+    prefix : str, optional
+        What the names of the network's tensors begin with, such as ``net.``; others are left out.
 
     Returns
     -------
@@ -68,7 +79,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     Raises
     ------
     InputError
-        The file is missing, empty, truncated, not a checkpoint, holds no tensors, or needs ``trust_pickle``.
+        The file is missing, empty, truncated, not a checkpoint, holds no tensors, none under ``prefix``, or needs
+        ``trust_pickle``.
     """
     path = Path(path)
     digest = hash_file(path)
@@ -84,7 +96,14 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
         expected = Mapping if key == "model_args" else str
         if not isinstance(value, expected):
             raise InputError(f"{path} describes itself with {key} = {value!r}; expected a {expected.__name__.lower()}")
-    return Checkpoint(path, digest, strip_wrappers(tensors), metadata, problem, module)
+    state_dict = strip_wrappers(tensors)
+    if prefix is None:
+        return Checkpoint(path, digest, state_dict, metadata, problem, module)
+    chosen = under_prefix(state_dict, f"{prefix.rstrip('.')}." if prefix else "")
+    if not chosen or module is not None:
+        held = "a pickled module" if module is not None else f"names that begin with {count_prefixes(state_dict)}"
+        raise InputError(f"{path} holds nothing under the prefix {prefix!r}, but {held}; name another prefix or none")
+    return Checkpoint(path, digest, chosen, metadata, problem)
 
 
 def save_checkpoint(
@@ -134,9 +153,9 @@ def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None
     model : nn.Module
         Receives the values, in its own dtype and on its own device.
     checkpoint : Checkpoint
-        A prefix that all its keys share and the model's do not have (``model.``, as Lightning adds it) is left
-        out. ``num_batches_tracked`` may be missing: it plays no part in the output of a BatchNorm. So may a tied
-        parameter whose other name is there.
+        A prefix that the model's keys do not have (``model.``, as Lightning adds it) is left out, and what does not
+        have it (the weights of a loss, metrics); see :func:`left_out`. ``num_batches_tracked`` may be missing: it
+        plays no part in the output of a BatchNorm. So may a tied parameter whose other name is there.
     name : str, optional
         What an error calls the model; default its class.
 
@@ -148,7 +167,7 @@ def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None
         A parameter or buffer holds NaN or infinity.
     """
     own = model.state_dict(keep_vars=True)  # the names of a tied parameter then lead to one object
-    given = strip_to_anchor(checkpoint.state_dict, next(iter(own), ""))
+    given = under_prefix(checkpoint.state_dict, find_prefix(checkpoint.state_dict, next(iter(own), "")))
     filled = {id(tensor) for key, tensor in own.items() if key in given}
     defects = {
         "missing": [k for k, t in own.items() if id(t) not in filled and not k.endswith("num_batches_tracked")],
@@ -167,12 +186,20 @@ def fit_state_dict(model: nn.Module, checkpoint: Checkpoint, *, name: str | None
     complaints = "; ".join(f"{len(found)} {what} (first {found[0]})" for what, found in defects.items() if found)
     if complaints:
         told = f"the model {name or type(model).__name__} of {len(own)} tensors: {complaints}"
-        raise InputError(f"{checkpoint.path} does not fit {told}; name the model that was trained")
-    check_finite(checkpoint)
+        begin = count_prefixes(checkpoint.state_dict)
+        hint = f", or what its names begin with by --prefix: {begin}" if begin else ""
+        raise InputError(f"{checkpoint.path} does not fit {told}; name the model that was trained{hint}")
+    check_finite(replace(checkpoint, state_dict=given))
     with torch.no_grad():
         for key, tensor in own.items():
             if key in given:
                 tensor.copy_(given[key])
+
+
+def left_out(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Names of a file's tensors that are not the model's, since they do not have the prefix that its own have."""
+    prefix = find_prefix(checkpoint.state_dict, next(iter(model.state_dict()), ""))
+    return [name for name in checkpoint.state_dict if not name.startswith(prefix)]
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

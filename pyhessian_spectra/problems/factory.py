@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.architectures import build_model, describe_arguments
-from pyhessian_spectra.problems.checkpoints import Checkpoint, check_finite, hash_file, read_checkpoint
+from pyhessian_spectra.problems.checkpoints import Checkpoint, check_finite, hash_file, left_out, read_checkpoint
 from pyhessian_spectra.problems.datasets import Dataset, load_data
 from pyhessian_spectra.problems.datasets.dataset import check_labels
 from pyhessian_spectra.problems.inputs import arrange_inputs
@@ -27,6 +27,11 @@ _BATCH_ELEMENTS = 1_600_000
 # As few as tell the sampling error from the differences between them: it is then known to a quarter of itself.
 _FEWEST_BATCHES = 10
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Facts that the analysis itself adds to the description have these names.
+_TAKEN = (
+    "seed", "matrix", "tol", "verified", "num_batches", "reduction", "split", "data_description", "model_args",
+    "left_out", "label", "data_digest", "loss_digest",
+)  # fmt: skip
 # Arguments of load_problem that may be given together with problem; a user's factory decides on all others.
 _BESIDE_PROBLEM = ("checkpoint_path", "problem", "params", "trust_pickle")
 
@@ -63,6 +68,7 @@ def load_problem(
     dtype: str | None = None,
     device: str | None = None,
     params: str | Sequence[str] | None = None,
+    prefix: str | None = None,
     trust_pickle: bool = False,
 ) -> Problem:
     """Build the problem that a checkpoint belongs to.
@@ -92,6 +98,8 @@ def load_problem(
         As ``torch.device`` takes it; default ``cpu``.
     params : str or sequence of str, optional
         Names or globs of the parameters to restrict the analysis to.
+    prefix : str, optional
+        What the names of the network's tensors begin with in the file, where that is not found without it.
     trust_pickle : bool
         As in ``read_checkpoint``.
 
@@ -112,13 +120,14 @@ def load_problem(
             reason = "the function builds the model, the data and the loss itself"
             raise InputError(f"{given[0]} cannot be given together with problem: {reason}")
         sha256 = None if os.path.isdir(path) else hash_file(path)
+        facts = _facts_of(path, trust_pickle)
         risk = call_user_factory(problem, path)
         risk = risk if params is None else risk.restrict(params)
-        return Problem(risk, _describe(risk, path, sha256, type(risk.model).__name__, problem))
+        return Problem(risk, _joined(facts, _describe(risk, path, sha256, type(risk.model).__name__, problem)))
     if dtype not in (None, *_DTYPES):
         raise InputError(f"dtype must be float32 or float64, got {dtype!r}; spectra in less mean nothing")
     precision, target_device = _DTYPES[dtype or "float32"], _find_device(device or "cpu")
-    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
+    checkpoint = read_checkpoint(path, trust_pickle=trust_pickle, prefix=prefix)
     data = data or checkpoint.problem.get("data")
     if data is None:
         needed = "give --data (digits, a directory or a file) or --problem package.module:function"
@@ -141,11 +150,27 @@ def load_problem(
     inputs, targets = inputs.to(target_device), targets.to(target_device)
     batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     risk = EmpiricalRisk(network.to(target_device), loss_fn, batches, params=params, mode=mode or "eval")
-    description = checkpoint.metadata | _describe(risk, path, checkpoint.sha256, name, str(data))
+    description = _joined(checkpoint.metadata, _describe(risk, path, checkpoint.sha256, name, str(data)))
+    if strays := left_out(network, checkpoint):
+        description["left_out"] = ", ".join(strays[:3]) + (f" and {len(strays) - 3} more" if strays[3:] else "")
     description["data_description"] = dataset.description
     if arguments:
         description["model_args"] = describe_arguments(arguments)
     return Problem(risk, description)
+
+
+def _facts_of(path: str, trust_pickle: bool) -> dict[str, Any]:
+    """The facts in a file that a user's function reads; none where it is of a kind that only that function knows."""
+    try:
+        return {} if os.path.isdir(path) else read_checkpoint(path, trust_pickle=trust_pickle).metadata
+    except InputError:
+        return {}
+
+
+def _joined(facts: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """Both; a fact whose name the analysis has for something else, as ``loss`` and ``seed``, is ``recorded_loss``."""
+    taken = {*description, *_TAKEN}
+    return {f"recorded_{key}" if key in taken else key: value for key, value in facts.items()} | dict(description)
 
 
 def _describe(risk: EmpiricalRisk, path: str, sha256: str | None, model: str, data: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,38 @@ def strip_wrappers(state_dict: StateDict) -> dict[str, Tensor]:
     return stripped
 
 
-def strip_to_anchor(state_dict: StateDict, anchor: str) -> dict[str, Tensor]:
-    """Keys without the prefix that all share and that makes one of them ``anchor``, as Lightning and others add it.
+def find_prefix(state_dict: StateDict, anchor: str) -> str:
+    """What stands before the key ``anchor``, such as Lightning's ``net.``; empty where that is nothing, or several.
 
-    >>> list(strip_to_anchor({"net.conv1.weight": None, "net.layer1.conv1.weight": None}, "conv1.weight"))
-    ['conv1.weight', 'layer1.conv1.weight']
+    A network within the network, whose prefix begins with the other, is none of several.
+
+    >>> find_prefix({"net.conv1.weight": None, "net.layer1.conv1.weight": None, "loss.weight": None}, "conv1.weight")
+    'net.'
+    >>> find_prefix({"net.conv1.weight": None, "teacher.conv1.weight": None}, "conv1.weight")
+    ''
     """
-    for name in sorted(state_dict, key=len):
+    found: list[str] = []
+    for name in sorted(state_dict, key=len) if anchor else ():
         prefix = name.removesuffix(anchor)
-        if prefix != name and (not prefix or prefix.endswith(".")) and all(k.startswith(prefix) for k in state_dict):
-            return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
-    return dict(state_dict)
+        ends = prefix != name and (not prefix or prefix.endswith("."))
+        if ends and not any(prefix.startswith(outer) for outer in found):
+            found.append(prefix)
+    return found[0] if len(found) == 1 else ""
+
+
+def under_prefix(state_dict: StateDict, prefix: str) -> dict[str, Tensor]:
+    """The entries whose keys begin with ``prefix``, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+
+
+def count_prefixes(state_dict: StateDict) -> str:
+    """What keys begin with, and how many do.
+
+    >>> count_prefixes({"net.a": None, "net.b": None, "loss.weight": None})
+    'net. (2), loss. (1)'
+    """
+    counts = Counter(key.partition(".")[0] + "." for key in state_dict if "." in key)
+    return ", ".join(f"{prefix} ({count})" for prefix, count in counts.most_common(4))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
-from pyhessian_spectra.plots.numbers import format_duration, format_number
+from pyhessian_spectra.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
-from pyhessian_spectra.report.layers import describe_layers, describe_steps
+from pyhessian_spectra.report.layers import describe_layers, describe_seeds, describe_steps
 
 # The report shows these keys of ``problem`` in this order and these words; others follow in one line.
 _FACTS = {
     "checkpoint": "Checkpoint",
+    "label": "Called",
     "sha256": "SHA-256 of the file",
     "model": "Model",
     "model_args": "Settings of the model",
@@ -36,7 +37,13 @@ _FACTS = {
     "verified": "Verified",
     "seed": "Seed",
     "tol": "Tolerance of eigenpairs",
+    "left_out": "Left out of the file",
     "step": "Optimisation step",
+    "global_step": "Optimisation step",
+    "epoch": "Epoch",
+    "lr": "Learning rate",
+    "learning_rate": "Learning rate",
+    "recorded_loss": "Loss in the file",
     "train_loss": "Training loss",
     "train_accuracy": "Training accuracy",
     "test_loss": "Test loss",
@@ -84,7 +91,9 @@ def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]])
         "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
         + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
-        "steps": None if found.trajectory is None else describe_steps(found.trajectory),
+        "steps": [describe_steps(each, run) for run, each in found.trajectories.items()],
+        "seeds": describe_seeds(found.seeds),
+        "num_runs": len(found.runs),
     }
 
 

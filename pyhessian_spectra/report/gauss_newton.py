@@ -10,7 +10,7 @@ import numpy as np
 
 from pyhessian_spectra.analysis.data_curve import describe
 from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
-from pyhessian_spectra.plots.numbers import format_headline, format_number
+from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.report.tables import estimate_text, unbroken
 
 # The threshold above which eigenvalues are counted, as a part of the largest of G.
@@ -53,9 +53,7 @@ def _facts(part: GaussNewton) -> list[tuple[str, str]]:
     values, off = block.spectrum.nodes[0], block.spectrum.off
     rows.append(("Rank", f"{int((values > off).sum()):,} of n = {block.n:,} at least"))
     if len(block.largest):
-        top = block.largest.take(slice(None, None, -1))
-        data = None if top.data_stderr is None else float(top.data_stderr[0])
-        rows.append(("Largest eigenvalue", format_headline(float(top.eigenvalues[0]), float(top.reach[0]), data)))
+        rows.append(("Largest eigenvalue", str(next(iter(block.largest)))))
     rows += [("Trace", estimate_text(block.trace)), ("Frobenius norm", estimate_text(block.frobenius))]
     if part.residual is None:
         return rows

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.seeds import OverSeeds
 from pyhessian_spectra.analysis.similarity import WHOLE, SimilarityMatrix
 from pyhessian_spectra.analysis.trajectory import Trajectory
-from pyhessian_spectra.plots.numbers import format_headline, format_number, format_with_error
+from pyhessian_spectra.numbers import format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
 
@@ -34,15 +35,31 @@ def describe_layers(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMa
     }
 
 
-def describe_steps(found: Trajectory) -> dict[str, Any]:
-    """Describe what changed from each checkpoint to the next."""
+def describe_steps(found: Trajectory, run: str = "") -> dict[str, Any]:
+    """Describe what changed from each checkpoint of a run to the next."""
     return {
+        "run": run,
         "rows": [_step(found, t) for t in range(1, len(found.labels))],
         "k": found.k,
         "chance": format_number(found.chance, digits=2),
         "edge": _edge(found),
         "notes": [note.text for note in found.notes],
     }
+
+
+def describe_seeds(found: Sequence[OverSeeds]) -> list[dict[str, str]]:
+    """Return the means over runs that differ by their seed, with the spread of a run."""
+    names = {"lambda_1": "λ₁", "trace": "Trace"}
+    return [
+        {
+            "name": mean.setting or "all runs",
+            "step": "unknown" if mean.step is None else f"{mean.step:,.0f}",
+            "quantity": names[mean.quantity],
+            "value": format_with_error(mean.mean, mean.spread),
+            "count": str(mean.count),
+        }
+        for mean in found
+    ]
 
 
 def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name: str) -> dict[str, str]:
@@ -120,8 +137,8 @@ def _step(found: Trajectory, t: int) -> dict[str, str]:
     unknown = not np.isfinite(overlap)
     return {
         "name": f"{found.labels[t - 1]} to {found.labels[t]}",
-        "largest": _moved(found.largest[t - 1]),
-        "trace": _moved(found.trace[t - 1]),
+        "largest": str(found.largest[t - 1]),
+        "trace": str(found.trace[t - 1]),
         "followed": f"{kept} of {kept + lost}",
         "persistence": "vectors not kept" if unknown else _bounded(float(overlap), float(error)),
     }
@@ -132,10 +149,6 @@ def _bounded(value: float, error: float) -> str:
     if error >= 1:
         return f"{format_number(value, digits=2)} (error unknown)"
     return format_number(value, digits=3) if error < 5e-4 * abs(value) else format_with_error(value, error)
-
-
-def _moved(change: TraceEstimate) -> str:
-    return format_headline(change.value, change.reach, change.data_stderr)
 
 
 def _edge(found: Trajectory) -> str:

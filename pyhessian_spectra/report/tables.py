@@ -14,13 +14,12 @@ from pyhessian_spectra.analysis.fits import fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.resolution import WIDEST_SHARE, known_others, narrowest_interval
 from pyhessian_spectra.analysis.result import BlockAnalysis
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.plots.numbers import (
+from pyhessian_spectra.numbers import (
     format_duration,
-    format_headline,
     format_number,
     format_with_error,
 )
-from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
+from pyhessian_spectra.spectra.results import TraceEstimate
 
 
 def unbroken(text: str) -> str:
@@ -30,23 +29,14 @@ def unbroken(text: str) -> str:
 
 def key_numbers(block: BlockAnalysis, bulk: BulkEdge) -> dict[str, str]:
     """Return the numbers that stand for a checkpoint or a layer, each with the largest of its errors."""
-    ends = {"largest": block.largest.take(slice(None, None, -1)), "smallest": block.smallest}
+    ends = {"largest": [*block.largest][:1], "smallest": [*block.smallest][-1:]}
     shares = {"zero": (bulk.zero_mass, bulk.zero_bounds), "negative": (bulk.negative_mass, bulk.negative_bounds)}
     return {
-        **{end: _first_headline(pairs) if len(pairs) else "not computed" for end, pairs in ends.items()},
-        "trace": _headline(block.trace),
-        "frobenius": _headline(block.frobenius),
+        **{end: str(pairs[0]) if pairs else "not computed" for end, pairs in ends.items()},
+        "trace": str(block.trace),
+        "frobenius": str(block.frobenius),
         **{name: share_text(block, *share) for name, share in shares.items()},
     }
-
-
-def _headline(estimate: TraceEstimate) -> str:
-    return format_headline(estimate.value, estimate.reach, estimate.data_stderr)
-
-
-def _first_headline(pairs: Eigenpairs) -> str:
-    data = None if pairs.data_stderr is None else float(pairs.data_stderr[0])
-    return format_headline(float(pairs.eigenvalues[0]), float(pairs.reach[0]), data)
 
 
 def sums(block: BlockAnalysis) -> list[tuple[str, str]]:

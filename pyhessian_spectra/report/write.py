@@ -35,7 +35,7 @@ from pyhessian_spectra.report.content import describe_checkpoint, describe_overv
 _DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
 # Readers who cannot see a figure read what it shows. Its role in the page also names its file.
 _ALTS = {
-    "trajectory": "Largest and smallest eigenvalues and trace at each checkpoint",
+    "trajectory": "Largest eigenvalues at each checkpoint",
     "densities": "Density of eigenvalues at each checkpoint, one row each",
     "density": "Density of the eigenvalues on a symmetric-logarithmic axis",
     "cdf": "Fraction of eigenvalues below each value, with its bounds",
@@ -63,7 +63,11 @@ _NAMES = re.compile(
 
 
 def write_report(
-    analyses: Sequence[SpectralAnalysis], out_dir: str | os.PathLike[str], *, reproduce: Sequence[str] = ()
+    analyses: Sequence[SpectralAnalysis],
+    out_dir: str | os.PathLike[str],
+    *,
+    reproduce: Sequence[str] = (),
+    title: str | None = None,
 ) -> Path:
     """Write ``report.html``, ``table.csv`` and ``figures/*.svg`` from finished analyses; no product is spent.
 
@@ -75,6 +79,8 @@ def write_report(
         Created if missing. In it, only files of these names and the figures of an earlier report are replaced.
     reproduce : sequence of str
         Commands, one a line, that lead to these analyses.
+    title : str, optional
+        The page's; by default the matrix, the model and the data.
 
     Returns
     -------
@@ -95,9 +101,10 @@ def write_report(
     overview = {}
     if several:
         rows = {label: analysis.full for label, analysis in zip(found.labels, analyses, strict=True)}
-        axes = {"trajectory": plots.plot_trajectory(analyses), "densities": plots.plot_density_rows(rows)}
-        if found.trajectory is not None:
-            axes["tracks"] = plots.plot_tracks(found.trajectory)
+        moved = plots.plot_trajectory(analyses) if len(found.runs) == 1 else plots.plot_runs(found)
+        axes = {"trajectory": moved, "densities": plots.plot_density_rows(rows)}
+        if len(found.runs) == len(found.trajectories) == 1:
+            axes["tracks"] = plots.plot_tracks(next(iter(found.trajectories.values())))
         overview = _figures(axes)
     texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
@@ -111,7 +118,7 @@ def write_report(
         )
     texts["table.csv"] = to_csv(rows_of(found))
     texts["report.html"] = _render(
-        overview=describe_overview(found, sections),
+        overview=describe_overview(found, sections) | ({} if title is None else {"title": title}),
         overview_figures=overview,
         sections=sections,
         reproduce=[str(line) for line in reproduce],

@@ -5,7 +5,7 @@ from pyhessian_spectra.spectra.eigen import eigh, eigsh
 from pyhessian_spectra.spectra.lanczos import Tridiagonal, lanczos
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator, MatrixOperator
-from pyhessian_spectra.spectra.results import Eigenpairs, TraceEstimate
+from pyhessian_spectra.spectra.results import Eigenpair, Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.settings import Settings
 from pyhessian_spectra.spectra.slq import slq
 from pyhessian_spectra.spectra.space import VectorSpace
@@ -24,6 +24,7 @@ __all__ = [
     "CGResult",
     "CongruenceOperator",
     "DiagonalOperator",
+    "Eigenpair",
     "Eigenpairs",
     "IdentityOperator",
     "LinearOperator",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError, NonFiniteError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.space import VectorSpace
@@ -20,8 +21,8 @@ from pyhessian_spectra.spectra.space import VectorSpace
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
-@dataclass(frozen=True)
-class CGResult:
+@dataclass(frozen=True, repr=False)
+class CGResult(Shown):
     """The approximate solution of ``A x = b`` that conjugate gradients reached.
 
     Parameters
@@ -108,8 +109,10 @@ def cg(
     (tensor([1.0000, 0.5000]), 'converged')
     """
     require_operator(op)
-    if max_iterations < 1 or not rtol >= 0:
-        raise InputError(f"cg needs max_iterations >= 1 and rtol >= 0, got {max_iterations} and {rtol}")
+    if max_iterations < 1 or not rtol >= 0 or not math.isfinite(shift):
+        raise InputError(
+            f"cg needs max_iterations >= 1, rtol >= 0 and a finite shift, got {max_iterations}, {rtol} and {shift}"
+        )
     op._check(b)
     space, b = op.space, b.detach()
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)

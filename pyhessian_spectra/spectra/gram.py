@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.dense import top_vectors
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.spectrum import Spectrum
@@ -20,8 +21,8 @@ _FOUND_BY = "Gram matrix"
 _SOLVED = 100 * float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True)
-class GramMatrix:
+@dataclass(frozen=True, repr=False)
+class GramMatrix(Shown):
     """The Gram matrix ``K = A A^T`` of the rows of ``A``; ``A^T A`` has its eigenvalues and, beyond them, zeros.
 
     Parameters

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.operator import LinearOperator, require_operator
 from pyhessian_spectra.spectra.results import Floats
@@ -22,8 +23,8 @@ from pyhessian_spectra.spectra.results import Floats
 _BREAKDOWN = 100
 
 
-@dataclass(frozen=True)
-class Tridiagonal:
+@dataclass(frozen=True, repr=False)
+class Tridiagonal(Shown):
     """Lanczos relation ``A V = V T + beta_m v_{m+1} e_m^T`` with orthonormal ``V`` (n, m), tridiagonal ``T`` (m, m).
 
     Parameters

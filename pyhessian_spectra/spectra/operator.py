@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.shown import one_line
 from pyhessian_spectra.spectra.space import VectorSpace
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class LinearOperator(ABC):
 
     def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.space = VectorSpace(n, dtype=dtype, device=device)
+
+    def __repr__(self) -> str:
+        about = (self.kind, f"n={self.n:,}", str(self.dtype).removeprefix("torch."), str(self.device))
+        return one_line(self, about)
 
     @property
     def n(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,12 +10,50 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
+from pyhessian_spectra.numbers import format_headline, format_number, format_with_error
+from pyhessian_spectra.shown import html_table, one_line
+
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Eigenpair:
+    """One eigenvalue with its errors and its eigenvector, as iterating over :class:`Eigenpairs` gives it.
+
+    ``str`` has the value with the largest of its errors, ``float`` the value.
+
+    Parameters
+    ----------
+    eigenvalue : float
+    reach : float
+        How far it may be off, see :attr:`Eigenpairs.reach`.
+    converged : bool
+    data_stderr : float or None
+        Standard error due to the data being a sample; None if unknown.
+    eigenvector : ndarray, shape (n,), or None
+    """
+
+    eigenvalue: float
+    reach: float
+    converged: bool
+    data_stderr: float | None = None
+    eigenvector: NDArray[np.floating[Any]] | None = None
+
+    def __str__(self) -> str:
+        return format_headline(self.eigenvalue, self.reach, self.data_stderr)
+
+    def __repr__(self) -> str:
+        return one_line(self, [*_errors(self.eigenvalue, self.reach, self.data_stderr), _status(self.converged)])
+
+    def __float__(self) -> float:
+        return self.eigenvalue
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues in ascending order, their eigenvectors and their errors.
+
+    The arrays ascend. Iterating goes from the largest eigenvalue to the smallest and gives an :class:`Eigenpair` each.
 
     Parameters
     ----------
@@ -58,6 +97,32 @@ class Eigenpairs:
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
+
+    def __iter__(self) -> Iterator[Eigenpair]:
+        """From the largest to the smallest, against the order of the arrays."""
+        reach, data, vectors = self.reach, self.data_stderr, self.eigenvectors
+        for i in reversed(range(len(self))):
+            yield Eigenpair(
+                float(self.eigenvalues[i]),
+                float(reach[i]),
+                bool(self.converged[i]),
+                None if data is None else float(data[i]),
+                None if vectors is None else vectors[:, i],
+            )
+
+    def __repr__(self) -> str:
+        pairs = list(self)
+        if not pairs:
+            return one_line(self, ["none"])
+        ends = dict.fromkeys((str(pairs[0]), str(pairs[-1])))
+        missed = sum(not pair.converged for pair in pairs)
+        status = f"{missed} not converged" if missed else "all converged"
+        return one_line(self, [f"{len(pairs)}: {' to '.join(ends)}", status, f"{self.num_products:,} products"])
+
+    def _repr_html_(self) -> str:
+        columns = ["Eigenvalue ± error", "Data, ± standard error", "Status"]
+        rows = ([*_columns(pair.eigenvalue, pair.reach, pair.data_stderr), _status(pair.converged)] for pair in self)
+        return html_table(f"{len(self)} eigenvalues, from the largest", columns, rows)
 
     @property
     def reach(self) -> Floats:
@@ -140,6 +205,31 @@ class TraceEstimate:
 
     def __float__(self) -> float:
         return self.value
+
+    def __str__(self) -> str:
+        """The value with the largest of its errors."""
+        return format_headline(self.value, self.reach, self.data_stderr)
+
+    def __repr__(self) -> str:
+        return one_line(self, [*_errors(self.value, self.reach, self.data_stderr), self.method])
+
+    def _repr_html_(self) -> str:
+        row = [*_columns(self.value, self.reach, self.data_stderr), self.method, f"{self.num_products:,}"]
+        columns = ["Value ± 95 %", "Data, ± standard error", "Found by", "Products"]
+        return html_table("An estimate and its errors", columns, [row])
+
+
+def _errors(value: float, reach: float, data: float | None) -> list[str]:
+    """A value with its own error and, where it is known, that of the data."""
+    return [format_with_error(value, reach), *([] if data is None else [f"data ± {format_number(data, digits=2)}"])]
+
+
+def _columns(value: float, reach: float, data: float | None) -> tuple[str, str]:
+    return format_with_error(value, reach), "unknown" if data is None else format_number(data, digits=2)
+
+
+def _status(converged: bool) -> str:
+    return "converged" if converged else "not converged"
 
 
 def t_quantile(probability: float, num_samples: int) -> float:

@@ -68,8 +68,10 @@ class VectorSpace:
         return float(self.sum_over_parts(torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()))
 
     def length(self, v: Tensor) -> Tensor:
-        """``||v||`` as a float64 scalar that stays on the device, summed in float64 without a copy of ``v``."""
-        return self.sum_over_parts(torch.linalg.vector_norm(v, dtype=torch.float64).square()).sqrt()
+        """``||v||`` as a float64 scalar that stays on the device, whatever the size of the entries."""
+        largest = self.sum_over_parts(v.abs().amax().double())
+        scale = torch.where(largest > 0, largest, 1.0)
+        return scale * self.sum_over_parts((v / scale.to(v.dtype)).double().square().sum()).sqrt()
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """``a^T b`` as a float64 scalar that stays on the device: partial sums in the vectors' dtype, added in float64.

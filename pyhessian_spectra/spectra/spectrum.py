@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.numbers import format_number
+from pyhessian_spectra.shown import html_table, one_line
 from pyhessian_spectra.spectra.quadrature import bracket, probe_bounds, smoothed_bounds, step_bounds
 from pyhessian_spectra.spectra.results import Floats
 
@@ -107,6 +109,29 @@ class Spectrum:
             nodes[i, len(atoms) : stop], weights[i, len(atoms) : stop] = theta, (n - len(atoms)) / n * weight
             nodes[i, stop:] = theta[-1]
         return cls(nodes, weights, n, num_atoms=len(atoms), dtype=dtype, exact=not rows, **known)
+
+    def __repr__(self) -> str:
+        known = ["exact"] if self.exact else [self._probed, f"fractions ± {self._halfwidth} (95 %)"]
+        return one_line(self, [f"n={self.n:,}", self._range, *known])
+
+    def _repr_html_(self) -> str:
+        rows = [("Eigenvalues n", f"{self.n:,}"), ("Known one by one", f"{self.num_atoms:,}"), ("Range", self._range)]
+        if not self.exact:
+            rows += [("Estimated from", self._probed), ("Fractions of eigenvalues, ± 95 %", self._halfwidth)]
+        rows.append(("Precision of products", self.dtype))
+        return html_table("Distribution of eigenvalues" + self.exact * ", exact", ["", ""], rows)
+
+    @property
+    def _range(self) -> str:
+        return " to ".join(map(format_number, self.support))
+
+    @property
+    def _probed(self) -> str:
+        return f"{self.num_probes} probe{'s' * (self.num_probes > 1)}"
+
+    @property
+    def _halfwidth(self) -> str:
+        return format_number(self.cdf_error(level=0.95), digits=2)
 
     @property
     def num_probes(self) -> int:

@@ -13,7 +13,7 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.architectures import gpt, lenet, lstm, mlp, resnet, vgg
 from pyhessian_spectra.problems.checkpoints import Checkpoint, fit_state_dict
 from pyhessian_spectra.problems.names import canonical_name, find_builtin
-from pyhessian_spectra.problems.state_dicts import StateDict, strip_to_anchor
+from pyhessian_spectra.problems.state_dicts import StateDict, find_prefix, under_prefix
 
 
 class Architecture(NamedTuple):
@@ -24,7 +24,7 @@ class Architecture(NamedTuple):
     # Reads those arguments off a state dict. Where this is of another network, it may raise LookupError or ValueError:
     # the defaults then stand, and fitting says what is missing.
     infer: Callable[[StateDict], dict[str, Any]]
-    # A key that all state dicts of the family have, by which a prefix common to all keys is recognised; empty for none.
+    # A key that all state dicts of the family have, by which its prefix is recognised; empty for none.
     anchor: str = ""
 
 
@@ -53,7 +53,8 @@ def build_model(
     """
     architecture = find_builtin("model", name, ARCHITECTURES)
     try:
-        arguments = architecture.infer(strip_to_anchor(checkpoint.state_dict, architecture.anchor))
+        prefix = find_prefix(checkpoint.state_dict, architecture.anchor)
+        arguments = architecture.infer(under_prefix(checkpoint.state_dict, prefix))
     except (LookupError, ValueError):
         arguments = {}
     arguments |= dict(model_args or {})
