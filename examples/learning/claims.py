@@ -12,6 +12,7 @@ from examples.experiment import MOST, Criterion
 from examples.learning.judgements import (
     SIMILAR,
     at_end,
+    better_at_equal_updates,
     better_throughout,
     degrades_less,
     differ,
@@ -170,24 +171,35 @@ def side_by_side(setting: Setting) -> Criterion:
 def beats_adam(setting: Setting) -> list[Criterion]:
     """Of the LSTM: better than Adam at any batch size."""
     best = block_diagonal(setting.curvatures[-1])
-    return [side_by_side(setting)] + [
-        each
-        for size in (setting.small_batch, setting.batch)
-        for each in (
+    found = [side_by_side(setting)]
+    for other in (adam(setting.small_batch), adam(setting.batch)):
+        found += [
             Criterion(
                 "beats Adam",
-                f"{best} ends at a lower training loss than {adam(size)}",
+                f"{best} has a lower training loss than {other} after as many updates",
+                f"{MEAN} of the log ratio lies below zero",
+                better_at_equal_updates(best, other, "train_loss"),
+            ),
+            Criterion(
+                "beats Adam",
+                f"{best} has a higher test accuracy than {other} after as many updates",
+                f"{MEAN} of the difference lies above zero",
+                better_at_equal_updates(best, other, "test_accuracy"),
+            ),
+            Criterion(
+                "beats Adam",
+                f"{best} ends at a lower training loss than {other}, which had {setting.times} times the updates",
                 f"{INTERVAL} of the ratio at the end lies below one",
-                lower(best, adam(size), at_end("train_loss")),
+                lower(best, other, at_end("train_loss")),
             ),
             Criterion(
                 "beats Adam",
-                f"{best} ends at a higher test accuracy than {adam(size)}",
+                f"{best} ends at a higher test accuracy than {other}, which had {setting.times} times the updates",
                 f"{INTERVAL} of the difference at the end lies above zero",
-                higher(best, adam(size), at_end("test_accuracy")),
+                higher(best, other, at_end("test_accuracy")),
             ),
-        )
-    ]
+        ]
+    return found
 
 
 def more_stable(setting: Setting) -> list[Criterion]:

@@ -94,6 +94,28 @@ def better_throughout(first: str, second: str, key: str) -> Judgement:
     return decide
 
 
+def better_at_equal_updates(first: str, second: str, key: str) -> Judgement:
+    """The judgement that the first arm is better over its course than the second after as many updates.
+
+    The second's records lie elsewhere; it is interpolated, losses in logarithms.
+    """
+    sign = 1 if key.endswith("loss") else -1
+
+    def decide(numbers: dict[str, Any]) -> tuple[bool, str]:
+        ours, theirs = counted(numbers, first), counted(numbers, second)
+        found = {seed: 0.0 for seed in ours.keys() & theirs.keys()}
+        for seed in found:
+            run, other = ours[seed]["course"], theirs[seed]["course"]
+            values = np.log(other[key]) if sign > 0 else np.array(other[key])
+            at = np.array(run["update"][1:])
+            apart = curve(ours[seed], key) - np.interp(at, other["update"], values)
+            found[seed] = float(apart[at <= other["update"][-1]].mean())
+        mean = paired(found, dict.fromkeys(found, 0.0))
+        return (mean.below, ratio(mean)) if sign > 0 else (mean.above, f"{mean} (points)")
+
+    return decide
+
+
 def updates_to(run: Run, level: float) -> float:
     """Updates until the training loss is first at a level, in logarithms linear between records; else infinity."""
     losses, updates = np.log(run["course"]["train_loss"]), run["course"]["update"]
