@@ -182,7 +182,7 @@ def test_the_summary_has_the_key_numbers_with_their_errors(slq, single):
     full = slq.full
     top = format_with_error(full.largest.eigenvalues[-1], full.largest.reach[-1])
     for text in (f"λ₁ = {top}", format_with_error(full.trace.value, full.trace.reach), "n = 4,000", "N = 1,500"):
-        assert text in words[: words.index("What did not converge")]
+        assert text in words[: words.index("Density of eigenvalues")]
 
 
 def test_every_eigenpair_is_in_a_table_and_marked_when_not_converged(slq, single):
@@ -210,7 +210,8 @@ def test_full_convergence_is_said_with_the_largest_residual(tmp_path):
 
 def test_the_report_names_the_matrix_that_was_analysed(tmp_path):
     words = Page(write_report([exact_analysis(n=200, layers=False, matrix="GGN")], tmp_path)).words()
-    assert "Generalised Gauss-Newton matrix spectrum of mlp on digits This is the generalised Gauss-Newton" in words
+    assert words.startswith("Generalised Gauss-Newton matrix spectrum of mlp on digits")
+    assert "This is the generalised Gauss-Newton matrix" in words
 
 
 def test_several_checkpoints_have_an_overview_and_a_section_each(several):
@@ -348,7 +349,7 @@ def test_a_headline_has_the_digits_of_its_largest_error_and_the_table_the_solver
     trace = dataclasses.replace(full.trace, value=9.580678, data_stderr=1.03)
     full = dataclasses.replace(full, largest=largest, trace=trace)
     page = Page(write_report([dataclasses.replace(analysis, full=full)], tmp_path))
-    summary = page.words()[: page.words().index("Everything converged")]
+    summary = page.words()[: page.words().index("Density of eigenvalues")]
     assert "λ₁ = 2.1 ± 0.3 from 1,500 examples" in summary and "its trace 9.6 ± 1.0;" in summary
     assert "fresh ones can differ by far" in summary and "2.14746" not in summary and "9.5806" not in summary
     assert any(row.startswith("1 2.147464 ±") and "± 0.32" in row for row in page.trimmed_rows())
@@ -545,7 +546,7 @@ def test_the_page_opens_in_chromium(browser, request, report, width):
     )
     assert widths[0] == width and max(widths[1:]) <= width
     assert browser.execute_script(OVERLAPS) == []
-    if width == 1280 and report in ("single", "several"):  # nothing is cut off at a desktop's width
+    if width == 390 or report in ("single", "several"):  # nothing is cut off, on a desktop unless names are long
         cut = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
         assert browser.execute_script(cut) == 0
     drawn = browser.execute_script(

@@ -8,6 +8,7 @@ import itertools
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, He
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.numbers import format_headline
+from pyhessian_spectra.numbers import format_duration, format_headline
 from pyhessian_spectra.problems.datasets import SPLITS
 from pyhessian_spectra.problems.factory import Problem, load_problem
 from pyhessian_spectra.problems.training import train_digits
@@ -264,12 +265,24 @@ def _summary(analysis: SpectralAnalysis) -> str:
     return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
 
 
+# Seconds between lines where there is no terminal.
+_EVERY = 60.0
+
+
 @contextlib.contextmanager
 def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal; the function it gives takes what is done, of how much, and a new label."""
+    """A progress bar on a terminal, else a line a minute; it takes what is done, of how much, and a new label."""
     with tqdm(desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
+        started = told = time.monotonic()
 
         def advance(done: int, total: int, label: str = what) -> None:
+            nonlocal told
+            if bar.disable:
+                now = time.monotonic()
+                if done and now - told >= _EVERY:
+                    told, left = now, format_duration((now - started) / done * (total - done))
+                    click.echo(f"{label}: {done:,} of {total:,} {unit}s, about {left} left", err=True)
+                return
             bar.total = total
             bar.set_description(label, refresh=False)
             bar.update(done - bar.n)

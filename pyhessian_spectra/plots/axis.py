@@ -103,6 +103,9 @@ class EigenvalueAxis:
     def set_scale(self, ax: Axes, *, which: Literal["x", "y"] = "x") -> None:
         """Give one axis of ``ax`` this scale, its limits and ticks at powers of ten."""
         low, high = (float(end) for end in self.eigenvalues([self.low, self.high]))
+        if ax.has_data():  # what is drawn already is not to be cropped
+            ends = getattr(ax, f"get_{which}lim")()
+            low, high = min(low, *ends), max(high, *ends)
         getattr(ax, f"set_{which}scale")("asinh", linear_width=self.threshold)
         ax.set(**{f"{which}lim": (low, high)})
         axis: Axis = getattr(ax, f"{which}axis")

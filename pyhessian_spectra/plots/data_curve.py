@@ -91,7 +91,4 @@ def _label(ax: Axes) -> None:
     found = list(zip(*ax.get_legend_handles_labels(), strict=True))
     ranks = sorted((each for each in found if each[1].endswith("}$")), key=lambda each: (len(each[1]), each[1]))
     chosen = [*ranks, *(each for each in found if not each[1].endswith("}$"))]
-    handles, labels = zip(*chosen, strict=True)
-    ax.legend(
-        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, columnspacing=1.0, handletextpad=0.3
-    )
+    style.legend_above(ax, columns=5, entries=chosen)

@@ -68,20 +68,24 @@ def plot_density(
         title = "bars: how many eigenvalues lie in them, not where in a wide one\n"
         title += f"light: bounds, {confidence(others)} confidence; {_linear_part(axis)}"
     with style.drawing(ax) as ax:
+        drawn = ax.has_data()
         axis.set_scale(ax)
         ax.set_yscale("log")
         ax.fill_between(profile.values, foot, lower, color=color, alpha=0.3, linewidth=0)
         ax.fill_between(profile.values, lower, upper, color=color, alpha=0.14, linewidth=0)
         ax.plot(profile.values, counts, color=color, linewidth=1.1, label=label)
         # The strip below the floor, a tenth of the height, is for the marks.
-        ax.set_ylim(floor * (floor / top) ** (1 / 9) if marked else floor, top)
+        bottom = floor * (floor / top) ** (1 / 9) if marked else floor
+        if drawn:  # over another density, which is not to be cropped
+            bottom, top = min(bottom, ax.get_ylim()[0]), max(top, ax.get_ylim()[1])
+        ax.set_ylim(bottom, top)
         if bulk is not None:
             _shade_bulk(ax, axis, bulk)
         look = {"fmt": "^", "color": style.ORANGE, "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
         for pairs in marked:
             style.mark_pairs(ax, pairs, 0.045, along="x", look=look | {"transform": ax.get_xaxis_transform()})
         ax.set(xlabel=style.EIGENVALUE, ylabel=f"Eigenvalues per {axis.width:g} decade")
-        ax.set_title(title, **style.REMARK)
+        style.remark_above(ax, title)
     return ax
 
 
@@ -133,7 +137,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
             ax.text(1.01, base - 0.1, text, transform=ax.get_yaxis_transform(), fontsize=7, color=style.INK)
         style.name_rows(ax, list(blocks), below=0.25)
         ax.set_xlabel(style.EIGENVALUE)
-        ax.set_title(title, **style.REMARK)
+        style.remark_above(ax, title)
         ax.text(1.01, 1.0, "trace", transform=ax.transAxes, va="top", **style.REMARK)
     return ax
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
@@ -21,6 +25,9 @@ INK, MUTED, GRID = "#24292f", "#6e7781", "#e1e4e8"
 BLUE, ORANGE, GREEN, VERMILION = sns.color_palette("colorblind", 4).as_hex()
 #: Sizes are in inches. A text column is 3.3 to 5 wide; at 3.3 the smallest text is still 5.5 points high.
 WIDTH, HEIGHT = 4.8, 3.0
+
+# What the themes around a drawing change, from the outermost to the innermost.
+_OWN: ContextVar[Mapping[str, Any]] = ContextVar("own", default={})  # noqa: B039 - it is never changed in place
 
 _RC = {
     **sns.axes_style("ticks"),
@@ -42,6 +49,10 @@ _RC = {
     "svg.hashsalt": "pyhessian-spectra",
     "savefig.dpi": 200,
 }
+# Inches left of the axes of a figure, and of a letter of a remark.
+_LEFT, _LETTER = 0.75, 0.055
+# Labels of the first part of the figure's length are broken; legends, centred on the axes, have the second at most.
+_LONG, _WIDE = 0.75, 0.88
 #: An eigenvalue or a trace of a Hessian has these units: the loss is a number (nats for cross-entropy).
 UNITS = "[loss / parameter$^2$]"
 #: An axis of eigenvalues has this label.
@@ -55,16 +66,55 @@ def shades(name: str) -> ListedColormap:
     return ListedColormap(sns.color_palette(name, 40))
 
 
-def theme() -> AbstractContextManager[None]:
-    """Return the look of the package's figures as a context manager, which ``savefig`` needs around it as well."""
-    return mpl.rc_context(_RC)
+@contextmanager
+def theme(own: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Give figures drawn within this context the package's look, with rcParams of one's own over it.
+
+    ``savefig`` needs it around it as well. A context within another keeps what that one changed.
+
+    >>> with theme({"font.family": "serif"}), theme():
+    ...     mpl.rcParams["font.family"]
+    ['serif']
+    """
+    token = _OWN.set({**_OWN.get(), **(own or {})})
+    try:
+        rc: dict[Any, Any] = {**_RC, **_OWN.get()}
+        with mpl.rc_context(rc):
+            yield
+    finally:
+        _OWN.reset(token)
+
+
+def save(ax: Axes, path: str | os.PathLike[str], *, width: float | None = None) -> None:
+    """Write the figure of ``ax`` as its file's ending says (PDF, PNG, SVG), in which text is text.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    path : path-like
+    width : float, optional
+        Inches, such as those of a column; the height stays. Text keeps its size, so that a figure is not to be scaled.
+        Best drawn at this width: on the Axes of ``Figure(figsize=(3.3, 2.6), layout="constrained").subplots()``.
+    """
+    figure = cast(Figure, ax.figure)
+    with theme({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        if width is not None:
+            figure.set_size_inches(width, figure.get_size_inches()[1])
+            for each in figure.axes:
+                _fit_legend(each)
+                if title := each.get_title(loc="left"):
+                    remark_above(each, title)
+            _break_labels(figure)
+        figure.savefig(path)
 
 
 @contextmanager
 def drawing(ax: Axes | None, *, width: float = WIDTH, height: float = HEIGHT) -> Iterator[Axes]:
     """Draw with the package's look on ``ax``, else on a new figure: pyplot does not know it, and nothing pops up."""
     with theme():
-        yield Figure(figsize=(width, height), layout="constrained").subplots() if ax is None else ax
+        drawn = Figure(figsize=(width, height), layout="constrained").subplots() if ax is None else ax
+        yield drawn
+        _break_labels(cast(Figure, drawn.figure))
 
 
 def literal(name: str, *, length: int = 24) -> str:
@@ -97,6 +147,47 @@ def mark_pairs(ax: Axes, pairs: Eigenpairs, places: Any, *, along: str, look: di
             ax.errorbar(**bars, markerfacecolor=look["color"] if converged else "none", label=name)
 
 
-def legend_above(ax: Axes, *, columns: int) -> None:
-    """Put a legend over the axes, where it can hide nothing."""
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=1.0, handletextpad=0.3)
+def legend_above(ax: Axes, *, columns: int, entries: Sequence[tuple[Any, str]] | None = None) -> None:
+    """Put a legend over the axes, where it can hide nothing, in as many columns as the figure is wide enough for."""
+    handles, labels = ax.get_legend_handles_labels() if entries is None else zip(*entries, strict=True)
+    look: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.0}
+    for count in range(columns, 0, -1):
+        legend = ax.legend(handles, labels, ncols=count, handletextpad=0.3, **look)
+        if legend.get_window_extent(_renderer(ax)).width <= _WIDE * cast(Figure, ax.figure).bbox.width:
+            break
+
+
+def _fit_legend(ax: Axes) -> None:
+    """Lay a legend out again, for a figure that has another width."""
+    legend = ax.get_legend()
+    if legend is not None:
+        texts = [text.get_text() for text in legend.get_texts()]
+        handles = [handle for handle in legend.legend_handles if handle is not None]
+        legend_above(ax, columns=len(texts), entries=list(zip(handles, texts, strict=True)))
+
+
+def remark_above(ax: Axes, text: str) -> None:
+    """Write a remark over the axes, its lines broken where the figure ends."""
+    figure = cast(Figure, ax.figure)
+    most = max(20, int((figure.get_size_inches()[0] - _LEFT) / _LETTER))
+    lines = [line for each in text.split("\n") for line in textwrap.wrap(each, most)]
+    ax.set_title("\n".join(lines), **REMARK)
+
+
+def _break_labels(figure: Figure) -> None:
+    """Break labels of axes that are nearly as long as the figure, before their units or in their middle."""
+    width, height = figure.bbox.size
+    for ax in figure.axes:
+        for label, length in ((ax.xaxis.label, width), (ax.yaxis.label, height)):
+            text, box = label.get_text(), label.get_window_extent(_renderer(ax))
+            if "\n" in text or max(box.width, box.height) < _LONG * length:
+                continue
+            spaces = [i for i, letter in enumerate(text) if letter == " " and text[:i].count("$") % 2 == 0]
+            spaces = [i for i in spaces if text[i + 1] == "["] or spaces
+            if spaces:
+                at = min(spaces, key=lambda i: abs(i - len(text) / 2))
+                label.set_text(f"{text[:at]}\n{text[at + 1 :]}")
+
+
+def _renderer(ax: Axes) -> Any:
+    return FigureCanvasAgg(cast(Figure, ax.figure)).get_renderer()

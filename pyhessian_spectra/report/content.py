@@ -12,6 +12,7 @@ from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
 from pyhessian_spectra.numbers import format_duration, format_number
 from pyhessian_spectra.report import tables
+from pyhessian_spectra.report.conclusion import conclude, leading_numbers
 from pyhessian_spectra.report.gauss_newton import describe_part, outlook
 from pyhessian_spectra.report.layers import describe_layers, describe_seeds, describe_steps
 
@@ -82,6 +83,9 @@ def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]])
     return {
         "title": f"{matrix[0].upper()}{matrix[1:]} spectrum of {names}{data}",
         "summary": _movement(analyses, sections) if several else sections[0]["summary"],
+        "conclusion": conclude(found),
+        "numbers": leading_numbers(analyses[-1]),
+        "numbers_of": found.labels[-1],
         "several": several,
         "unconverged": [row for section in sections for row in section["unconverged"]],
         **{f"num_{key}": sum(row[key] for row in rows) for key in ("pairs", "unconverged", "uncertified")},
