@@ -20,6 +20,7 @@ from pyhessian_spectra.analysis.eigenspaces import eigenspace_overlap, inner_pro
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_names, checkpoint_step
 from pyhessian_spectra.analysis.similarity import comparable
+from pyhessian_spectra.analysis.stability import edge_of_stability
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.shown import Shown
@@ -264,4 +265,4 @@ def _threshold(analysis: SpectralAnalysis) -> float | None:
         return None
     if rate is None or not (rate > 0 and 0 <= momentum < 1 and decay >= 0):
         return None
-    return (2 + 2 * momentum) / (rate * (1 + 2 * momentum if problem.get("nesterov") else 1)) - decay
+    return edge_of_stability(rate, momentum=momentum, nesterov=bool(problem.get("nesterov")), weight_decay=decay)

@@ -48,6 +48,13 @@ class Forms:
     deflated: NDArray[np.bool_]
     complement: int
 
+    @classmethod
+    def of_vectors(cls, weights: Floats, compressed: Floats, n: int) -> Forms:
+        """Those of orthonormal vectors alone, whose products were not taken apart by sections."""
+        b, p = compressed.shape[:2]
+        none = np.zeros(p, dtype=bool)
+        return cls(weights, compressed, np.empty((b, p, 0)), np.empty((b, 0, 0)), np.empty((b, 0)), none, n)
+
     @property
     def trace_samples(self) -> Floats:
         """One estimate of ``tr(E_s A_b)`` per probe, shape (b, r, s); one exact value if ``complement`` is 0."""

@@ -1,0 +1,22 @@
+"""Curvature while a model trains: a tracker, what it measures, and the record that it leaves."""
+
+from pyhessian_spectra.tracking.eigenvalues import BatchEigenvalues, Eigenvalues, PreconditionedEigenvalues
+from pyhessian_spectra.tracking.gradients import BatchSharpness, CriticalSharpness, GradientShare, MidpointLoss
+from pyhessian_spectra.tracking.traces import Traces
+from pyhessian_spectra.tracking.track import Measured, Record, Track
+from pyhessian_spectra.tracking.tracker import SpectrumTracker
+
+__all__ = [
+    "BatchEigenvalues",
+    "BatchSharpness",
+    "CriticalSharpness",
+    "Eigenvalues",
+    "GradientShare",
+    "Measured",
+    "MidpointLoss",
+    "PreconditionedEigenvalues",
+    "Record",
+    "SpectrumTracker",
+    "Traces",
+    "Track",
+]

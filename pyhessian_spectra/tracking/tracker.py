@@ -1,0 +1,326 @@
+"""SpectrumTracker: curvature while a model trains, in one line of the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyhessian_spectra.analysis.stability import Stability, stability_of
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
+from pyhessian_spectra.curvature.verification import verify
+from pyhessian_spectra.errors import InputError, SpectraError
+from pyhessian_spectra.shown import one_line
+from pyhessian_spectra.tracking.eigenvalues import Eigenvalues
+from pyhessian_spectra.tracking.moment import Moment, Quantity
+from pyhessian_spectra.tracking.traces import Traces
+from pyhessian_spectra.tracking.track import Measured, Record, Track, TrackFile
+
+
+class SpectrumTracker:
+    """Follows the curvature of a loss on probe data while a model trains.
+
+    ``tracker.step(optimizer)`` after each ``optimizer.step()`` is all that a training loop needs. What trains is not
+    touched: no random number of the global generators is drawn, no ``.grad``, buffer, mode or parameter changes, so
+    that the weights are those of a run without it, bit for bit. An error ends the tracking and not the training.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As it is trained, without a wrapper for several processes.
+    loss_fn : callable
+        ``loss_fn(outputs, targets) -> scalar``, as for :class:`EmpiricalRisk`.
+    data : pair or iterable of batches
+        Probe data, read once and held. Several batches give errors of the data as well.
+    every : int
+        Measure after each ``every`` steps at most.
+    budget : float or None
+        Share of the time of training that measurements may take: those that would take more are left out. None
+        measures each time.
+    certify_every : int
+        Every so many measurements, and in the first, all is found from the beginning, with bounds on what may have been
+        missed; in between it is followed.
+    quantities : sequence, optional
+        What to measure, in this order; by default ``[Eigenvalues(), Traces()]``.
+    path : path-like, optional
+        A file of JSON lines to which each record is appended at once.
+    mode : {"eval", "train"}
+        Whether BatchNorm uses running statistics, or those of the probe batches. Dropout is off.
+    unpack, select, params :
+        As for :class:`EmpiricalRisk`.
+
+    Attributes
+    ----------
+    track : Track
+        The records so far.
+    num_steps : int
+        Steps so far.
+
+    Raises
+    ------
+    InputError
+        Probe data that are empty or on another device, an argument out of range, or a file of another run.
+
+    Examples
+    --------
+    >>> model, loss_fn = nn.Linear(2, 1), nn.MSELoss()
+    >>> x, y = torch.eye(2), torch.ones(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> tracker = SpectrumTracker(model, loss_fn, (x, y), every=1, budget=None)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     loss = loss_fn(model(x), y)
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     _ = tracker.step(optimizer, loss=loss)
+    >>> print(f"{tracker.track.records[-1].get('lambda_1').value:.3f}")  # of x^T x, which does not move
+    3.000
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        data: Iterable[Any],
+        *,
+        every: int = 20,
+        budget: float | None = 0.1,
+        certify_every: int = 50,
+        quantities: Sequence[Quantity] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        mode: str = "eval",
+        unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+        select: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None,
+        params: str | Sequence[str] | None = None,
+    ) -> None:
+        for name, count in (("every", every), ("certify_every", certify_every)):
+            if not isinstance(count, int) or count < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if budget is not None and not 0 < budget <= 1:
+            raise InputError(f"budget must be a share of the time, above 0 and at most 1, or None, got {budget!r}")
+        self._every, self._budget, self._certify_every = every, budget, certify_every
+        self._quantities: list[Quantity] = list(quantities or [Eigenvalues(), Traces()])
+        how: dict[str, Any] = {"mode": mode, "unpack": unpack, "select": select, "params": params}
+        with _untouched():
+            batches = [data] if isinstance(data, tuple) else list(data)
+        self._risk = EmpiricalRisk(model, loss_fn, batches, **how)
+        self._batches = [self._risk.replace(data=[batch]) for batch in batches]
+        self._signature = self._signed()
+        about = {
+            "model": type(self._risk.model).__name__,
+            "n": self._risk.n,
+            "dtype": str(self._risk.dtype).removeprefix("torch."),
+            "mode": mode,
+            "examples": self._risk.num_examples,
+            "batches": self._risk.num_batches,
+            "quantities": [type(each).__name__ for each in self._quantities],
+        }
+        self.track, self.num_steps = Track(about), 0
+        self._file = None if path is None else TrackFile(Path(path))
+        if self._file is not None:
+            self.track.records.extend(self._file.begin(about))
+        self._resumable = bool(self.track.records)
+        self._previous: Tensor | None = None
+        self._count, self._last_cost = 0, 0.0
+        self._spent, self._began = 0.0, time.perf_counter()
+        self._ended = ""
+
+    def __repr__(self) -> str:
+        return one_line(
+            self, [f"{self.num_steps:,} steps", f"{len(self.track.records)} records", f"every {self._every}"]
+        )
+
+    def step(
+        self, optimizer: torch.optim.Optimizer | None = None, *, loss: Tensor | float | None = None
+    ) -> Record | None:
+        """Count a step of training, and measure if it is time to.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer, optional
+            From its state the edge of stability is worked out.
+        loss : Tensor or float, optional
+            The training loss, for the record.
+
+        Returns
+        -------
+        Record or None
+            None where nothing was measured.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, where tracking ends: the loss is NaN, the model has changed, a product fails.
+        """
+        self.num_steps += 1
+        found = self.measure(optimizer, loss=loss) if self._is_due() else None
+        following = self.num_steps + 1
+        if any(each.needs_previous for each in self._quantities) and following % self._every == 0 and not self._ended:
+            self._previous = torch.cat([p.detach().reshape(-1) for p in self._params()])
+        else:
+            self._previous = None
+        return found
+
+    def _is_due(self) -> bool:
+        if self._ended or self.num_steps % self._every:
+            return False
+        if self._budget is None or not self._count:
+            return True
+        training = time.perf_counter() - self._began - self._spent
+        return self._spent + self._last_cost <= self._budget * (training + self._spent)
+
+    def measure(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        loss: Tensor | float | None = None,
+        certify: bool = False,
+    ) -> Record | None:
+        """Measure now, whatever the budget says, and look for everything from the beginning if it is to ``certify``.
+
+        For the beginning and the end of training. Arguments and result are those of :meth:`step`.
+        """
+        if self._resumable:
+            raise InputError(
+                f"{self._file.path if self._file else 'the file'} has records up to step "
+                f"{self.track.records[-1].step:,}; load_state_dict() the tracker's state that was saved beside the "
+                "checkpoint, or give another path"
+            )
+        if self._ended:
+            return None
+        start, products = time.perf_counter(), 0
+        told: dict[str, Any] = {
+            "loss": None if loss is None else float(torch.as_tensor(loss).detach()),
+            "lr": _rate(optimizer),
+        }
+        values: list[Measured] = []
+        try:
+            with _untouched(self._risk.device):
+                self._require_unchanged(told["loss"])
+                moment = self._moment(optimizer, told["lr"], certify=certify)
+                if moment.stability is not None:
+                    told |= {"threshold": moment.stability.threshold, "formula": moment.stability.formula}
+                if not self._count:
+                    verify(HessianOperator(self._risk))
+                for quantity in self._quantities:
+                    values += quantity.measure(moment)
+                products = moment.products + moment.hessian.num_products
+                del moment  # and with it the graphs of the probe data
+        except Exception as error:
+            self._ended = str(error) if isinstance(error, SpectraError) else f"{type(error).__name__}: {error}"
+        if self._risk.device.type == "cuda":
+            torch.cuda.synchronize(self._risk.device)
+        now = time.perf_counter()
+        self._count, self._last_cost, self._spent = self._count + 1, now - start, self._spent + now - start
+        record = Record(
+            self.num_steps,
+            tuple(values),
+            products=products,
+            seconds=now - start,
+            elapsed=now - self._began,
+            ended=self._ended,
+            **told,
+        )
+        self.track.records.append(record)
+        self._write(record)
+        if self._ended:
+            warnings.warn(f"tracking ends at step {self.num_steps}: {self._ended}", RuntimeWarning, stacklevel=2)
+        return record
+
+    def _moment(self, optimizer: torch.optim.Optimizer | None, lr: float | None, *, certify: bool) -> Moment:
+        stability: Stability | None = None
+        if optimizer is not None:
+            stability = stability_of(optimizer, self._risk.layout, self._params())
+        certify = certify or self._count % self._certify_every == 0
+        return Moment(self._risk, self._batches, stability, lr, self._previous, certify)
+
+    def _write(self, record: Record) -> None:
+        """Append a record to the file; if that fails, tracking goes on without it."""
+        if self._file is None:
+            return
+        try:
+            self._file.add(record)
+        except OSError as error:
+            told = f"{self._file.path} cannot be written ({error.strerror}); records are kept in memory only"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
+            self._file = None
+
+    def _params(self) -> list[Tensor]:
+        return [self._risk.model.get_parameter(name) for name in self._risk.layout.names]
+
+    def _signed(self) -> list[tuple[Any, ...]]:
+        """What must not change while training."""
+        named = self._risk.model.named_parameters()
+        return [(name, id(p), p.shape, p.dtype, p.device, p.requires_grad) for name, p in named]
+
+    def _require_unchanged(self, loss: float | None) -> None:
+        if self._signed() != self._signature:
+            raise InputError(
+                "the model's parameters are others than at the beginning, or have another shape, dtype, device or "
+                "requires_grad; build another tracker where the model changes"
+            )
+        if loss is not None and not math.isfinite(loss):
+            raise InputError(f"the training loss is {loss}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same numbers, to be saved beside the checkpoint."""
+        return {
+            "num_steps": self.num_steps,
+            "count": self._count,
+            "spent": self._spent,
+            "elapsed": time.perf_counter() - self._began,
+            "last_cost": self._last_cost,
+            "ended": self._ended,
+            "about": dict(self.track.about),
+            "quantities": [each.state_dict() for each in self._quantities],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; later records of the file no longer count, and stay in it.
+
+        Raises InputError for the state of a tracker of another model, other data or other quantities.
+        """
+        if not isinstance(state_dict, dict) or state_dict.get("about") != self.track.about:
+            raise InputError("this is not the state of such a tracker; build it of the same model, data and quantities")
+        self.num_steps, self._count = state_dict["num_steps"], state_dict["count"]
+        self._spent, self._last_cost = state_dict["spent"], state_dict["last_cost"]
+        self._began, self._ended = time.perf_counter() - state_dict["elapsed"], state_dict["ended"]
+        for quantity, state in zip(self._quantities, state_dict["quantities"], strict=True):
+            quantity.load_state_dict(state)
+        self.track.records[:] = [record for record in self.track.records if record.step <= self.num_steps]
+        if self._file is not None and self._resumable:
+            self._file.resume(self.num_steps)
+        self._resumable = False
+
+
+def _rate(optimizer: torch.optim.Optimizer | None) -> float | None:
+    """The learning rate that all groups share, or None."""
+    rates = (
+        {float(group["lr"]) for group in optimizer.param_groups if "lr" in group} if optimizer is not None else set()
+    )
+    return rates.pop() if len(rates) == 1 else None
+
+
+@contextlib.contextmanager
+def _untouched(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the global generators as they were, and compute in the parameters' own precision."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    state, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), contextlib.ExitStack() as stack:
+            for kind in {"cpu", device.type if device is not None else "cpu"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numbers)
