@@ -248,6 +248,39 @@ def test_a_closure_that_draws_at_random_is_refused():
         HessianFree(parameters(risk), damping=0.1).step(closure)
 
 
+@pytest.mark.parametrize("make", [HessianFree, Newton])
+@pytest.mark.parametrize("way", ["resumed", "loaded over", "copied"])
+def test_a_run_that_goes_on_elsewhere_is_checked_as_a_new_one_is(make, way):
+    risk = mlp()
+    ((x, y),) = risk.data
+    optimizer = make(parameters(risk), damping=5.0)
+    optimizer.step(risk)
+    if way == "copied":
+        model, optimizer = copy.deepcopy((risk.model, optimizer))
+    else:
+        model, state = risk.model, optimizer.state_dict()
+        optimizer = make(parameters(risk), damping=5.0) if way == "resumed" else optimizer
+        optimizer.load_state_dict(state)
+    other = mlp().model
+    concave = EmpiricalRisk(model, lambda outputs, targets: -outputs.square().mean(), (x, y))
+
+    def random():
+        outputs = model(nn.functional.dropout(x))
+        return nn.functional.cross_entropy(outputs, y), outputs
+
+    def elsewhere():
+        outputs = other(x)
+        return nn.functional.cross_entropy(outputs, y), outputs
+
+    refused = [(random, "the loss at the same parameters was"), (elsewhere, "depends on none")]
+    refused += [(concave, "not positive semidefinite")] if make is HessianFree else []
+    for closure, sentence in refused:
+        with torch.random.fork_rng(), pytest.raises(InputError, match=sentence):
+            optimizer.step(closure)
+    optimizer.step(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)))
+    assert optimizer.records[-1].step == 2
+
+
 def test_a_loss_in_another_precision_than_the_parameters():
     ends = []
     for dtype, inner in ((torch.float32, torch.float64), (torch.float64, torch.float32), (torch.float64,) * 2):

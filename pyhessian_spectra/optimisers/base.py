@@ -138,6 +138,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self._point = Point(self.layout, tuple(self._params), {})
         self._space = VectorSpace(self.layout.n, dtype=self._closures.dtype, device=self._closures.device)
         self._seen = self._signature()
+        self._checked = False  # what the first step that is taken here, of a new run or a resumed one, is given
 
     def _signature(self) -> list[tuple[Any, ...]]:
         """What the layout depends on, which may change between steps: parameters are frozen, or converted."""
@@ -203,15 +204,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if self._signature() != self._seen:
             self._arrange()
         risk = self._risk(closure)
-        if not self._num_steps:
+        if not self._checked:
             require_dependence(risk, self._point)
-            if risk.sample.processes:
-                require_agreement(risk.sample.processes, self._params, self._shared())
+            require_agreement(risk.sample.processes, self._params, self._shared())
         loss, gradient = risk.loss_and_gradient(self._point)
         for name, value in (("loss", loss), ("gradient", gradient.sum())):
             if not math.isfinite(float(value)):
                 raise NonFiniteError(f"the {name} is NaN or infinite before the step; look at the batch, or lower lr")
-        if not self._num_steps:
+        if not self._checked:
             require_repeatable(risk, self._point, float(loss))
         proposal = self._propose(risk, None if subset is None else self._risk(subset), gradient)
         lrs = [require_range("lr", group["lr"]) for group in self._settings().values()]
@@ -222,7 +222,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         loss_after, factor, rejected = trial.take(
             self._line_search, loss=float(loss), slope=self._space.inner(gradient, step), norm=norm
         )
-        self._num_steps += 1
+        self._num_steps, self._checked = self._num_steps + 1, True
         record = StepRecord(
             step=self._num_steps,
             loss=float(loss),
@@ -282,14 +282,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         with placed(self._params, [self.state[p]["average"] for p in self._params]):
             yield
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""
-        return super().state_dict()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; raises InputError for one of another optimiser or of other parameters."""
         require_state(state_dict, self)
         super().load_state_dict(state_dict)
+        self._checked = False
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: value for key, value in self.__dict__.items() if key in self._COPIED}

@@ -164,7 +164,7 @@ class HessianFree(CurvatureOptimizer):
         if self._adapt is not None and not all(group["damping"] > 0 for group in self.param_groups):
             raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
         op = self._operator(self._curvature, risk, subset)
-        if self._curvature is GGNOperator and not self._num_steps:
+        if self._curvature is GGNOperator and not self._checked:
             require_convex_loss(of, self._point)
         inverse, last = self._inverse(of), self._last()
         direction, slope, bend, solves = torch.empty_like(gradient), 0.0, 0.0, []
