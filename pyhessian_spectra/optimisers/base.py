@@ -10,46 +10,33 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.losses import ClosureObjective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.optimisers.checks import (
+    num_examples,
     require_agreement,
     require_dependence,
+    require_fewer,
     require_range,
     require_repeatable,
     require_state,
 )
 from pyhessian_spectra.optimisers.moves import LineSearch, Trial, average, placed
-from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
+from pyhessian_spectra.optimisers.proposals import Proposal
+from pyhessian_spectra.optimisers.records import StepRecord
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 #: A loss at parameters that are as they are: a risk, or a function that returns the loss, or the loss and the outputs.
 Closure = Callable[[], Any] | EmpiricalRisk
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A step: its direction ``d`` (n,), dampings, how it was found, and what its quadratic model is made of.
-
-    That is ``g^T s`` and ``s^T A s`` for the step ``s``, which is ``lr d``, without damping.
-    """
-
-    direction: Tensor
-    slope: float
-    curvature: float
-    damping: tuple[float, ...]
-    solves: tuple[SolveRecord, ...]
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -115,11 +102,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _arrange(self) -> None:
         """Lay out the trainable parameters as one vector."""
         named: dict[str, Tensor] = {}
+        places: set[int] = set()
         for group in self.param_groups:
             require_range("lr", group["lr"])
             numbers = range(len(named), len(named) + len(group["params"]))
             for name, p in zip(group.get("param_names") or map(str, numbers), group["params"], strict=True):
-                if name in named or any(p is other for other in named.values()):
+                if name in named or id(p) in places:
                     raise InputError(
                         f"there are two parameters {name!r}, or one twice; pass named_parameters() of one model, or "
                         "parameters() without names, each once"
@@ -129,6 +117,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                         f"{name} cannot be changed in place: it is expanded, or was made in inference mode; clone it"
                     )
                 named[name] = p
+                places.add(id(p))
         self._lay_out(named)
 
     def _lay_out(self, named: dict[str, Tensor]) -> None:
@@ -247,16 +236,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self, curvature: Callable[..., LinearOperator], risk: EmpiricalRisk, subset: EmpiricalRisk | None
     ) -> LinearOperator:
         """The curvature at the live parameters; raises InputError if its examples are not fewer than the gradient's."""
-        full = _num_examples(risk)
+        full = num_examples(risk)  # of the gradient's closure, as long as the curvature's has not been called
         op = curvature((subset or risk).unchecked(), point=self._point)
         if isinstance(op, RiskOperator):
             op.linearise()
-        used = None if subset is None else _num_examples(subset)
-        if used is not None and full is not None and used >= full:
-            raise InputError(
-                f"the curvature's {used} examples are not fewer than the gradient's {full}; pass a smaller subset, or "
-                "none"
-            )
+        if subset is not None:
+            require_fewer(num_examples(subset), full)
         return op
 
     def _shared(self) -> dict[str, Any]:
@@ -303,14 +288,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     #: What a copy of an optimiser has of it, beside what torch copies.
     _COPIED: tuple[str, ...] = ("records", "layout", "_averaging", "_line_search", "_group")
-
-
-def _num_examples(risk: EmpiricalRisk) -> int | None:
-    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
-    if not isinstance(risk.objective, ClosureObjective):
-        return risk.num_examples
-    counts = risk.sample.processes.gather(risk.objective.num_examples)
-    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _nothing() -> None:
