@@ -1,4 +1,4 @@
-"""For all tests: Ctrl-C works, also where the runner was started in the background; the command line is at hand."""
+"""For all tests: Ctrl-C works, also where the runner was started in the background; command line and two analyses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from analyses import slq_analysis
 from commands import Result, small_mlp
 
 from pyhessian_spectra.cli.main import main
@@ -47,3 +48,15 @@ def folder(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / name, small_mlp(seed), problem={"model": "mlp", "data": "small.npz"}, step=seed)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def slq():
+    """A stochastic analysis in which some eigenpairs have not converged."""
+    return slq_analysis()
+
+
+@pytest.fixture(scope="session")
+def converged():
+    """A small stochastic analysis in which all eigenpairs have converged."""
+    return slq_analysis(n=1000, probes=3, layer_names=("linear",), unconverged=0)

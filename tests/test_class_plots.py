@@ -39,7 +39,7 @@ def test_eigenvalues_are_drawn_by_rank_beside_those_predicted_and_left(structure
     np.testing.assert_allclose(predicted[:, 1], structure.predicted[::-1])
     assert measured[:, 0].tolist() == list(range(1, 2 * k + 1)) and ax.get_yscale() == "log"
     low, high = ax.get_ylim()
-    (told,) = (text.get_text() for text in ax.texts)
+    told = ax.get_title(loc="left")
     assert (
         f"spans {structure.alignment:.1%} of the top 7" in told and f"{structure.chance.mean():.0%} by chance" in told
     )
@@ -48,8 +48,7 @@ def test_eigenvalues_are_drawn_by_rank_beside_those_predicted_and_left(structure
 
 def test_errors_of_what_is_told_are_shown_where_they_matter(structure):
     coarse = dataclasses.replace(structure, alignment=0.732, alignment_error=0.03)
-    (text,) = plot_class_structure(coarse).texts
-    assert "spans (73 ± 3)% of" in text.get_text()
+    assert "spans (73 ± 3)% of" in plot_class_structure(coarse).get_title(loc="left")
 
 
 def test_predicted_eigenvalues_that_are_zero_are_left_out(structure):

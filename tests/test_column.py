@@ -11,6 +11,7 @@ import torch
 from analyses import exact_analysis, slq_analysis, training_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from problems import CASES
 
 from pyhessian_spectra import (
@@ -73,6 +74,13 @@ def records():
     return [StepRecord(i, 2.0, 1.0, 0.5 * i, 1.0, 1.0, 1.0, (0.1,) * 4, tuple(solves), None) for i in (1, 2, 3)]
 
 
+def profiles(ax):
+    """In a figure of as wide a column as the Axes', if they are given."""
+    of = {name: np.linspace(-1, size, size) for name, size in (("narrow", 20), ("wide", 90))}
+    axes = None if ax is None else Figure(figsize=(COLUMN, 5.0), layout="constrained").subplots(2, 1)
+    return plots.plot_profiles(of, axes=axes)[0]
+
+
 DRAWN = {
     "density": lambda ax: plots.plot_density(slq().full.spectrum, edges=slq().full.largest, ax=ax),
     "density, exact": lambda ax: plots.plot_density(exact_analysis().full.spectrum, ax=ax),
@@ -97,6 +105,7 @@ DRAWN = {
     "data curve": lambda ax: plots.plot_data_curve(
         data_curve(ggn_gram(CASES["mlp"]()), generator=torch.Generator().manual_seed(0)), ax=ax
     ),
+    "profiles": profiles,
     "matrix": lambda ax: plots.plot_matrix(HessianOperator(CASES["mlp"]()).to_dense(), CASES["mlp"]().layout, ax=ax),
     "reduction": lambda ax: plots.plot_reduction(records(), ax=ax),
     "cg": lambda ax: plots.plot_cg(records(), ax=ax),
@@ -119,7 +128,7 @@ def test_nothing_runs_off_axes_of_a_column(name):
     assert runs_off(DRAWN[name](ax).figure) < 0.02
 
 
-@pytest.mark.parametrize("name", ["density", "trajectory", "cdf", "weyl", "residuals"])
+@pytest.mark.parametrize("name", ["density", "trajectory", "cdf", "profiles", "classes", "weyl", "residuals"])
 def test_nothing_runs_off_a_figure_that_is_saved_at_the_width_of_a_column(name, tmp_path):
     ax = DRAWN[name](None)
     plots.save(ax, tmp_path / "figure.pdf", width=COLUMN)
@@ -136,6 +145,59 @@ def test_a_density_over_another_crops_neither():
         assert low < -10 and high > 10
         for line in ax.lines:
             assert line.get_ydata().max() < top and bottom <= 0.5
+
+
+@pytest.mark.parametrize("name", ["cdf", "classes"])
+@pytest.mark.parametrize("way", ["axes", "saved"])
+def test_a_remark_lies_over_the_legend_and_that_over_the_axes(name, way, tmp_path):
+    ax = DRAWN[name](Figure(figsize=(COLUMN, 3.0), layout="constrained").subplots() if way == "axes" else None)
+    if way == "saved":
+        plots.save(ax, tmp_path / "figure.png", width=COLUMN)
+    ax.figure.draw_without_rendering()
+    remark, legend = ax._left_title.get_window_extent(), ax.get_legend().get_window_extent()
+    assert ax.bbox.y1 <= legend.y0 and legend.y1 <= remark.y0 < legend.y1 + 20
+    assert not ax.texts  # over the curves
+
+
+def test_a_legend_keeps_its_marks_when_it_is_laid_out_again(tmp_path):
+    ax = DRAWN["classes"](None)
+    plots.save(ax, tmp_path / "figure.png", width=COLUMN)
+    assert {line.get_marker() for line in ax.get_legend().findobj(Line2D)} >= {"o", "D", "s", "v"}
+
+
+def scaled(scale):
+    return exact_analysis(n=60, layers=False, scale=scale)
+
+
+def solved(steps, *, first, predicted):
+    solves = (SolveRecord("a", "converged", steps, steps, 10.0 ** -np.arange(steps + 1.0), -np.arange(steps + 1.0)),)
+    return [StepRecord(first + i, 2.0, 1.0, predicted, 1.0, 1.0, 1.0, (0.1,), solves, None) for i in range(3)]
+
+
+# Of a small thing and of a large one.
+PAIRS = {
+    "cdf": [lambda ax, scale=scale: plots.plot_cdf(scaled(scale).full.spectrum, ax=ax) for scale in (0.01, 100.0)],
+    "eigenvalues": [lambda ax, scale=scale: plots.plot_eigenvalues(scaled(scale).full, ax=ax) for scale in (0.01, 100)],
+    "trajectory": [lambda ax, scale=scale: plots.plot_trajectory([scaled(scale)] * 2, ax=ax) for scale in (0.01, 100)],
+    "cg": [lambda ax, n=n: plots.plot_cg(solved(n, first=n, predicted=1.0), ax=ax) for n in (3, 30)],
+    "residuals": [lambda ax, n=n: plots.plot_residuals(solved(n, first=1, predicted=1.0)[0], ax=ax) for n in (3, 30)],
+    "reduction": [
+        lambda ax, p=p: plots.plot_reduction(solved(3, first=1, predicted=p), ax=ax) for p in (1.0, -1.0, 0.4)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_figure_over_another_crops_neither(name):
+    for drawings in (PAIRS[name], PAIRS[name][::-1]):
+        ax = Figure(layout="constrained").subplots()
+        for draw in drawings:
+            draw(ax)
+        (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+        for line in (line for line in ax.lines if line.get_transform() == ax.transData):
+            x, y = np.asarray(line.get_xydata(), float).T
+            seen = (left <= x) & (x <= right) & (bottom <= y) & (y <= top)
+            assert seen[np.isfinite(y)].all()
 
 
 def test_saved_text_is_text_and_the_formats_are_those_of_the_endings(tmp_path):

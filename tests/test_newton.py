@@ -31,6 +31,14 @@ def test_the_step_is_the_solution_with_the_damped_hessian(case, solver):
     assert record.predicted == pytest.approx(float(predicted), rel=1e-6, abs=1e-12)
 
 
+def test_conjugate_gradients_take_no_product_but_their_iterations():
+    risk = mlp()
+    optimizer = Newton(parameters(risk), damping=5.0, solver="cg")
+    optimizer.step(risk)
+    (solve,) = optimizer.records[0].solves
+    assert solve.num_products == solve.iterations > 1
+
+
 def valley(w: Tensor) -> Tensor:
     return 50 * w[0] ** 2 + 0.5 * w[1] ** 2
 

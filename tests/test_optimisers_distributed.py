@@ -68,8 +68,13 @@ def _on_rank(rank: int, path: str) -> None:
     generator = torch.Generator().manual_seed(rank)
     own = HessianFree(net.named_parameters(), partition=lambda at: Partition.at_random(at, 2, generator=generator))
     other = EmpiricalRisk(net, nn.CrossEntropyLoss(), [batches()[rank]], group=group)
+    apart = HessianFree(net.parameters(), damping=0.1 * rank)
+    state = apart.state_dict()
+    state["param_groups"][0]["num_steps"] = 3
+    resumed = HessianFree(net.parameters())
+    resumed.load_state_dict(state)
     alike = []
-    for optimizer in (own, HessianFree(net.parameters(), damping=0.1 * rank)):
+    for optimizer in (own, apart, resumed):
         try:
             optimizer.step(other)
         except InputError as error:
@@ -97,5 +102,6 @@ def test_two_ranks_take_the_steps_of_one_process(tmp_path):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-11)
     (first, *alike), (second, *others) = (json.loads(Path(f"{path}.{rank}.json").read_text()) for rank in range(2))
-    assert alike == others and "the same blocks" in alike[0] and "the same settings" in alike[1]
+    assert alike == others and "the same blocks" in alike[0] and all("the same settings" in said for said in alike[1:])
+    assert len(alike) == 3
     assert "not positive semidefinite" in second and first == f"process 1 of 2 failed: {second}"

@@ -14,7 +14,6 @@ from analyses import (
     lanczos_quadrature,
     network_eigenvalues,
     pairs,
-    slq_analysis,
     training_run,
 )
 from matplotlib.figure import Figure
@@ -33,11 +32,6 @@ from pyhessian_spectra.plots import (
     plot_trajectory,
 )
 from pyhessian_spectra.spectra.spectrum import Spectrum
-
-
-@pytest.fixture(scope="module")
-def slq():
-    return slq_analysis()
 
 
 @pytest.fixture(scope="module")

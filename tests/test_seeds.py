@@ -74,6 +74,30 @@ def test_each_run_is_a_line_of_its_own_and_the_mean_another(runs):
     assert sorted(labels) == sorted([*SCALES, "mean over seeds, ± spread"])
 
 
+def test_the_mean_is_drawn_where_checkpoints_have_no_steps():
+    runs = [
+        exact_analysis(f"out/sgd/seed-{seed}/{name}.pt", n=60, layers=False, scale=1.0 + seed)
+        for seed in (0, 1)
+        for name in ("early", "late")
+    ]
+    ax = plot_runs(Checkpoints.of(runs))
+    (mean,) = (line for line in ax.lines if line.get_label() == "mean over seeds, ± spread")
+    tops = np.array([each.full.largest.eigenvalues[-1] for each in runs]).reshape(2, 2)
+    np.testing.assert_allclose(mean.get_ydata(), tops.mean(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(mean.get_xdata(), ax.lines[0].get_xdata())
+
+
+def test_the_mean_of_checkpoints_at_other_places_of_their_runs_is_not_drawn():
+    """Steps that one file knows are no places among checkpoints of which others have none."""
+    names = {0: ("early", "late"), 1: ("late",)}
+    runs = [
+        exact_analysis(f"out/sgd/seed-{seed}/{name}.pt", n=60, layers=False, **({"step": 1} if name == "early" else {}))
+        for seed, own in names.items()
+        for name in own
+    ]
+    assert not [line for line in plot_runs(Checkpoints.of(runs)).lines if line.get_linestyle() == "--"]
+
+
 def test_the_page_of_several_runs_has_their_names_their_means_and_the_title_given(runs, tmp_path):
     text = write_report(runs, tmp_path, title="Seeds & <rates>").read_text()
     assert "<title>Seeds &amp; &lt;rates&gt;</title>" in text

@@ -214,6 +214,9 @@ def test_cg_says_that_a_product_is_not_a_number():
 def test_what_cg_cannot_take_is_refused():
     with pytest.raises(InputError, match="max_iterations >= 1"):
         cg(A, vector(), max_iterations=0)
+    for look_every in (0, -1):
+        with pytest.raises(InputError, match="look_every of at least 1"):
+            cg(A, vector(), look_every=look_every)
     with pytest.raises(InputError, match="multiplies tensors of shape"):
         cg(A, torch.ones(3, dtype=torch.float64))
 

@@ -18,7 +18,7 @@ from pyhessian_spectra import (
     analyze_operator,
 )
 from pyhessian_spectra.analysis.table import tidy
-from pyhessian_spectra.analysis.trajectory import change, follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import change, changes_between, follow_checkpoints
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import TraceEstimate
 
@@ -189,6 +189,9 @@ def test_checkpoints_on_other_data_or_another_loss_are_noted_and_not_paired():
         assert [note.kind for note in found.notes] == ["comparison"]
         errors = first.full.trace.data_stderr, other.full.trace.data_stderr
         assert found.trace[0].data_stderr == pytest.approx(np.hypot(*errors))
+        assert changes_between(first, other) == {"lambda_1": found.largest[0], "trace": found.trace[0]}
+    again = follow_checkpoints([first, of(risk.data)])
+    assert changes_between(first, of(risk.data)) == {"lambda_1": again.largest[0], "trace": again.trace[0]}
 
 
 def test_other_data_are_noted_and_wrong_arguments_refused():

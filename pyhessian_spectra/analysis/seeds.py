@@ -31,8 +31,8 @@ class OverSeeds:
         ``"lambda_1"`` or ``"trace"``.
     mean, spread : float
         Over the runs; the spread is the standard deviation of a run, with ``count - 1`` degrees of freedom.
-    count : int
-        Number of runs, two or more.
+    members : tuple of int
+        The positions of the analyses that were taken together, one of each run, two or more.
     """
 
     setting: str
@@ -40,7 +40,12 @@ class OverSeeds:
     quantity: str
     mean: float
     spread: float
-    count: int
+    members: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of runs."""
+        return len(self.members)
 
 
 def checkpoint_names(analyses: Sequence[SpectralAnalysis]) -> tuple[str, ...]:
@@ -82,23 +87,25 @@ def over_seeds(analyses: Sequence[SpectralAnalysis]) -> list[OverSeeds]:
     Runs are alike if their folders' names are but for a seed, as in ``lr-0.1/seed-3``. Where no steps are known,
     checkpoints of the same file name are taken together.
     """
-    at: dict[tuple[str, float | str], dict[str, SpectralAnalysis]] = {}
+    at: dict[tuple[str, float | str], dict[str, int]] = {}
     for run, members in runs_of(analyses).items():
         for i in members if _SEED.search(run) else ():
             step = checkpoint_step(analyses[i])
             key = (_SEED.sub("", run).strip("/"), _path(analyses[i]).name if step is None else step)
-            at.setdefault(key, {})[run] = analyses[i]
+            at.setdefault(key, {})[run] = i
     rows = []
     for (setting, place), runs in at.items():
+        blocks = {i: analyses[i].full for i in runs.values()}
         values = {
-            "lambda_1": [next(iter(run.full.largest)).eigenvalue for run in runs.values() if len(run.full.largest)],
-            "trace": [run.full.trace.value for run in runs.values()],
+            "lambda_1": {i: next(iter(block.largest)).eigenvalue for i, block in blocks.items() if len(block.largest)},
+            "trace": {i: block.trace.value for i, block in blocks.items()},
         }
         when = None if isinstance(place, str) else place
         for quantity, each in values.items():
             if len(each) > 1:
-                mean, spread = float(np.mean(each)), float(np.std(each, ddof=1))
-                rows.append(OverSeeds(setting, when, quantity, mean, spread, len(each)))
+                of = [*each.values()]
+                mean, spread = float(np.mean(of)), float(np.std(of, ddof=1))
+                rows.append(OverSeeds(setting, when, quantity, mean, spread, tuple(each)))
     return rows
 
 

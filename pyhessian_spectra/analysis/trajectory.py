@@ -180,6 +180,19 @@ def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:
     )
 
 
+def changes_between(first: SpectralAnalysis, second: SpectralAnalysis) -> dict[str, TraceEstimate]:
+    """The changes of ``"lambda_1"`` and of the ``"trace"`` from one analysis to another, next to each other or not.
+
+    Batches of both are compared one by one if they are of the same data.
+    """
+    if comparable({"first": first, "second": second}, checkpoints=False):
+        first = _unpaired(first)
+    return {
+        "lambda_1": change_of_largest(first.full.largest, second.full.largest),
+        "trace": change(first.full.trace, second.full.trace),
+    }
+
+
 def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
     """The analysis without the influences of its batches."""
 

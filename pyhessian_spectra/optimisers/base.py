@@ -10,46 +10,33 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyhessian_spectra.curvature.losses import ClosureObjective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.optimisers.checks import (
+    num_examples,
     require_agreement,
     require_dependence,
+    require_fewer,
     require_range,
     require_repeatable,
     require_state,
 )
 from pyhessian_spectra.optimisers.moves import LineSearch, Trial, average, placed
-from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
+from pyhessian_spectra.optimisers.proposals import Proposal
+from pyhessian_spectra.optimisers.records import StepRecord
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 #: A loss at parameters that are as they are: a risk, or a function that returns the loss, or the loss and the outputs.
 Closure = Callable[[], Any] | EmpiricalRisk
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A step: its direction ``d`` (n,), dampings, how it was found, and what its quadratic model is made of.
-
-    That is ``g^T s`` and ``s^T A s`` for the step ``s``, which is ``lr d``, without damping.
-    """
-
-    direction: Tensor
-    slope: float
-    curvature: float
-    damping: tuple[float, ...]
-    solves: tuple[SolveRecord, ...]
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -115,11 +102,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _arrange(self) -> None:
         """Lay out the trainable parameters as one vector."""
         named: dict[str, Tensor] = {}
+        places: set[int] = set()
         for group in self.param_groups:
             require_range("lr", group["lr"])
             numbers = range(len(named), len(named) + len(group["params"]))
             for name, p in zip(group.get("param_names") or map(str, numbers), group["params"], strict=True):
-                if name in named or any(p is other for other in named.values()):
+                if name in named or id(p) in places:
                     raise InputError(
                         f"there are two parameters {name!r}, or one twice; pass named_parameters() of one model, or "
                         "parameters() without names, each once"
@@ -129,6 +117,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                         f"{name} cannot be changed in place: it is expanded, or was made in inference mode; clone it"
                     )
                 named[name] = p
+                places.add(id(p))
         self._lay_out(named)
 
     def _lay_out(self, named: dict[str, Tensor]) -> None:
@@ -138,6 +127,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self._point = Point(self.layout, tuple(self._params), {})
         self._space = VectorSpace(self.layout.n, dtype=self._closures.dtype, device=self._closures.device)
         self._seen = self._signature()
+        self._checked = False  # what the first step that is taken here, of a new run or a resumed one, is given
 
     def _signature(self) -> list[tuple[Any, ...]]:
         """What the layout depends on, which may change between steps: parameters are frozen, or converted."""
@@ -203,15 +193,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if self._signature() != self._seen:
             self._arrange()
         risk = self._risk(closure)
-        if not self._num_steps:
+        if not self._checked:
             require_dependence(risk, self._point)
-            if risk.sample.processes:
-                require_agreement(risk.sample.processes, self._params, self._shared())
+            require_agreement(risk.sample.processes, self._params, self._shared())
         loss, gradient = risk.loss_and_gradient(self._point)
         for name, value in (("loss", loss), ("gradient", gradient.sum())):
             if not math.isfinite(float(value)):
                 raise NonFiniteError(f"the {name} is NaN or infinite before the step; look at the batch, or lower lr")
-        if not self._num_steps:
+        if not self._checked:
             require_repeatable(risk, self._point, float(loss))
         proposal = self._propose(risk, None if subset is None else self._risk(subset), gradient)
         lrs = [require_range("lr", group["lr"]) for group in self._settings().values()]
@@ -222,7 +211,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         loss_after, factor, rejected = trial.take(
             self._line_search, loss=float(loss), slope=self._space.inner(gradient, step), norm=norm
         )
-        self._num_steps += 1
+        self._num_steps, self._checked = self._num_steps + 1, True
         record = StepRecord(
             step=self._num_steps,
             loss=float(loss),
@@ -247,16 +236,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self, curvature: Callable[..., LinearOperator], risk: EmpiricalRisk, subset: EmpiricalRisk | None
     ) -> LinearOperator:
         """The curvature at the live parameters; raises InputError if its examples are not fewer than the gradient's."""
-        full = _num_examples(risk)
+        full = num_examples(risk)  # of the gradient's closure, as long as the curvature's has not been called
         op = curvature((subset or risk).unchecked(), point=self._point)
         if isinstance(op, RiskOperator):
             op.linearise()
-        used = None if subset is None else _num_examples(subset)
-        if used is not None and full is not None and used >= full:
-            raise InputError(
-                f"the curvature's {used} examples are not fewer than the gradient's {full}; pass a smaller subset, or "
-                "none"
-            )
+        if subset is not None:
+            require_fewer(num_examples(subset), full)
         return op
 
     def _shared(self) -> dict[str, Any]:
@@ -282,14 +267,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         with placed(self._params, [self.state[p]["average"] for p in self._params]):
             yield
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on bit for bit, as ``torch.optim.Optimizer`` has it, with the steps so far."""
-        return super().state_dict()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; raises InputError for one of another optimiser or of other parameters."""
         require_state(state_dict, self)
         super().load_state_dict(state_dict)
+        self._checked = False
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: value for key, value in self.__dict__.items() if key in self._COPIED}
@@ -306,14 +288,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     #: What a copy of an optimiser has of it, beside what torch copies.
     _COPIED: tuple[str, ...] = ("records", "layout", "_averaging", "_line_search", "_group")
-
-
-def _num_examples(risk: EmpiricalRisk) -> int | None:
-    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
-    if not isinstance(risk.objective, ClosureObjective):
-        return risk.num_examples
-    counts = risk.sample.processes.gather(risk.objective.num_examples)
-    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.distributed import Processes
+from pyhessian_spectra.curvature.losses import ClosureObjective
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
@@ -67,6 +68,22 @@ def require_agreement(processes: Processes, params: Sequence[Tensor], shared: Ma
                 f"processes do not have the same {name}; start all from one checkpoint, with the same settings and the "
                 "same seed of a random partition"
             )
+
+
+def num_examples(risk: EmpiricalRisk) -> int | None:
+    """Examples of a risk, or of closures that were called, on all ranks; None if one of these returned no outputs."""
+    if not isinstance(risk.objective, ClosureObjective):
+        return risk.num_examples
+    counts = risk.sample.processes.gather(risk.objective.num_examples)
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def require_fewer(used: int | None, full: int | None) -> None:
+    """Raise InputError if the curvature's examples are not fewer than the gradient's, as far as both are known."""
+    if used is not None and full is not None and used >= full:
+        raise InputError(
+            f"the curvature's {used} examples are not fewer than the gradient's {full}; pass a smaller subset, or none"
+        )
 
 
 def require_dependence(risk: EmpiricalRisk, point: Point) -> None:

@@ -15,11 +15,12 @@ from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import RiskOperator
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch, Proposal
+from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch
 from pyhessian_spectra.optimisers.blocks import Blocks, blocks_of, complete
 from pyhessian_spectra.optimisers.checks import require_convex_loss, require_range
+from pyhessian_spectra.optimisers.proposals import Proposal, along_step, of_cg
 from pyhessian_spectra.optimisers.records import SolveRecord, StepRecord
-from pyhessian_spectra.spectra.cg import CGResult, cg
+from pyhessian_spectra.spectra.cg import cg
 from pyhessian_spectra.spectra.meter import Meter
 from pyhessian_spectra.spectra.operator import LinearOperator
 from pyhessian_spectra.spectra.results import Floats
@@ -164,7 +165,7 @@ class HessianFree(CurvatureOptimizer):
         if self._adapt is not None and not all(group["damping"] > 0 for group in self.param_groups):
             raise InputError("adapt_damping multiplies the damping, which is 0; start from one above 0")
         op = self._operator(self._curvature, risk, subset)
-        if self._curvature is GGNOperator and not self._num_steps:
+        if self._curvature is GGNOperator and not self._checked:
             require_convex_loss(of, self._point)
         inverse, last = self._inverse(of), self._last()
         direction, slope, bend, solves = torch.empty_like(gradient), 0.0, 0.0, []
@@ -181,20 +182,13 @@ class HessianFree(CurvatureOptimizer):
                 preconditioner=None if inverse is None else DiagonalOperator(block.take(inverse)),
                 stop=self._stop,
             )
-            d, curvature = self._direction(found, meter, g, own["damping"])
+            d, curvature = of_cg(found, meter, g, own["damping"])
             block.put(d, direction)
-            (lr,) = own["lrs"] if len(own["lrs"]) == 1 else (math.nan,)
-            slope, bend = slope + lr * self._space.inner(g, d), bend + lr * lr * curvature
+            falls, bends = along_step(meter.space.inner(g, d), curvature, own["lrs"])
+            slope, bend = slope + falls, bend + bends
             solves.append(SolveRecord.of(block.label, found, meter.num_products))
         dampings = tuple(own["damping"] for own in settings.values())
         return Proposal(direction, slope, bend, dampings, tuple(solves))
-
-    def _direction(self, found: CGResult, meter: Meter, g: Tensor, damping: float) -> tuple[Tensor, float]:
-        """A block's direction ``d``, and ``d^T A d`` without damping, which the solver's model has seen."""
-        d = found.x
-        if found.status == "negative curvature" and not found.num_iterations:
-            return -g, self._space.inner(g, meter @ g)
-        return d, 2 * (float(found.model[-1]) - self._space.inner(g, d)) - damping * self._space.inner(d, d)
 
     def _block_operator(self, op: LinearOperator, block: Group) -> LinearOperator:
         if len(block) == self.layout.n:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch, Proposal
+from pyhessian_spectra.optimisers.base import CurvatureOptimizer, LineSearch
 from pyhessian_spectra.optimisers.checks import require_range
+from pyhessian_spectra.optimisers.proposals import Proposal, along_step, of_cg
 from pyhessian_spectra.optimisers.records import SolveRecord
 from pyhessian_spectra.spectra.cg import cg
 from pyhessian_spectra.spectra.meter import Meter
@@ -94,14 +94,13 @@ class Newton(CurvatureOptimizer):
         op, damping = Meter(self._operator(HessianOperator, risk, subset)), self._damping()
         if self._solver == "cg":
             found = cg(op, -gradient, shift=damping, max_iterations=self._max_iterations, rtol=self._rtol)
-            d = found.x if found.num_iterations else -gradient
-            curvature = self._space.inner(d, op @ d)
+            d, curvature = of_cg(found, op, gradient, damping)
             solve = SolveRecord.of("all", found, op.num_products)
         else:
             d, curvature, solve = self._decomposed(op, gradient, damping)
         lrs = {float(group["lr"]) for group in self.param_groups}
-        (lr,) = lrs if len(lrs) == 1 else (math.nan,)
-        return Proposal(d, lr * self._space.inner(gradient, d), lr * lr * curvature, (damping,), (solve,))
+        slope, curvature = along_step(self._space.inner(gradient, d), curvature, lrs)
+        return Proposal(d, slope, curvature, (damping,), (solve,))
 
     _SETTINGS = ("lr", "damping")
     _COPIED = (*CurvatureOptimizer._COPIED, "_solver", "_max_iterations", "_rtol")

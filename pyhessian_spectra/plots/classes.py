@@ -56,8 +56,8 @@ def plot_class_structure(structure: ClassStructure, *, ax: Axes | None = None) -
         ax.set_xlim(0.5, 2 * k + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="Rank", ylabel=style.EIGENVALUE)
-        ax.text(0.985, 0.97, _explained(structure), transform=ax.transAxes, ha="right", va="top", **style.REMARK)
         style.legend_above(ax, columns=2)
+        style.remark_above(ax, _explained(structure))
     return ax
 
 

@@ -68,7 +68,6 @@ def plot_density(
         title = "bars: how many eigenvalues lie in them, not where in a wide one\n"
         title += f"light: bounds, {confidence(others)} confidence; {_linear_part(axis)}"
     with style.drawing(ax) as ax:
-        drawn = ax.has_data()
         axis.set_scale(ax)
         ax.set_yscale("log")
         ax.fill_between(profile.values, foot, lower, color=color, alpha=0.3, linewidth=0)
@@ -76,8 +75,6 @@ def plot_density(
         ax.plot(profile.values, counts, color=color, linewidth=1.1, label=label)
         # The strip below the floor, a tenth of the height, is for the marks.
         bottom = floor * (floor / top) ** (1 / 9) if marked else floor
-        if drawn:  # over another density, which is not to be cropped
-            bottom, top = min(bottom, ax.get_ylim()[0]), max(top, ax.get_ylim()[1])
         ax.set_ylim(bottom, top)
         if bulk is not None:
             _shade_bulk(ax, axis, bulk)
@@ -167,8 +164,6 @@ def plot_cdf(
         axis.set_scale(ax)
         if exact is not None:
             ax.step(grid, exact.cdf(grid), where="post", color=style.INK, linewidth=2.4, alpha=0.3, label="exact")
-            distance = float(np.abs(exact.cdf(grid) - spectrum.cdf(grid)).max())
-            ax.set_title(f"Kolmogorov distance {distance:.2g}", pad=34, **style.REMARK)  # over the legend
         others = known_others(spectrum, edges)
         fine = np.union1d(grid, axis.eigenvalues(np.linspace(axis.low, axis.high, _FINE)))
         # From a point of the grid to the next: the lower bound at its beginning and the upper one at its end.
@@ -183,6 +178,9 @@ def plot_cdf(
         ax.set(ylim=(-0.02, 1.02), xlabel=style.EIGENVALUE, ylabel=r"Fraction of eigenvalues $\leq \lambda$")
         if exact is not None or not spectrum.exact:
             style.legend_above(ax, columns=3)
+        if exact is not None:
+            distance = float(np.abs(exact.cdf(grid) - spectrum.cdf(grid)).max())
+            style.remark_above(ax, f"Kolmogorov distance {distance:.2g}")
     return ax
 
 

@@ -81,7 +81,8 @@ def plot_profiles(spectra: Mapping[str, ArrayLike], *, axes: tuple[Axes, Axes] |
     spectra : mapping of str to array_like, shape (n,)
         Eigenvalues in any order, by the name the legend shows; lighter to darker colours in their order.
     axes : (Axes, Axes), optional
-        For the sorted eigenvalues and for the histograms; by default those of a figure of its own.
+        For the sorted eigenvalues and for the histograms; by default those of a figure of its own, one
+        above the other.
 
     Returns
     -------
@@ -103,8 +104,8 @@ def plot_profiles(spectra: Mapping[str, ArrayLike], *, axes: tuple[Axes, Axes] |
     bins = np.linspace(everything.min(), everything.max() or 1.0, _BINS + 1)
     colors = colormaps["viridis_r"](0.15 + 0.8 * np.arange(len(profiles)) / max(1, len(profiles) - 1))
     with style.theme():
-        figure = Figure(figsize=(8.0, style.HEIGHT), layout="constrained")
-        ranked, counted = figure.subplots(1, 2) if axes is None else axes
+        figure = Figure(figsize=(style.WIDTH, 2 * style.HEIGHT), layout="constrained")
+        ranked, counted = figure.subplots(2, 1) if axes is None else axes
         for (name, values), color in zip(profiles.items(), colors, strict=True):
             rank = (np.arange(len(values)) + 0.5) / len(values)
             ranked.plot(rank, values, color=color, linewidth=1.2, label=style.literal(name))

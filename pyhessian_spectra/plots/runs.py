@@ -27,8 +27,8 @@ def plot_runs(found: Checkpoints, *, ax: Axes | None = None) -> Axes:
     # checkpoints of the same step share a place; without steps, those that are as far along in their runs
     steps = {i: checkpoint_step(found.analyses[i]) for i in tops}
     timed = all(step is not None for step in steps.values())
-    order = {i: steps[i] if timed else float(rank) for at in shown.values() for rank, i in enumerate(at)}
-    places = sorted({float(place or 0.0) for place in order.values()})
+    order = {i: float(steps[i] or 0.0) if timed else float(rank) for at in shown.values() for rank, i in enumerate(at)}
+    places = sorted(set(order.values()))
     colors = dict(zip(shown, sns.color_palette("colorblind", len(shown)), strict=True))
     with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.array([top.eigenvalue for top in tops.values()]))
@@ -38,13 +38,18 @@ def plot_runs(found: Checkpoints, *, ax: Axes | None = None) -> Axes:
             bars = [tops[i].reach for i in at]
             label = style.literal(run or "checkpoints")
             ax.errorbar(
-                [x[float(order[i] or 0.0)] for i in at], [tops[i].eigenvalue for i in at], bars,
+                [x[order[i]] for i in at], [tops[i].eigenvalue for i in at], bars,
                 fmt="o-", color=colors[run], markersize=3, linewidth=0.9, elinewidth=0.9, label=label,
             )  # fmt: skip
-        means = [mean for mean in found.seeds if mean.quantity == "lambda_1" and mean.step in x]
+        # a mean of checkpoints that are not at one place in their runs has none of its own
+        means = {
+            mean: x[order[mean.members[0]]]
+            for mean in found.seeds
+            if mean.quantity == "lambda_1" and len({order[i] for i in mean.members}) == 1
+        }
         for number, setting in enumerate(dict.fromkeys(mean.setting for mean in means)):
-            own = sorted((mean for mean in means if mean.setting == setting), key=lambda mean: mean.step or 0.0)
-            across, middle = [x[mean.step or 0.0] for mean in own], np.array([mean.mean for mean in own])
+            own = sorted((mean for mean in means if mean.setting == setting), key=lambda mean: means[mean])
+            across, middle = [means[mean] for mean in own], np.array([mean.mean for mean in own])
             spread = np.array([mean.spread for mean in own])
             label = "" if number else "mean over seeds, ± spread"
             ax.plot(across, middle, "--", color=style.INK, linewidth=1.4, label=label)

@@ -125,9 +125,9 @@ def plot_cg(records: Sequence[StepRecord], *, ax: Axes | None = None) -> Axes:
         if len(step):
             look: dict[str, Any] = {"facecolor": "white", "linewidth": 1.2, "zorder": 3, "label": "negative curvature"}
             ax.scatter(x[step], iterations[step, block], s=22, edgecolor=[colors[b] for b in block.tolist()], **look)
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1.05 * max(1, int(iterations.max())))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_ylabel("Iterations of conjugate gradients")
+        ax.set_ylabel("CG iterations")
         _legend(ax)
     return ax
 
@@ -160,7 +160,7 @@ def plot_residuals(record: StepRecord, *, ax: Axes | None = None) -> Axes:
             ax.plot(solve.iterations, solve.residuals[-1], "o", color=color, markerfacecolor=face, markersize=4)
         ax.set_yscale("log")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlabel(f"Iteration of conjugate gradients in step {record.step}")
+        ax.set_xlabel(f"CG iteration in step {record.step}")
         ax.set_ylabel(r"Residual norm [loss / parameter]")
         _legend(ax)
     return ax

@@ -51,6 +51,8 @@ _RC = {
 }
 # Inches left of the axes of a figure, and of a letter of a remark.
 _LEFT, _LETTER = 0.75, 0.055
+# Points between a remark and what is below it.
+_PAD = 6.0
 # Labels of the first part of the figure's length are broken; legends, centred on the axes, have the second at most.
 _LONG, _WIDE = 0.75, 0.88
 #: An eigenvalue or a trace of a Hessian has these units: the loss is a number (nats for cross-entropy).
@@ -110,11 +112,26 @@ def save(ax: Axes, path: str | os.PathLike[str], *, width: float | None = None) 
 
 @contextmanager
 def drawing(ax: Axes | None, *, width: float = WIDTH, height: float = HEIGHT) -> Iterator[Axes]:
-    """Draw with the package's look on ``ax``, else on a new figure: pyplot does not know it, and nothing pops up."""
+    """Draw with the package's look on ``ax``, else on a new figure: pyplot does not know it, and nothing pops up.
+
+    What ``ax`` shows already stays in view.
+    """
     with theme():
         drawn = Figure(figsize=(width, height), layout="constrained").subplots() if ax is None else ax
+        before = (drawn.get_xlim(), drawn.get_ylim()) if drawn.has_data() else ()
         yield drawn
+        for which, ends in zip("xy", before, strict=False):
+            _keep_in_view(drawn, which, ends)
         _break_labels(cast(Figure, drawn.figure))
+
+
+def _keep_in_view(ax: Axes, which: str, ends: tuple[float, float]) -> None:
+    """Widen the limits along "x" or "y" to hold these, as far as the scale has them."""
+    axis, now = getattr(ax, f"{which}axis"), getattr(ax, f"get_{which}lim")()
+    ends = axis.limit_range_for_scale(*sorted(ends))
+    low, high = min(*now, *ends), max(*now, *ends)
+    if (low, high) != tuple(sorted(now)):
+        getattr(ax, f"set_{which}lim")(*((high, low) if axis.get_inverted() else (low, high)))
 
 
 def literal(name: str, *, length: int = 24) -> str:
@@ -158,20 +175,24 @@ def legend_above(ax: Axes, *, columns: int, entries: Sequence[tuple[Any, str]] |
 
 
 def _fit_legend(ax: Axes) -> None:
-    """Lay a legend out again, for a figure that has another width."""
+    """Lay a legend over the axes out again, for a figure that has another width."""
     legend = ax.get_legend()
-    if legend is not None:
+    if legend is not None and legend.get_window_extent(_renderer(ax)).y0 >= ax.bbox.y1:
         texts = [text.get_text() for text in legend.get_texts()]
-        handles = [handle for handle in legend.legend_handles if handle is not None]
+        handles, labels = ax.get_legend_handles_labels()  # with all that is drawn of each, its marks as well
+        if labels != texts:  # the legend has entries of its own
+            handles = [handle for handle in legend.legend_handles if handle is not None]
         legend_above(ax, columns=len(texts), entries=list(zip(handles, texts, strict=True)))
 
 
 def remark_above(ax: Axes, text: str) -> None:
-    """Write a remark over the axes, its lines broken where the figure ends."""
+    """Write a remark over the axes and their legend, its lines broken where the figure ends."""
     figure = cast(Figure, ax.figure)
     most = max(20, int((figure.get_size_inches()[0] - _LEFT) / _LETTER))
     lines = [line for each in text.split("\n") for line in textwrap.wrap(each, most)]
-    ax.set_title("\n".join(lines), **REMARK)
+    legend = ax.get_legend()
+    top = ax.bbox.y1 if legend is None else legend.get_window_extent(_renderer(ax)).y1
+    ax.set_title("\n".join(lines), pad=_PAD + (top - ax.bbox.y1) * 72 / figure.dpi, **REMARK)
 
 
 def _break_labels(figure: Figure) -> None:

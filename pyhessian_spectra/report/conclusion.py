@@ -10,17 +10,19 @@ import numpy as np
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_step
-from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import changes_between
 from pyhessian_spectra.numbers import format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
 from pyhessian_spectra.spectra.results import t_quantile
 
-# A quantity of a checkpoint, and its changes along a trajectory.
-_QUANTITIES: dict[str, tuple[Callable[[SpectralAnalysis], float], Callable[[Trajectory], Sequence[TraceEstimate]]]] = {
-    "sharpness λ₁": (lambda analysis: float(analysis.full.largest.eigenvalues[-1]), lambda found: found.largest),
-    "trace": (lambda analysis: analysis.full.trace.value, lambda found: found.trace),
+# A quantity of a checkpoint: its name in changes, and its value.
+_QUANTITIES: dict[str, tuple[str, Callable[[SpectralAnalysis], float]]] = {
+    "sharpness λ₁": ("lambda_1", lambda analysis: float(analysis.full.largest.eigenvalues[-1])),
+    "trace": ("trace", lambda analysis: analysis.full.trace.value),
 }
+# A sentence tells a change that is none in this share of cases at most, however many changes it may choose from.
+_WRONG = 0.05
 
 
 def conclude(found: Checkpoints) -> str:
@@ -64,37 +66,39 @@ def _of_one(analysis: SpectralAnalysis) -> str:
             f"The smallest eigenvalue, {lowest[0]}, is negative by more than the error of the computation: on these "
             "examples the loss curves downwards in some direction, so that this is no minimum of it."
         )
-    return "No eigenvalue is negative beyond the error of the computation: a minimum is not ruled out."
+    return "No eigenvalue that was found is negative beyond the error of the computation: a minimum is not ruled out."
 
 
 def _of_run(members: Sequence[tuple[SpectralAnalysis, str]], name: str) -> str:
-    """Say where a quantity turned, if both changes exceed their errors, or else how it changed from first to last."""
-    value, changes = _QUANTITIES[name]
+    """Say where between its ends a quantity was highest or lowest, if beyond errors, or how it changed between them."""
+    quantity, value = _QUANTITIES[name]
     values = [value(analysis) for analysis, _ in members]
-    last = len(members) - 1
-    for turn in (int(np.argmax(values)), int(np.argmin(values))):
-        if not 0 < turn < last:
+    (first, start), (last, end) = members[0], members[-1]
+    tried = len(members) - 1  # each checkpoint between the ends may be the turn, and the ends may differ
+    for extreme, direction, find in (("highest", "above", np.argmax), ("lowest", "below", np.argmin)):
+        turn = int(find(values))
+        if not 0 < turn < tried:
             continue
-        before, after = changes(follow_checkpoints([members[i][0] for i in (0, turn, last)]))
-        if exceeds(before) and exceeds(after):
-            up = before.value > 0
+        middle, at = members[turn]
+        both = [changes_between(other, middle)[quantity] for other in (first, last)]
+        if all(exceeds(each, tried=tried) for each in both):
             return (
-                f"The {name} {'rose' if up else 'fell'} until {members[turn][1]} and {'fell' if up else 'rose'} after "
-                f"it, by {_by(before)} and then by {_by(after)}; both changes exceed {_errors(before, after)}."
+                f"The {name} was {extreme} at {at}: {_by(both[0])} {direction} {start} and {_by(both[1])} {direction} "
+                f"{end}; both differences exceed {_errors(*both, tried=tried)}."
             )
-    (whole,) = changes(follow_checkpoints([members[0][0], members[-1][0]]))
-    ends = f"from {members[0][1]} to {members[-1][1]}"
-    if exceeds(whole):
+    whole = changes_between(first, last)[quantity]
+    ends = f"from {start} to {end}"
+    if exceeds(whole, tried=tried):
         moved = "rose" if whole.value > 0 else "fell"
-        return f"The {name} {moved} {ends}, by {_by(whole)}; the change exceeds {_errors(whole)}."
-    return f"The change of the {name} {ends}, {whole}, does not exceed {_errors(whole)}."
+        return f"The {name} {moved} {ends}, by {_by(whole)}; the change exceeds {_errors(whole, tried=tried)}."
+    return f"The change of the {name} {ends}, {whole}, does not exceed {_errors(whole, tried=tried)}."
 
 
 def _of_runs(found: Checkpoints, name: str) -> str:
     """Count the runs in which a quantity rose or fell from first to last."""
-    _, changes = _QUANTITIES[name]
+    quantity, _ = _QUANTITIES[name]
     ends = [[found.analyses[found.runs[run][i]] for i in (0, -1)] for run in found.trajectories]
-    moved = [changes(follow_checkpoints(pair))[0] for pair in ends]
+    moved = [changes_between(first, last)[quantity] for first, last in ends]
     rose = sum(exceeds(each) and each.value > 0 for each in moved)
     fell = sum(exceeds(each) and each.value < 0 for each in moved)
     return (
@@ -103,18 +107,27 @@ def _of_runs(found: Checkpoints, name: str) -> str:
     )
 
 
-def exceeds(change: TraceEstimate) -> bool:
-    """Return whether a change is larger than the 95 % errors of computation and data together."""
-    return abs(change.value) > change.reach + t_quantile(0.975, 0) * (change.data_stderr or 0.0)
+def exceeds(change: TraceEstimate, *, tried: int = 1) -> bool:
+    """Return whether a change is larger than the 95 % errors of computation and data together.
+
+    One that is chosen from ``tried`` changes has to exceed those of the level at which all of them together would hold
+    (Bonferroni).
+    """
+    level = 1 - _WRONG / tried
+    data = t_quantile((1 + level) / 2, 0) * (change.data_stderr or 0.0)
+    low, high = change.interval(level)
+    return low - data > 0 or high + data < 0
 
 
 def _by(change: TraceEstimate) -> str:
     return format_headline(abs(change.value), change.reach, change.data_stderr)
 
 
-def _errors(*changes: TraceEstimate) -> str:
-    known = all(change.data_stderr is not None for change in changes)
-    return "both errors, of computation and data" if known else "the computation’s error (that of the data is unknown)"
+def _errors(*changes: TraceEstimate, tried: int = 1) -> str:
+    level = f"95 % for {tried} comparisons together" if tried > 1 else "95 %"
+    if all(change.data_stderr is not None for change in changes):
+        return f"both errors, of computation and data ({level})"
+    return f"the computation’s error ({level}; that of the data is unknown)"
 
 
 def _place(found: Checkpoints, index: int) -> str:

@@ -113,6 +113,8 @@ def cg(
         raise InputError(
             f"cg needs max_iterations >= 1, rtol >= 0 and a finite shift, got {max_iterations}, {rtol} and {shift}"
         )
+    if look_every is not None and look_every < 1:
+        raise InputError(f"cg needs look_every of at least 1 iteration, got {look_every}; leave it out for the default")
     op._check(b)
     space, b = op.space, b.detach()
     look_every = look_every or _LOOK_EVERY.get(space.device.type, 8)
