@@ -29,4 +29,5 @@ from pyhessian_spectra.plots.structure import plot_localisation as plot_localisa
 from pyhessian_spectra.plots.structure import plot_tracks as plot_tracks
 from pyhessian_spectra.plots.style import save as save
 from pyhessian_spectra.plots.style import theme as theme
+from pyhessian_spectra.plots.track import plot_track as plot_track
 from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl
