@@ -1,0 +1,375 @@
+"""A tracker measures what a dense Hessian says at the same parameters, and training goes on as if it were not there."""
+
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pyhessian_spectra import EmpiricalRisk, HessianOperator
+from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
+from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.tracking import (
+    BatchEigenvalues,
+    BatchSharpness,
+    CriticalSharpness,
+    Eigenvalues,
+    GradientShare,
+    MidpointLoss,
+    PreconditionedEigenvalues,
+    SpectrumTracker,
+    Traces,
+    tracker,
+)
+
+
+def _problem(dtype=torch.float64, examples=40):
+    """A small network, a loss, and probe data in five batches."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+        x = torch.randn(examples, 6, dtype=dtype)
+    y = torch.arange(examples) % 4
+    return model, nn.CrossEntropyLoss(), list(zip(x.split(examples // 5), y.split(examples // 5), strict=True))
+
+
+def _train(model, loss_fn, batches, optimizer, follow, steps):
+    """Steps on the mean loss of all batches; ``follow(step, loss)`` comes after each."""
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        loss = sum(loss_fn(model(x), y) for x, y in batches) / len(batches)
+        loss.backward()
+        optimizer.step()
+        follow(step, loss)
+
+
+def _dense(model, loss_fn, batches):
+    return HessianOperator(EmpiricalRisk(model, loss_fn, batches)).to_dense().double()
+
+
+def _followed(quantities, *, lr=0.5, steps=12, dtype=torch.float64, **how):
+    """The tracker of a short training, and the dense Hessian after each step."""
+    model, loss_fn, batches = _problem(dtype)
+    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None, quantities=quantities, **how)
+    opt = torch.optim.SGD(model.parameters(), lr=lr)
+    _train(model, loss_fn, batches, opt, lambda step, loss: found.step(opt, loss=loss), steps)
+    return found, _truths(lr, dtype)[:steps]
+
+
+@functools.cache
+def _truths(lr, dtype):
+    """The dense Hessian after each step of gradient descent."""
+    model, loss_fn, batches = _problem(dtype)
+    found = []
+    opt = torch.optim.SGD(model.parameters(), lr=lr)
+    _train(model, loss_fn, batches, opt, lambda step, loss: found.append(_dense(model, loss_fn, batches)), 12)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_eigenvalues_are_those_of_the_dense_matrix_within_their_errors_at_each_step(dtype):
+    found, truths = _followed([Eigenvalues(3, smallest=2)], certify_every=6, dtype=dtype)
+    for record, dense in zip(found.track.records, truths, strict=True):
+        values = torch.linalg.eigvalsh(dense).numpy()
+        for each in record.values:
+            rank = each.quantity.removeprefix("lambda_")
+            place = int(rank.removeprefix("n") or 0) * -1 if rank.startswith("n") else -int(rank)
+            assert abs(each.value - values[place]) <= each.error
+            assert each.converged
+            assert each.kind == (CERTIFIED if (record.step - 1) % 6 == 0 else RESIDUAL)
+            assert each.error <= 0.011 * abs(each.value) + 1e-6
+            assert each.data_error > 0
+
+
+def test_following_takes_a_few_products_and_a_certificate_many():
+    found, _ = _followed([Eigenvalues()], certify_every=100)
+    first, *others = [record.products for record in found.track.records]
+    assert np.mean(others) <= 5 < first / 3
+
+
+def test_traces_and_their_changes_cover_the_dense_ones_and_changes_are_known_far_better():
+    inside, narrow, moved = [], [], []
+    for seed in range(10):
+        found, truths = _followed([Traces(4, first=12, seed=seed)], steps=4)
+        start = float(truths[0].trace())
+        for record, dense in zip(found.track.records[1:], truths[1:], strict=True):
+            whole, change = record.get("trace"), record.get("change of trace")
+            inside.append(abs(whole.value - float(dense.trace())) <= whole.error)
+            moved.append(abs(change.value - (float(dense.trace()) - start)) <= change.error)
+            narrow.append(change.error / whole.error)
+    assert np.mean(inside) >= 0.9 and np.mean(moved) >= 0.9
+    assert np.median(narrow) < 0.5
+
+
+def test_layer_traces_add_up_to_the_whole():
+    found, truths = _followed([Traces(3, first=40)], steps=3)
+    for record, dense in zip(found.track.records, truths, strict=True):
+        layers = [record.get("trace", name).value for name in ("0", "2")]
+        assert sum(layers) == pytest.approx(record.get("trace").value)
+        assert abs(layers[0] - float(dense.diagonal()[:56].sum())) <= record.get("trace", "0").error
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop])
+def test_preconditioned_sharpness_is_that_of_the_optimisers_own_matrix(optimizer):
+    model, loss_fn, batches = _problem()
+    opt = optimizer(model.parameters(), lr=0.01)
+    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None, quantities=[PreconditionedEigenvalues()])
+
+    def follow(step, loss):
+        record = found.step(opt)
+        beta, eps = opt.defaults.get("betas", (0.0, 0.0))[0], opt.defaults["eps"]
+        if optimizer is torch.optim.Adam:
+            roots = [(opt.state[p]["exp_avg_sq"] / (1 - 0.999**step)).sqrt() for p in model.parameters()]
+        else:
+            roots = [opt.state[p]["square_avg"].sqrt() for p in model.parameters()]
+        scale = torch.cat([((1 - beta**step) * (root + eps)).flatten() for root in roots]) ** -0.5
+        top = torch.linalg.eigvalsh(scale[:, None] * _dense(model, loss_fn, batches) * scale)[-1]
+        each = record.get("sharpness_1")
+        assert abs(each.value - float(top)) <= each.error
+        assert record.threshold == pytest.approx(3800 if beta else 200)
+
+    _train(model, loss_fn, batches, opt, follow, 8)
+
+
+def test_nothing_preconditioned_is_measured_where_the_matrix_is_the_hessian():
+    found, _ = _followed([PreconditionedEigenvalues()], steps=2)
+    assert [record.values for record in found.track.records] == [(), ()]
+    assert found.track.records[0].threshold == pytest.approx(4.0)
+
+
+def test_more_eigenvalues_are_followed_as_long_as_they_exceed_their_share_of_the_edge():
+    found, truths = _followed([Eigenvalues(above=0.05, most=4)], steps=8, lr=0.5)
+    counts = [len(record.values) for record in found.track.records]
+    above = [int((torch.linalg.eigvalsh(dense) > 0.05 * 4).sum()) for dense in truths]
+    assert counts[0] == 1
+    for before, count, many in zip(counts, counts[1:], above, strict=False):
+        assert count == (min(4, before + 1) if many >= before else before)
+    assert max(counts) > 1
+
+
+def test_quantities_from_gradients_are_those_of_dense_matrices():
+    quantities = [Eigenvalues(2), GradientShare(), BatchSharpness(), BatchEigenvalues(tol=1e-4), CriticalSharpness()]
+    model, loss_fn, batches = _problem()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = SpectrumTracker(
+        model, loss_fn, batches, every=1, budget=None, certify_every=1, quantities=[*quantities, MidpointLoss()]
+    )
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+    def at(flat):
+        nn.utils.vector_to_parameters(flat.clone(), model.parameters())
+        return EmpiricalRisk(model, loss_fn, batches)
+
+    def follow(step, loss):
+        nonlocal before
+        record = found.step(opt, loss=loss)
+        now = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        risk = EmpiricalRisk(model, loss_fn, batches)
+        gradient = risk.gradient()
+        vectors = torch.linalg.eigh(HessianOperator(risk).to_dense()).eigenvectors[:, -2:]
+        share = float((vectors.T @ gradient).square().sum() / gradient.square().sum())
+        told = record.get("share of the gradient in the top 2")
+        assert record.get("gradient norm").value == pytest.approx(float(gradient.norm()))
+        assert told.kind == CERTIFIED and abs(told.value - share) <= told.error
+        ratios = []
+        for number, batch in enumerate(batches):
+            own = EmpiricalRisk(model, loss_fn, [batch])
+            dense, g = HessianOperator(own).to_dense(), own.gradient()
+            ratios.append(float(g @ dense @ g / (g @ g)))
+            top = record.get("lambda_1", f"batch {number}")
+            assert abs(top.value - float(torch.linalg.eigvalsh(dense)[-1])) <= top.error
+        sharpness = record.get("batch sharpness")
+        assert sharpness.value == pytest.approx(np.mean(ratios))
+        assert sharpness.error == pytest.approx(np.std(ratios, ddof=1) / 5**0.5)
+        if step > 1:  # the step before was not kept for the first
+            losses = [record.get(f"loss {name}").value for name in ("before the step", "half-way", "after the step")]
+            assert losses == pytest.approx([at(flat).loss() for flat in (before, (before + now) / 2, now)])
+            critical = record.get("critical sharpness")
+            shortest = 2 / (critical.value + critical.error) / 0.1, 2 / (critical.value - critical.error) / 0.1
+            rise = [at(before + s * (now - before)).loss() - losses[0] for s in shortest]
+            assert rise[0] <= 1e-12 < rise[1]
+            at(now)
+        before = now
+
+    _train(model, loss_fn, batches, opt, follow, 4)
+
+
+def test_critical_sharpness_of_a_quadratic_function_is_the_curvature_along_the_gradient():
+    w = nn.Linear(2, 1, bias=False).double()
+    x = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    opt = torch.optim.SGD(w.parameters(), lr=0.01)
+    data, loss_fn = (x, torch.zeros(2, 1, dtype=torch.float64)), nn.MSELoss(reduction="sum")
+    found = SpectrumTracker(w, loss_fn, data, every=1, budget=None, quantities=[CriticalSharpness(rtol=1e-3)])
+    hessian = 2 * x.T @ x
+    found.step(opt)
+    g = (hessian @ w.weight.detach().T)[:, 0]
+    opt.zero_grad()
+    loss_fn(w(x), data[1]).backward()
+    opt.step()
+    each = found.step(opt).get("critical sharpness")
+    assert abs(each.value - float(g @ hessian @ g / (g @ g))) <= each.error
+    assert each.error < 1e-3 * each.value
+
+
+class _Troubled(nn.Module):
+    """Dropout and BatchNorm, which a careless measurement would disturb."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_training_ends_with_the_same_bits_with_and_without_a_tracker():
+    _, loss_fn, batches = _problem(torch.float32)
+
+    def weights(tracked):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        model = _Troubled()
+        opt = torch.optim.Adam(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.99)
+        loader = torch.utils.data.DataLoader([(x[i], y[i]) for x, y in batches for i in range(len(x))], 8, shuffle=True)
+        found = None
+        if tracked:
+            quantities = [
+                Eigenvalues(2, smallest=1),
+                PreconditionedEigenvalues(),
+                Traces(2, first=4),
+                GradientShare(),
+                BatchSharpness(),
+                MidpointLoss(),
+                CriticalSharpness(),
+            ]
+            how = {"every": 20, "budget": None, "certify_every": 5, "quantities": quantities}
+            found = SpectrumTracker(model, loss_fn, loader, **how)
+        for _ in range(40):
+            for x, y in loader:
+                opt.zero_grad()
+                loss_fn(model(x), y).backward()
+                opt.step()
+                if found is not None:
+                    grads = [p.grad.clone() for p in model.parameters()]
+                    found.step(opt)
+                    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+            schedule.step()
+        assert model.training
+        if found is not None:
+            assert len(found.track.records) == 10 and not found.track.records[-1].ended
+        return [*model.state_dict().values(), torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(False), weights(True), strict=True))
+
+
+def test_the_tracker_measures_the_same_within_autocast_and_inference_mode():
+    model, loss_fn, batches = _problem(torch.float32)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def first(context):
+        found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
+        with context:
+            return [each.value for each in found.measure(opt).values]
+
+    plain = first(torch.enable_grad())
+    assert first(torch.autocast("cpu", dtype=torch.bfloat16)) == plain
+    assert first(torch.no_grad()) == plain
+    assert first(torch.inference_mode()) == plain
+
+
+def test_measurements_keep_to_their_share_of_the_time(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(tracker.time, "perf_counter", lambda: clock[0])
+
+    class Slow(Eigenvalues):
+        def measure(self, moment):
+            clock[0] += 3.0
+            return super().measure(moment)
+
+    model, loss_fn, batches = _problem()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = SpectrumTracker(model, loss_fn, batches, every=5, budget=0.1, quantities=[Slow()])
+
+    def follow(step, loss):
+        clock[0] += 1.0
+        found.step(opt)
+
+    _train(model, loss_fn, batches, opt, follow, 200)
+    spent = sum(record.seconds for record in found.track.records)
+    assert 0.05 * clock[0] < spent <= 0.1 * clock[0]
+    assert [record.step % 5 for record in found.track.records] == [0] * len(found.track.records)
+
+
+def test_nan_ends_the_record_and_not_the_training():
+    model, loss_fn, batches = _problem()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
+    found.step(opt)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    with pytest.warns(RuntimeWarning, match="tracking ends at step 2: .*NaN"):
+        record = found.step(opt)
+    assert "NaN" in record.ended and found.step(opt) is None
+    assert len(found.track.records) == 2
+
+
+def test_a_training_loss_that_is_nan_ends_the_record():
+    model, loss_fn, batches = _problem()
+    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
+    with pytest.warns(RuntimeWarning, match="training loss is nan"):
+        found.step(loss=torch.tensor(torch.nan))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model[2], "weight", nn.Parameter(torch.ones(4, 8, dtype=torch.float64))),
+        lambda model: model.float(),
+        lambda model: model[0].requires_grad_(False),
+    ],
+    ids=["replaced", "converted", "frozen"],
+)
+def test_a_model_that_changes_ends_the_record(change):
+    model, loss_fn, batches = _problem()
+    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
+    found.step()
+    change(model)
+    with pytest.warns(RuntimeWarning, match="build another tracker"):
+        found.step()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"every": 0}, "every must be"),
+        ({"certify_every": 0.5}, "certify_every must be"),
+        ({"budget": 2.0}, "budget must be"),
+        ({"budget": 0.0}, "budget must be"),
+        ({"mode": "test"}, "mode must be"),
+        ({"data": []}, "empty|no "),
+    ],
+)
+def test_what_cannot_be_tracked_is_refused_at_once(how, said):
+    model, loss_fn, batches = _problem()
+    with pytest.raises(InputError, match=said):
+        SpectrumTracker(model, loss_fn, how.pop("data", batches), **how)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Eigenvalues(0),
+        lambda: Eigenvalues(tol=0.0),
+        lambda: Eigenvalues(above=-1.0),
+        lambda: Traces(1),
+        lambda: Traces(5, first=3),
+        lambda: CriticalSharpness(rtol=1.0),
+    ],
+)
+def test_quantities_out_of_range_are_refused(make):
+    with pytest.raises(InputError, match=r"must|num_probes"):
+        make()
