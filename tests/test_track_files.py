@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_gives_the_numbers_of_one_that_never_stopped(tmp_path
         handle.write('{"step"')
 
     model, batches, opt = _training(1)
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     model.load_state_dict(saved[0])
     opt.load_state_dict(saved[1])
     found = _tracker(model, batches, path)

@@ -1,5 +1,6 @@
 """Curvature while a model trains: a tracker, what it measures, and the record that it leaves."""
 
+from pyhessian_spectra.tracking.callbacks import lightning_callback, to_tensorboard, to_wandb, transformers_callback
 from pyhessian_spectra.tracking.eigenvalues import BatchEigenvalues, Eigenvalues, PreconditionedEigenvalues
 from pyhessian_spectra.tracking.gradients import BatchSharpness, CriticalSharpness, GradientShare, MidpointLoss
 from pyhessian_spectra.tracking.traces import Traces
@@ -19,4 +20,8 @@ __all__ = [
     "SpectrumTracker",
     "Traces",
     "Track",
+    "lightning_callback",
+    "to_tensorboard",
+    "to_wandb",
+    "transformers_callback",
 ]

@@ -122,7 +122,7 @@ class Eigenvalues:
             pairs = replace(pairs, lower=pairs.eigenvalues - reach, upper=pairs.eigenvalues + reach)
             edges = pairs.take(slice(0, low)), pairs.take(slice(low, None))
         else:
-            self._rounding = max(each.rounding for each in certified) / scale
+            self._rounding = float(max(each.rounding for each in certified)) / scale
             edges = certified[0].take(slice(0, low)), certified[1].take(slice(len(certified[1]) - high, None))
         if moved is None:
             return edges

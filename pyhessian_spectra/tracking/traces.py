@@ -60,11 +60,13 @@ class Traces:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same numbers."""
-        return {"anchor": self._anchor, "rounding": self._rounding}
+        anchor = None if self._anchor is None else torch.from_numpy(self._anchor.copy())
+        return {"anchor": anchor, "rounding": torch.from_numpy(self._rounding.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._anchor, self._rounding = state["anchor"], state["rounding"]
+        self._anchor = None if state["anchor"] is None else state["anchor"].numpy()
+        self._rounding = state["rounding"].numpy()
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The traces now: of the whole, and of each layer."""

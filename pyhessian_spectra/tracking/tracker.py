@@ -54,6 +54,8 @@ class SpectrumTracker:
         What to measure, in this order; by default ``[Eigenvalues(), Traces()]``.
     path : path-like, optional
         A file of JSON lines to which each record is appended at once.
+    on_record : callable, optional
+        Called with each record, such as :func:`to_tensorboard` and :func:`to_wandb` give it.
     mode : {"eval", "train"}
         Whether BatchNorm uses running statistics, or those of the probe batches. Dropout is off.
     unpack, select, params :
@@ -98,6 +100,7 @@ class SpectrumTracker:
         certify_every: int = 50,
         quantities: Sequence[Quantity] | None = None,
         path: str | os.PathLike[str] | None = None,
+        on_record: Callable[[Record], Any] | None = None,
         mode: str = "eval",
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
         select: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None,
@@ -126,7 +129,7 @@ class SpectrumTracker:
             "quantities": [type(each).__name__ for each in self._quantities],
         }
         self.track, self.num_steps = Track(about), 0
-        self._file = None if path is None else TrackFile(Path(path))
+        self._file, self._on_record = None if path is None else TrackFile(Path(path)), on_record
         if self._file is not None:
             self.track.records.extend(self._file.begin(about))
         self._resumable = bool(self.track.records)
@@ -245,15 +248,20 @@ class SpectrumTracker:
         return Moment(self._risk, self._batches, stability, lr, self._previous, certify)
 
     def _write(self, record: Record) -> None:
-        """Append a record to the file; if that fails, tracking goes on without it."""
-        if self._file is None:
-            return
+        """Append a record to the file, and show it; if that fails, tracking goes on without."""
         try:
-            self._file.add(record)
+            if self._file is not None:
+                self._file.add(record)
         except OSError as error:
-            told = f"{self._file.path} cannot be written ({error.strerror}); records are kept in memory only"
-            warnings.warn(told, RuntimeWarning, stacklevel=3)
+            told = f"{self._file.path if self._file else ''} cannot be written ({error.strerror})"
+            warnings.warn(f"{told}; records are kept in memory only", RuntimeWarning, stacklevel=3)
             self._file = None
+        try:
+            if self._on_record is not None:
+                self._on_record(record)
+        except Exception as error:
+            warnings.warn(f"on_record failed and is not called again: {error}", RuntimeWarning, stacklevel=3)
+            self._on_record = None
 
     def _params(self) -> list[Tensor]:
         return [self._risk.model.get_parameter(name) for name in self._risk.layout.names]
