@@ -27,6 +27,7 @@ from pyhessian_spectra.plots.steps import plot_residuals as plot_residuals
 from pyhessian_spectra.plots.structure import plot_coupling as plot_coupling
 from pyhessian_spectra.plots.structure import plot_localisation as plot_localisation
 from pyhessian_spectra.plots.structure import plot_tracks as plot_tracks
+from pyhessian_spectra.plots.style import measured_in as measured_in
 from pyhessian_spectra.plots.style import save as save
 from pyhessian_spectra.plots.style import theme as theme
 from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl
