@@ -103,6 +103,11 @@ def test_eigenpairs_are_directions_from_the_largest_with_their_eigenvalues_as_cu
     assert np.diag(found.curvatures) == pytest.approx(pairs.eigenvalues[::-1], rel=1e-4)
     assert found.curvatures[0, 1] == pytest.approx(0, abs=1e-3 * pairs.eigenvalues[-1])
     assert found.gram == pytest.approx(np.eye(2), abs=1e-6)
+    first = loss_surface(risk, pairs.take(slice(-1, None)), positions=STEPS)
+    assert first.curvatures[0, 0] == found.curvatures[0, 0]
+    array = pairs.eigenvectors[:, 1]
+    for given in (array, torch.from_numpy(array.copy()), [array], -array[::-1][::-1]):
+        assert loss_surface(risk, given, positions=STEPS).slopes ** 2 == pytest.approx(first.slopes**2)
 
 
 def test_rounding_bounds_what_float32_makes_of_the_losses_and_derivatives():

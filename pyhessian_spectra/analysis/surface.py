@@ -261,14 +261,16 @@ def _columns(risk: EmpiricalRisk, directions: Directions) -> Tensor:
     if isinstance(given, Eigenpairs):
         if given.eigenvectors is None:
             raise InputError("the eigenpairs hold no eigenvectors; pass those of an analysis that kept them")
-        given = np.ascontiguousarray(given.eigenvectors[:, ::-1])
-    if not isinstance(given, (Tensor, np.ndarray)):
-        vectors = [torch.as_tensor(v) for v in given]
+        given = given.eigenvectors[:, ::-1]
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(np.array(given, order="C"))  # a copy: strides may be negative
+    if not isinstance(given, Tensor):
+        vectors = [torch.as_tensor(v if isinstance(v, Tensor) else np.array(v)) for v in given]
         if any(v.shape != (risk.n,) for v in vectors):
             shapes = ", ".join(str(tuple(v.shape)) for v in vectors)
             raise InputError(f"directions must be vectors ({risk.n},) of the risk's parameters, got {shapes}")
         given = torch.stack(vectors, dim=1) if vectors else torch.empty(risk.n, 0)
-    columns = torch.as_tensor(given).detach().to(risk.device, risk.dtype)
+    columns = given.detach().to(risk.device, risk.dtype)
     columns = columns[:, None] if columns.dim() == 1 else columns
     if columns.dim() != 2 or len(columns) != risk.n or columns.shape[1] not in (1, 2):
         raise InputError(
