@@ -202,6 +202,15 @@ def test_verification_knows_it_and_its_rounding_is_measured_in_float64(matrix, d
 
 
 @every_matrix
+def test_rows_for_padding_which_have_no_gradient_are_no_fault(matrix):
+    model = nn.Sequential(nn.Embedding(5, 3, padding_idx=0), nn.Flatten(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].weight[0] = 1.0
+    tokens = torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2]])
+    verify(MATRICES[matrix](EmpiricalRisk(model, nn.CrossEntropyLoss(), (tokens, torch.arange(4) % 3))))
+
+
+@every_matrix
 def test_verification_refuses_one_whose_products_miss_a_term(matrix, monkeypatch):
     wrong = MATRICES["each_weight" if matrix == "logarithms" else "logarithms"]
     op = MATRICES[matrix](mlp())
