@@ -8,6 +8,7 @@ from pyhessian_spectra.analysis.carriers import Carriers, carriers
 from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
 from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
 from pyhessian_spectra.analysis.data_curve import DataCurve, data_curve
+from pyhessian_spectra.analysis.directions import random_direction, towards
 from pyhessian_spectra.analysis.eigenspaces import Localisation, eigenspace_overlap, localisation
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
 from pyhessian_spectra.analysis.gradient import GradientShares, gradient_shares
@@ -16,6 +17,7 @@ from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, Spectr
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
 from pyhessian_spectra.analysis.structure import Structure
+from pyhessian_spectra.analysis.surface import LossSurface, loss_surface
 from pyhessian_spectra.analysis.table import Row, tidy, to_csv, to_frame
 from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
 from pyhessian_spectra.curvature import *  # noqa: F403 - both rooms list what is public
@@ -33,6 +35,7 @@ __all__ = [
     "GradientShares",
     "LayerCoupling",
     "Localisation",
+    "LossSurface",
     "Note",
     "Row",
     "SimilarityMatrix",
@@ -53,12 +56,15 @@ __all__ = [
     "layer_coupling",
     "load_analyses",
     "localisation",
+    "loss_surface",
+    "random_direction",
     "save_analyses",
     "similarity_matrix",
     "split_bulk",
     "tidy",
     "to_csv",
     "to_frame",
+    "towards",
 ]
 __all__ += spectra.__all__
 __all__ += curvature.__all__

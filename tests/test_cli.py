@@ -111,16 +111,17 @@ def test_options_reach_the_analysis(folder, cli):
 
 def test_the_matrix_is_chosen_and_the_traces_of_hessian_and_parts_add_up(folder, cli):
     traces, tops = {}, set()
-    for matrix in ("hessian", "ggn", "residual", "fisher"):
+    for matrix in ("hessian", "ggn", "residual", "fisher", "relative-hessian", "filter-hessian", "log-hessian"):
         shown = cli("report", "a.pt", "--matrix", matrix, "--dtype", "float64", "--layers", "none", "--out", matrix)
         assert shown.status == 0, shown.err
         found = results(matrix)
         traces[found["problem"]["matrix"]] = found["full"]["trace"]["value"]
         tops.add(found["full"]["largest"][0]["eigenvalue"])
         assert cli("doctor", "a.pt", "--matrix", matrix).status == 0
-    assert list(traces) == ["Hessian", "GGN", "Residual", "EmpiricalFisher"]
+    scaled = ["relative to each weight", "relative to filter norms", "in logarithms of weights"]
+    assert list(traces) == ["Hessian", "GGN", "Residual", "EmpiricalFisher", *(f"Hessian {name}" for name in scaled)]
     assert traces["Hessian"] == pytest.approx(traces["GGN"] + traces["Residual"], rel=1e-10)
-    assert len(tops) == 4
+    assert len(tops) == 7
     assert "Gauss-Newton residual H − G" in (folder / "residual/report.html").read_text()
 
 

@@ -17,7 +17,7 @@ import torch.multiprocessing
 from commands import write_problem
 from torch import nn
 
-from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Linearised, analyze
+from pyhessian_spectra import EmpiricalRisk, GGNOperator, HessianOperator, Linearised, analyze, loss_surface
 from pyhessian_spectra.errors import NonFiniteError, SpectraError
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
@@ -70,6 +70,8 @@ def found_of(own: EmpiricalRisk) -> dict:
         found[f"{limit} whole"] = np.r_[full.largest.eigenvalues, full.smallest.eigenvalues, full.trace.value]
         found[f"{limit} data"] = np.r_[full.largest.data_stderr, full.trace.data_stderr]
         found[f"{limit} groups"] = np.array([[t.value, t.data_stderr] for t in full.group_traces.values()])
+    line = loss_surface(own, own.gradient(), positions=[-1.0, 0.5])
+    found["line"] = np.r_[line.loss, line.loss_stderr, line.rise_stderr, line.model, line.model_stderr]
     return found
 
 

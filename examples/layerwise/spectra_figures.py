@@ -14,7 +14,7 @@ from examples.experiment import new_figure
 from examples.layerwise.spectra_claims import counted, layers_of
 from examples.layerwise.trained import GRID, JUDGED, NETWORKS
 from pyhessian_spectra.analysis.similarity import WHOLE
-from pyhessian_spectra.plots.style import BLUE, INK, UNITS, VERMILION
+from pyhessian_spectra.plots.style import BLUE, INK, VERMILION, units
 
 COLOURS = (BLUE, VERMILION)  # of the small and the large step
 TITLES = {
@@ -48,7 +48,7 @@ def draw_spectra(profiles: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
             ax.fill_between(
                 GRID, rows.min(axis=0).clip(0.3), rows.max(axis=0).clip(0.3), color=colour, alpha=0.25, lw=0
             )
-        ax.set(xscale="log", yscale="log", xlabel=f"x {UNITS}", title=run)
+        ax.set(xscale="log", yscale="log", xlabel=f"x {units()}", title=run)
         ax.legend(fontsize=6, loc="lower left")
     axes[0, 0].set_ylabel("Eigenvalues above x")
     return figure
@@ -101,7 +101,7 @@ def draw_training(numbers: dict[str, Any]) -> Figure | None:
                     ax.errorbar(
                         epochs, values, yerr=errors, fmt="o-", color=colour, ms=2.5, lw=0.9, alpha=0.8, label=legend
                     )
-            ax.set(title=f"{name}, whole", ylabel=f"{label} {UNITS}", yscale="log", xlabel="Epoch")
+            ax.set(title=f"{name}, whole", ylabel=f"{label} {units()}", yscale="log", xlabel="Epoch")
         runs = counted(numbers, name, NETWORKS[name].rates[-1]) or counted(numbers, name)
         layers = layers_of(numbers, name)
         for ax, (quantity, label) in zip(row[2:], words.items(), strict=True):
@@ -109,7 +109,7 @@ def draw_training(numbers: dict[str, Any]) -> Figure | None:
                 values = [[each["layers"][layer][quantity] for each in run["checkpoints"]] for run in runs]
                 epochs = [each["epoch"] for each in runs[0]["checkpoints"]]
                 ax.plot(epochs, np.median(values, axis=0), "o-", color=colour, ms=2.5, lw=1.1, label=layer)
-            ax.set(title=f"{name}, layers, step {runs[0]['rate']:g}", ylabel=f"{label} {UNITS}", yscale="log")
+            ax.set(title=f"{name}, layers, step {runs[0]['rate']:g}", ylabel=f"{label} {units()}", yscale="log")
             ax.set_xlabel("Epoch")
         row[0].legend(fontsize=6.5, loc="best")
         row[3].legend(fontsize=5.5, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -20,6 +20,7 @@ from pyhessian_spectra.curvature import EmpiricalRisk, GGNOperator, HessianOpera
 from pyhessian_spectra.curvature.blocks import chosen_layers, repeatable_gradient
 from pyhessian_spectra.curvature.gram_cost import worth_taking
 from pyhessian_spectra.curvature.partition import GroupSpec
+from pyhessian_spectra.curvature.risk_operator import leaves_of
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, Interrupted, UnverifiedError
 from pyhessian_spectra.notes import Note
@@ -54,7 +55,8 @@ def analyze(
         True for each module that owns a weight of two or more dimensions, with its bias; False for none. A list of
         names or globs takes the modules that own what they match; for others see :meth:`Partition.of`.
     matrix : callable
-        ``risk -> operator``: ``GGNOperator``, ``ResidualOperator``, ``EmpiricalFisherOperator``, or a function such as
+        ``risk -> operator``: ``GGNOperator``, ``ResidualOperator``, ``EmpiricalFisherOperator``,
+        ``RelativeHessianOperator``, ``LogHessianOperator``, or a function such as
         ``lambda risk: HessianOperator(risk) + GGNOperator(risk)``. It is called again with the risk of each layer.
     problem : mapping, optional
         JSON scalars to record beside what is known of the risk itself, such as the checkpoint's name.
@@ -125,6 +127,7 @@ def analyze(
         "dtype": str(risk.dtype).removeprefix("torch."),
         "device": str(risk.device),
         "matrix": op.kind,
+        "units": next((leaf.units for leaf in leaves_of(op)), RiskOperator.units),
         "tol": settings.tol,
         "verified": verified,
         **{f"{what}_digest": text[:16] for what, text in digests(risk).items()},

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyhessian_spectra.analysis.block import BlockAnalysis
 from pyhessian_spectra.analysis.eigenspaces import inner_products, space_error
 from pyhessian_spectra.analysis.sampling import jackknife
-from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Point, RelativeHessianOperator
+from pyhessian_spectra.curvature.risk_operator import leaves_of
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.shown import Shown
+from pyhessian_spectra.spectra import LinearOperator
 from pyhessian_spectra.spectra.basis import free_bytes
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.rounding import SAFETY
@@ -53,9 +57,15 @@ class GradientShares(Shown):
         return float(self.shares[:k].sum()), float(self.errors[k - 1])
 
 
-def gradient_shares(risk: EmpiricalRisk, block: BlockAnalysis) -> GradientShares | None:
+def gradient_shares(
+    risk: EmpiricalRisk,
+    block: BlockAnalysis,
+    *,
+    op: LinearOperator | None = None,
+) -> GradientShares | None:
     """The shares of the risk's gradient in the largest eigenvectors of ``block``, at the model's current parameters.
 
+    The gradient is in the coordinates of ``op``, of which ``block`` is the analysis: by default of the parameters.
     It takes two gradients of each batch, in float64: the second at parameters that differ by their rounding, which
     measures how far the first is off. Of a model that does not compute in float64 that is not known, and errors are 1.
     None if the gradient is zero or no eigenvectors were kept.
@@ -63,26 +73,29 @@ def gradient_shares(risk: EmpiricalRisk, block: BlockAnalysis) -> GradientShares
     vectors = block.largest.eigenvectors
     if vectors is None or not vectors.shape[1]:
         return None
-    op, precise = HessianOperator(risk), torch.float64
-    point = op.point
-    if op.computes_in(precise):
+    leaves = [] if op is None else leaves_of(op)
+    scaled = [leaf for leaf in leaves if isinstance(leaf, RelativeHessianOperator)]
+    hessian, precise = HessianOperator(risk), torch.float64
+    point = hessian.point
+    if hessian.computes_in(precise):
         risk, point = risk.replace(dtype=precise), point.cast(risk.model, precise)
     batches = risk.num_batches
     room = _SHARE * free_bytes(torch.device("cpu")) if risk.memory_budget is None else risk.memory_budget
     held = not risk.sample.processes and batches > 1 and batches * risk.n * risk.dtype.itemsize <= room
     if held:
-        shares_of, rows = zip(*((weight, g.cpu()) for weight, g in risk.batch_gradients(point)), strict=True)
+        scale = _scale(scaled, point)
+        shares_of, rows = zip(*((weight, (scale * g).cpu()) for weight, g in risk.batch_gradients(point)), strict=True)
         weights, gradients = np.array(shares_of), torch.stack(rows).numpy()
     else:
-        weights, gradients = np.ones(1), risk.gradient(point).cpu().numpy()[None]
+        weights, gradients = np.ones(1), _gradient(risk, scaled, point)[None]
     # added before it is multiplied: the batches' gradients may be far longer than their mean
     whole, top = weights @ gradients, vectors[:, ::-1]
     norm = float(np.linalg.norm(whole))
     if not norm:
         return None
     off = 1.0
-    if op.computes_in(precise) and (other := HessianOperator(risk, point=point).reference()) is not None:
-        off = SAFETY * float(np.linalg.norm(risk.gradient(other.point).cpu().numpy() - whole)) / norm
+    if hessian.computes_in(precise) and (other := HessianOperator(risk, point=point).reference()) is not None:
+        off = SAFETY * float(np.linalg.norm(_gradient(risk, scaled, other.point) - whole)) / norm
     shares = inner_products(whole[:, None] / norm, top)[0] ** 2
     errors = np.array([min(1.0, space_error(block, k) + off) for k in range(1, len(shares) + 1)])
     if len(weights) == 1:
@@ -94,3 +107,12 @@ def gradient_shares(risk: EmpiricalRisk, block: BlockAnalysis) -> GradientShares
         return np.cumsum((w @ along) ** 2) / (float(w @ gram @ w) or 1.0)
 
     return GradientShares(norm, shares, errors, jackknife(weights, cumulative))
+
+
+def _scale(scaled: Sequence[RelativeHessianOperator], point: Point) -> Tensor | float:
+    """What the gradient is multiplied by: by nothing where the coordinates are the parameters."""
+    return scaled[0].scales(point) if scaled else 1.0
+
+
+def _gradient(risk: EmpiricalRisk, scaled: Sequence[RelativeHessianOperator], point: Point) -> Floats:
+    return (_scale(scaled, point) * risk.gradient(point)).cpu().numpy()

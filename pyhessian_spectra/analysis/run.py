@@ -97,7 +97,7 @@ class Run:
     def relate(self, op: LinearOperator, seed: int) -> None:
         """Fill ``structure`` and ``parts``: how layers lie to one another, and their spectra from parts of the data."""
         groups = Partition(self.risk.layout, {g.label: g.indices for g in self.groups})
-        gradient = gradient_shares(self.risk, self.full)
+        gradient = gradient_shares(self.risk, self.full, op=op)
         self.structure = Structure(None, localised(self.full, groups), gradient)
         what, index = "the coupling of layers", len(self.groups) + 1
         whole = self.matrix_built or self.watch.meter(op, what)

@@ -108,8 +108,11 @@ _PROBLEM = [
         ["--matrix"],
         default="hessian",
         show_default=True,
-        type=click.Choice(["hessian", "ggn", "residual", "fisher"]),
-        help="The Hessian H, its Gauss-Newton matrix G, the residual H - G, or the empirical Fisher matrix.",
+        type=click.Choice(
+            ["hessian", "ggn", "residual", "fisher", "relative-hessian", "filter-hessian", "log-hessian"]
+        ),
+        help="The Hessian H, its Gauss-Newton matrix G, the residual H - G, the empirical Fisher matrix, or H relative "
+        "to each weight, relative to the norms of filters, or in logarithms of weights.",
     ),
     *map(_from_field, dataclasses.fields(Settings)),
     click.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import shlex
@@ -24,7 +25,16 @@ from pyhessian_spectra.analysis.saved import save_analyses
 from pyhessian_spectra.cli.main import unforeseen
 from pyhessian_spectra.cli.output import Stage, check_free, staged
 from pyhessian_spectra.cli.threads import choose_threads
-from pyhessian_spectra.curvature import EmpiricalFisherOperator, GGNOperator, HessianOperator, ResidualOperator
+from pyhessian_spectra.curvature import (
+    EmpiricalFisherOperator,
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    LogHessianOperator,
+    RelativeHessianOperator,
+    ResidualOperator,
+    filter_norms,
+)
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
@@ -35,9 +45,18 @@ from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
 from pyhessian_spectra.runs.doctor import examine
 from pyhessian_spectra.runs.journal import agreed
+from pyhessian_spectra.spectra import LinearOperator
 from pyhessian_spectra.spectra.settings import Settings
 
-_MATRICES = dict(hessian=HessianOperator, ggn=GGNOperator, residual=ResidualOperator, fisher=EmpiricalFisherOperator)
+_MATRICES: Mapping[str, Callable[[EmpiricalRisk], LinearOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "residual": ResidualOperator,
+    "fisher": EmpiricalFisherOperator,
+    "relative-hessian": RelativeHessianOperator,
+    "filter-hessian": functools.partial(RelativeHessianOperator, scale=filter_norms),
+    "log-hessian": LogHessianOperator,
+}
 _LAYERS: dict[tuple[str, ...], bool | Sequence[str]] = {(): True, ("all",): ("*",), ("none",): False}
 
 

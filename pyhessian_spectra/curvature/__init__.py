@@ -11,6 +11,13 @@ from pyhessian_spectra.curvature.operators import (
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.relative import (
+    LogHessianOperator,
+    RelativeHessianOperator,
+    each_weight,
+    filter_norms,
+    tensor_norms,
+)
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.risk_operator import Linearised, RiskOperator
 
@@ -22,11 +29,16 @@ __all__ = [
     "GGNOperator",
     "HessianOperator",
     "Linearised",
+    "LogHessianOperator",
     "ParameterLayout",
     "Partition",
     "Point",
+    "RelativeHessianOperator",
     "ResidualOperator",
     "RiskOperator",
+    "each_weight",
+    "filter_norms",
     "fisher_gram",
     "ggn_gram",
+    "tensor_norms",
 ]

@@ -7,7 +7,7 @@ import enum
 import functools
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.savings import measured_bytes
 from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.spectra.basis import free_bytes
-from pyhessian_spectra.spectra.operator import Observation, TermwiseOperator
+from pyhessian_spectra.spectra.operator import LinearOperator, Observation, TermwiseOperator
 from pyhessian_spectra.spectra.space import VectorSpace
 
 # Examples that show in which dtype a model computes.
@@ -72,7 +72,11 @@ class RiskOperator(TermwiseOperator):
     ----------
     risk : EmpiricalRisk
     point : Point
+    units : str
+        Of its eigenvalues.
     """
+
+    units = "loss / parameter^2"
 
     def __init__(
         self,
@@ -306,3 +310,11 @@ class RiskOperator(TermwiseOperator):
         self._decision.num_bytes = max(taken for _, taken, _ in everyone)
         self._decision.batch_bytes = max(each for _, _, each in everyone)
         return kept if together else None
+
+
+def leaves_of(op: LinearOperator) -> Iterator[RiskOperator]:
+    """The curvature matrices that an operator is, or is composed of."""
+    if isinstance(op, RiskOperator):
+        yield op
+    for part in op.parts:
+        yield from leaves_of(part)

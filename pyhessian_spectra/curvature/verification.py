@@ -29,8 +29,9 @@ from pyhessian_spectra.curvature.operators import (
     ResidualOperator,
 )
 from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.relative import RelativeHessianOperator
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
-from pyhessian_spectra.curvature.risk_operator import RiskOperator
+from pyhessian_spectra.curvature.risk_operator import RiskOperator, leaves_of
 from pyhessian_spectra.errors import SpectraError, UnverifiedError
 from pyhessian_spectra.spectra.operator import LinearOperator
 
@@ -52,7 +53,7 @@ def verify(op: LinearOperator) -> str:
     fault lies as far as that can be told. It costs about ten gradients of sixteen examples for each operator; and for
     the first one two values and a gradient of the whole risk, and the losses of each batch and of its parts.
     """
-    told, leaves = [], list(_leaves(op))
+    told, leaves = [], list(leaves_of(op))
     for leaf in leaves:
         failure: Exception | None = None
         try:
@@ -86,13 +87,6 @@ def _check_whole(op: RiskOperator) -> str:
     if comparison.refuted:
         raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
     return ""
-
-
-def _leaves(op: LinearOperator) -> Iterator[RiskOperator]:
-    if isinstance(op, RiskOperator):
-        yield op
-    for part in op.parts:
-        yield from _leaves(part)
 
 
 def _checked(op: RiskOperator) -> str:
@@ -197,46 +191,56 @@ class _Case:
     def comparisons(self) -> Iterator[_Comparison]:
         """Gradients against values of the loss, then products against gradients, along a random line."""
         point, kind, eps = self.op.point, self.op.kind, torch.finfo(self.computed_in(self.op.point)).eps
-        scale = _scale(self.op.risk, point)
+        scale, own = self.steps()
         generator = torch.Generator().manual_seed(0)
-        u, v = (scale * torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
-        hv, gradient = scale * self.linearisation.matvec(v), self.gradient(point)
+        u, v = (torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
+        hv, gradient, line = own * self.linearisation.matvec(own * v), self.gradient(point), scale * v
         size = float((scale * gradient).norm())
         slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
         product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
         difference = _DIFFERENCES.get(kind)
+        if isinstance(self.op, RelativeHessianOperator):
+            difference = _difference_of_relative_gradients
         for power in (1, 0, 2, 3, -1, -2):
             if slope.agrees and (product.agrees or difference is None):
                 break
             step = eps ** (1 / 3) * (0.1 if eps < 1e-10 else 0.4) ** power
             noise = 100 * eps / (2 * step)
-            ahead, behind = point.moved(v, step), point.moved(v, -step)
+            ahead, behind = point.moved(line, step), point.moved(line, -step)
             values, gradients = (self.loss(ahead), self.loss(behind)), (self.gradient(ahead), self.gradient(behind))
-            simpson = (gradients[0] + 4 * gradient + gradients[1]) @ v / 6
+            simpson = (gradients[0] + 4 * gradient + gradients[1]) @ line / 6
             rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
             slope.add(simpson, rise, size, noise * abs(values[0]))
             if difference is not None:
-                found = scale * difference(self, ahead, behind, *gradients) / (2 * step)
+                found = own * difference(self, ahead, behind, *gradients) / (2 * step)
                 product.add(hv, found, float(max(found.norm(), hv.norm())), noise * size)
         yield slope
         if difference is not None:
             yield product
         elif kind == EmpiricalFisherOperator.kind:
             product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
-            alone = scale * self.of_single_gradients(v)
+            alone = own * self.of_single_gradients(own * v)
             product.add(hv, alone, float(alone.norm()))
             yield product
         else:
-            hu, both = (scale * self.linearisation.matvec(x) for x in (u, u + v))
+            hu, both = (own * self.linearisation.matvec(own * x) for x in (u, u + v))
             symmetry = _Comparison(
                 f"products with the {kind} are not symmetric, u.Av being another than v.Au", eps**0.4
             )
-            symmetry.add(u / scale @ hv, v / scale @ hu, float(hu.norm() + hv.norm()) * len(scale) ** 0.5)
+            symmetry.add(u @ hv, v @ hu, float(hu.norm() + hv.norm()) * len(scale) ** 0.5)
             linearity = _Comparison(
                 f"products with the {kind} are not linear, A(u + v) being another than Au + Av", eps**0.4
             )
             linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))
             yield from (symmetry, linearity)
+
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """What steps of the parameters are relative to (n,), and what those of the operator's coordinates are."""
+        scale = _scale(self.op.risk, self.op.point)
+        if not isinstance(self.op, RelativeHessianOperator):
+            return scale, scale
+        moves = (scale > torch.finfo(scale.dtype).tiny).to(scale)
+        return moves * self.op.scales(), moves
 
     def of_single_gradients(self, v: Tensor) -> Tensor:
         """``sum_i c_i g_i (g_i . v) / sum_i c_i``, with each example's gradient from a batch of its own."""
@@ -258,6 +262,11 @@ class _Case:
 
 def _difference_of_gradients(case: _Case, ahead: Point, behind: Point, above: Tensor, below: Tensor) -> Tensor:
     return above - below
+
+
+def _difference_of_relative_gradients(case: _Case, ahead: Point, behind: Point, above: Tensor, below: Tensor) -> Tensor:
+    assert isinstance(case.op, RelativeHessianOperator)
+    return case.op.slopes(ahead, above) - case.op.slopes(behind, below)
 
 
 def _difference_of_slopes(case: _Case, ahead: Point, behind: Point, *_: Tensor) -> Tensor:

@@ -27,7 +27,12 @@ from pyhessian_spectra.plots.steps import plot_residuals as plot_residuals
 from pyhessian_spectra.plots.structure import plot_coupling as plot_coupling
 from pyhessian_spectra.plots.structure import plot_localisation as plot_localisation
 from pyhessian_spectra.plots.structure import plot_tracks as plot_tracks
+from pyhessian_spectra.plots.style import measured_in as measured_in
 from pyhessian_spectra.plots.style import save as save
 from pyhessian_spectra.plots.style import theme as theme
+from pyhessian_spectra.plots.surface import plot_loss_contour as plot_loss_contour
+from pyhessian_spectra.plots.surface import plot_loss_landscape as plot_loss_landscape
+from pyhessian_spectra.plots.surface import plot_loss_line as plot_loss_line
+from pyhessian_spectra.plots.surface import plot_loss_lines as plot_loss_lines
 from pyhessian_spectra.plots.track import plot_track as plot_track
 from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl

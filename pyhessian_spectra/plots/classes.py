@@ -55,7 +55,7 @@ def plot_class_structure(structure: ClassStructure, *, ax: Axes | None = None) -
         ax.set_ylim(lowest / 1.5, top * 1.9)
         ax.set_xlim(0.5, 2 * k + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="Rank", ylabel=style.EIGENVALUE)
+        ax.set(xlabel="Rank", ylabel=style.eigenvalue())
         style.legend_above(ax, columns=2)
         style.remark_above(ax, _explained(structure))
     return ax

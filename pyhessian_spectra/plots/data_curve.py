@@ -36,7 +36,7 @@ def plot_data_curve(curve: DataCurve, *, ax: Axes | None = None) -> Axes:
         ax.axvline(count, color=style.MUTED, linewidth=0.8, linestyle=":")
         ax.annotate(f" all {count:,}", (count, 0.98), xycoords=("data", "axes fraction"), va="top", **style.REMARK)
         _scale(ax, curve)
-        ax.set(xlabel="Examples", ylabel=style.EIGENVALUE)
+        ax.set(xlabel="Examples", ylabel=style.eigenvalue())
         _label(ax)
     return ax
 

@@ -81,7 +81,7 @@ def plot_density(
         look = {"fmt": "^", "color": style.ORANGE, "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
         for pairs in marked:
             style.mark_pairs(ax, pairs, 0.045, along="x", look=look | {"transform": ax.get_xaxis_transform()})
-        ax.set(xlabel=style.EIGENVALUE, ylabel=f"Eigenvalues per {axis.width:g} decade")
+        ax.set(xlabel=style.eigenvalue(), ylabel=f"Eigenvalues per {axis.width:g} decade")
         style.remark_above(ax, title)
     return ax
 
@@ -99,7 +99,8 @@ def plot_layer_densities(analysis: SpectralAnalysis, *, ax: Axes | None = None) 
     """Draw the densities of the diagonal blocks of all layers on one eigenvalue axis, with their traces."""
     if not analysis.layers:
         raise InputError("the analysis has no layers; run it with layers to draw their densities")
-    return plot_density_rows(analysis.layers, ax=ax)
+    with style.measured_in(analysis.problem.get("units")):
+        return plot_density_rows(analysis.layers, ax=ax)
 
 
 def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = None) -> Axes:
@@ -133,7 +134,7 @@ def plot_density_rows(blocks: Mapping[str, BlockAnalysis], *, ax: Axes | None = 
             text = str(block.trace)
             ax.text(1.01, base - 0.1, text, transform=ax.get_yaxis_transform(), fontsize=7, color=style.INK)
         style.name_rows(ax, list(blocks), below=0.25)
-        ax.set_xlabel(style.EIGENVALUE)
+        ax.set_xlabel(style.eigenvalue())
         style.remark_above(ax, title)
         ax.text(1.01, 1.0, "trace", transform=ax.transAxes, va="top", **style.REMARK)
     return ax
@@ -175,7 +176,7 @@ def plot_cdf(
         if not spectrum.exact:
             band = ax.fill_between(fine, lower, upper, step="post", color=style.BLUE, linewidth=0)
             band.set(alpha=0.25, label=f"bounds, {confidence(others)} confidence")
-        ax.set(ylim=(-0.02, 1.02), xlabel=style.EIGENVALUE, ylabel=r"Fraction of eigenvalues $\leq \lambda$")
+        ax.set(ylim=(-0.02, 1.02), xlabel=style.eigenvalue(), ylabel=r"Fraction of eigenvalues $\leq \lambda$")
         if exact is not None or not spectrum.exact:
             style.legend_above(ax, columns=3)
         if exact is not None:

@@ -36,7 +36,7 @@ def plot_eigenvalues(block: BlockAnalysis, *, ax: Axes | None = None) -> Axes:
             ranks = np.arange(1, len(pairs) + 1)
             style.mark_pairs(ax, pairs, ranks, along="y", look=look | {"fmt": marker, "color": color}, label=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="Rank from the edge", ylabel=style.EIGENVALUE)
+        ax.set(xlabel="Rank from the edge", ylabel=style.eigenvalue())
         style.legend_above(ax, columns=2)
     return ax
 
@@ -54,11 +54,12 @@ def plot_layer_traces(analysis: SpectralAnalysis, *, ax: Axes | None = None) -> 
     # An error of 0 would show as the caps of its bar; NaN shows as nothing.
     errors = [trace.reach or np.nan for trace in traces.values()]
     bars: dict[str, Any] = {"xerr": errors, "ecolor": style.INK, "capsize": 2.5, "error_kw": {"elinewidth": 1}}
-    with style.drawing(ax, height=0.75 + row_height * len(traces)) as ax:
+    units, height = analysis.problem.get("units"), 0.75 + row_height * len(traces)
+    with style.measured_in(units), style.drawing(ax, height=height) as ax:
         ax.barh(np.arange(len(traces)), values, height=0.62, color=style.BLUE, alpha=0.55, linewidth=0, **bars)
         style.name_rows(ax, list(traces))
         ax.axvline(0, color=style.INK, linewidth=0.8)
-        ax.set_xlabel(f"Trace of the block {style.UNITS}")
+        ax.set_xlabel(f"Trace of the block {style.units()}")
     return ax
 
 
@@ -74,7 +75,8 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
     traces = np.array([analysis.full.trace.value for analysis in analyses])
     errors = [analysis.full.trace.reach for analysis in analyses]
     look: dict[str, Any] = {"fmt": "s-", "color": style.GREEN, "markersize": 4, "linewidth": 1.1, "capsize": 2.5}
-    with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
+    units = analyses[0].problem.get("units")
+    with style.measured_in(units), style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.concatenate([traces, *(pairs.eigenvalues for pairs in [*largest, *smallest])]))
         x = place_checkpoints(ax, [checkpoint_step(each) for each in analyses], checkpoint_names(analyses))
         ax.errorbar(x, traces, errors, label="trace", **look)
@@ -83,7 +85,7 @@ def plot_trajectory(analyses: Sequence[SpectralAnalysis], *, ax: Axes | None = N
             label = rf"$\lambda_2$ to $\lambda_{_TOP}$" if rank == 1 else ""
             _edge_line(ax, x, largest, rank, to_rgba(style.BLUE, 0.4), label)
         _edge_line(ax, x, smallest, 0, to_rgba(style.VERMILION), r"$\lambda_n$ (smallest)")
-        ax.set_ylabel(f"$\\lambda$, trace {style.UNITS}")
+        ax.set_ylabel(f"$\\lambda$, trace {style.units()}")
         style.legend_above(ax, columns=4)
     return ax
 

@@ -65,7 +65,7 @@ def plot_matrix(matrix: ArrayLike, layout: ParameterLayout, *, ax: Axes | None =
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[["top", "right"]].set_visible(True)
-        bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02, label=style.UNITS)
+        bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02, label=style.units())
         bar.set_ticks([*(-value for value in reversed(decades)), 0.0, *decades], minor=False)
         bar.minorticks_off()
         bar.ax.grid(visible=False)
@@ -116,11 +116,11 @@ def plot_profiles(spectra: Mapping[str, ArrayLike], *, axes: tuple[Axes, Axes] |
         # Labels so near to zero would lie over the label of zero.
         low, high = ranked.get_ylim()
         apart = [t for t in ranked.get_yticks() if low <= t <= high and not 0 < abs(t) < 3 * _LINEAR * top]
-        ranked.set(yticks=apart, xlabel="Rank / n", ylabel=f"Eigenvalue {style.UNITS}", title="Sorted eigenvalues")
+        ranked.set(yticks=apart, xlabel="Rank / n", ylabel=f"Eigenvalue {style.units()}", title="Sorted eigenvalues")
         ranked.legend(fontsize=7, loc="upper left")
         counted.set_yscale("log")
         counted.set(
-            ylim=(0.5, None), xlabel=f"Eigenvalue {style.UNITS}", ylabel="Eigenvalues in a bin", title="Histogram"
+            ylim=(0.5, None), xlabel=f"Eigenvalue {style.units()}", ylabel="Eigenvalues in a bin", title="Histogram"
         )
         counted.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
     return ranked, counted

@@ -30,7 +30,8 @@ def plot_runs(found: Checkpoints, *, ax: Axes | None = None) -> Axes:
     order = {i: float(steps[i] or 0.0) if timed else float(rank) for at in shown.values() for rank, i in enumerate(at)}
     places = sorted(set(order.values()))
     colors = dict(zip(shown, sns.color_palette("colorblind", len(shown)), strict=True))
-    with style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
+    units = found.analyses[0].problem.get("units")
+    with style.measured_in(units), style.drawing(ax, height=style.HEIGHT + 0.3) as ax:
         scale_values(ax, np.array([top.eigenvalue for top in tops.values()]))
         names = [str(int(place) + 1) for place in places]
         x = dict(zip(places, place_checkpoints(ax, [p if timed else None for p in places], names), strict=True))
@@ -54,6 +55,6 @@ def plot_runs(found: Checkpoints, *, ax: Axes | None = None) -> Axes:
             label = "" if number else "mean over seeds, ± spread"
             ax.plot(across, middle, "--", color=style.INK, linewidth=1.4, label=label)
             ax.fill_between(across, middle - spread, middle + spread, color=style.MUTED, alpha=0.25, linewidth=0)
-        ax.set_ylabel(r"$\lambda_1$ " + style.UNITS)
+        ax.set_ylabel(r"$\lambda_1$ " + style.units())
         style.legend_above(ax, columns=2)
     return ax

@@ -21,7 +21,7 @@ from pyhessian_spectra.spectra.results import Floats
 
 # What each metric of the package is called on an axis.
 _NAMES = {
-    "wasserstein": "Wasserstein-1 distance " + style.UNITS,
+    "wasserstein": "Wasserstein-1 distance",
     "scaled_wasserstein": "Wasserstein-1 distance, scale-free",
     "jensen_shannon": "Jensen-Shannon divergence [nats]",
     "kolmogorov": "Kolmogorov distance",
@@ -108,7 +108,7 @@ def plot_depth(
                 ax.fill_between(x, 0, matrix.null[layers], color=color, alpha=0.15, linewidth=0, label=null)
         ax.set_ylim(0, None)
         ax.set_xlabel("Normalised depth (first to last layer)")
-        ax.set_ylabel(_NAMES.get(several[0].metric, several[0].metric))
+        ax.set_ylabel(_label(several[0].metric))
         style.legend_above(ax, columns=3)
     return ax
 
@@ -121,7 +121,7 @@ def _shown(matrix: SimilarityMatrix) -> Floats:
 def _heatmap(matrix: SimilarityMatrix, order: NDArray[Any], ax: Axes | None) -> Axes:
     at = np.ix_(order, order)
     labels, few = [matrix.labels[i] for i in order], is_legible(matrix.labels)
-    bar = {"label": _NAMES.get(matrix.metric, matrix.metric)}
+    bar = {"label": _label(matrix.metric)}
     look = {"cmap": style.shades("mako_r"), "vmin": 0, "linewidths": 0.5 if few else 0, "linecolor": "white"}
     ax = square_heatmap(_shown(matrix)[at], labels, bar=bar, room=1.0, ax=ax, **look)
     if matrix.exceeds is None:
@@ -133,3 +133,8 @@ def _heatmap(matrix: SimilarityMatrix, order: NDArray[Any], ax: Axes | None) -> 
         rows, columns = np.nonzero(beyond)
         ax.plot(columns + 0.5, rows + 0.5, ".", color="white", markersize=2.5, markeredgecolor=style.INK, mew=0.3)
     return ax
+
+
+def _label(metric: str) -> str:
+    name = _NAMES.get(metric, metric)
+    return f"{name} {style.units()}" if metric == "wasserstein" else name

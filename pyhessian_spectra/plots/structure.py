@@ -24,7 +24,7 @@ def plot_coupling(coupling: LayerCoupling, *, ax: Axes | None = None) -> Axes:
     norms = np.sqrt(coupling.mass.clip(0.0))
     top = float(norms.max()) or 1.0
     low = max(top * 10.0**-_DECADES, 0.9 * float(norms.min(initial=top)))
-    bar = {"label": r"$\|H_{lk}\|_F$ " + style.UNITS, "format": "%g"}
+    bar = {"label": r"$\|H_{lk}\|_F$ " + style.units(), "format": "%g"}
     look = {"cmap": style.shades("rocket_r"), "norm": LogNorm(low, top, clip=True)}
     ax = square_heatmap(norms, coupling.labels, bar=bar, room=1.4, ax=ax, **look)
     ax.figure.axes[-1].minorticks_off()
@@ -80,5 +80,5 @@ def plot_tracks(found: Trajectory, *, ax: Axes | None = None) -> Axes:
         if edges:
             ax.plot(*zip(*edges, strict=True), "--", color=style.VERMILION, linewidth=1.2, label="edge of stability")
             style.legend_above(ax, columns=1)
-        ax.set_ylabel(style.EIGENVALUE)
+        ax.set_ylabel(style.eigenvalue())
     return ax

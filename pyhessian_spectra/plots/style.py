@@ -55,10 +55,8 @@ _LEFT, _LETTER = 0.75, 0.055
 _PAD = 6.0
 # Labels of the first part of the figure's length are broken; legends, centred on the axes, have the second at most.
 _LONG, _WIDE = 0.75, 0.88
-#: An eigenvalue or a trace of a Hessian has these units: the loss is a number (nats for cross-entropy).
-UNITS = "[loss / parameter$^2$]"
-#: An axis of eigenvalues has this label.
-EIGENVALUE = f"Eigenvalue $\\lambda$ {UNITS}"
+# An eigenvalue or a trace of a Hessian has these units: the loss is a number (nats for cross-entropy).
+_MEASURED: ContextVar[str] = ContextVar("measured", default="loss / parameter^2")
 #: Text that explains a figure from inside it looks like this.
 REMARK: dict[str, Any] = {"fontsize": 7.5, "color": MUTED}
 
@@ -85,6 +83,37 @@ def theme(own: Mapping[str, Any] | None = None) -> Iterator[None]:
             yield
     finally:
         _OWN.reset(token)
+
+
+@contextmanager
+def measured_in(units: object) -> Iterator[None]:
+    """Label eigenvalues and traces within this context with these units: those of ``analysis.problem["units"]``.
+
+    None, as of analyses by earlier releases, changes nothing.
+
+    >>> with measured_in("loss"):
+    ...     units()
+    '[loss]'
+    """
+    token = _MEASURED.set(_MEASURED.get() if units is None else str(units))
+    try:
+        yield
+    finally:
+        _MEASURED.reset(token)
+
+
+def units() -> str:
+    """Return the units of eigenvalues, as labels end with them.
+
+    >>> units()
+    '[loss / parameter$^2$]'
+    """
+    return f"[{_MEASURED.get().replace('^2', '$^2$')}]"
+
+
+def eigenvalue() -> str:
+    """Return the label of an axis of eigenvalues."""
+    return f"Eigenvalue $\\lambda$ {units()}"
 
 
 def save(ax: Axes, path: str | os.PathLike[str], *, width: float | None = None) -> None:

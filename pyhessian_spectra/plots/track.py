@@ -57,7 +57,7 @@ def plot_track(
             _draw_edge(ax, run, name, block, color if len(runs) > 1 else style.INK)
         ax.set_xlabel("Step")
         called = _CALLED.get(name, name)
-        ax.set_ylabel(f"{called} {style.UNITS}" if _is_curvature(name) else called)
+        ax.set_ylabel(f"{called} {style.units()}" if _is_curvature(name) else called)
         if ax.get_legend_handles_labels()[0]:
             style.legend_above(ax, columns=3)
     return ax

@@ -38,6 +38,6 @@ def plot_weyl(part: GaussNewton, hessian: BlockAnalysis | None = None, *, ax: Ax
             style.mark_pairs(ax, pairs, np.arange(1, len(pairs) + 1), along="y", look=look, label="$H$: found")
         ax.set_xscale("log")
         ax.set_xlim(0.9, 1.1 * n)
-        ax.set(xlabel="Rank", ylabel=style.EIGENVALUE)
+        ax.set(xlabel="Rank", ylabel=style.eigenvalue())
         style.legend_above(ax, columns=3)
     return ax

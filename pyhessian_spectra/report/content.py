@@ -35,6 +35,7 @@ _FACTS = {
     "dtype": "Precision",
     "device": "Device",
     "matrix": "Matrix",
+    "units": "Units of eigenvalues",
     "verified": "Verified",
     "seed": "Seed",
     "tol": "Tolerance of eigenpairs",

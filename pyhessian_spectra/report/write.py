@@ -101,16 +101,18 @@ def write_report(
     overview = {}
     if several:
         rows = {label: analysis.full for label, analysis in zip(found.labels, analyses, strict=True)}
-        moved = plots.plot_trajectory(analyses) if len(found.runs) == 1 else plots.plot_runs(found)
-        axes = {"trajectory": moved, "densities": plots.plot_density_rows(rows)}
-        if len(found.runs) == len(found.trajectories) == 1:
-            axes["tracks"] = plots.plot_tracks(next(iter(found.trajectories.values())))
+        with plots.measured_in(analyses[0].problem.get("units")):
+            moved = plots.plot_trajectory(analyses) if len(found.runs) == 1 else plots.plot_runs(found)
+            axes = {"trajectory": moved, "densities": plots.plot_density_rows(rows)}
+            if len(found.runs) == len(found.trajectories) == 1:
+                axes["tracks"] = plots.plot_tracks(next(iter(found.trajectories.values())))
         overview = _figures(axes)
     texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
     each = zip(found.analyses, found.labels, found.bulks, found.similarities, strict=True)
     for index, (analysis, label, bulk, similar) in enumerate(each, start=1):
-        axes = _draw(analysis, bulk) | _draw_structure(analysis, similar)
+        with plots.measured_in(analysis.problem.get("units")):
+            axes = _draw(analysis, bulk) | _draw_structure(analysis, similar)
         figures = _figures(axes, prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
         texts |= {figure["path"]: figure["svg"] for figure in figures.values()}
         sections.append(
