@@ -1,4 +1,4 @@
-"""The reproduction of the edge of stability: its criteria decide as they say, and its page says what its numbers say."""
+"""The reproduction of the edge of stability: criteria decide as they say, and the page says what the numbers say."""
 
 import json
 from pathlib import Path

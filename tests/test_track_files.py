@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.tracking import Eigenvalues, SpectrumTracker, Traces, Track
+from pyhessian_spectra.tracking import Eigenvalues, MidpointLoss, SpectrumTracker, Traces, Track
 
 
 def _training(seed=0):
@@ -97,7 +97,37 @@ def test_a_file_of_another_run_is_refused_and_left_as_it_is(tmp_path):
         _tracker(model, batches, path, quantities=[Traces()])
     with pytest.raises(InputError, match="another run: its examples"):
         _tracker(model, batches[1:], path)
+    with pytest.raises(InputError, match="another run: its probe data"):
+        _tracker(model, [(x + 1, y) for x, y in batches], path)
     assert path.read_bytes() == before
+
+
+def test_a_run_killed_in_its_first_line_begins_the_file_again(tmp_path):
+    model, batches, opt = _training()
+    (tmp_path / "track.jsonl").write_text('{"format": "pyhess')
+    _steps(model, batches, opt, _tracker(model, batches, tmp_path / "track.jsonl"), 4)
+    assert [record.step for record in Track.read(tmp_path / "track.jsonl").records] == [2, 4]
+
+
+def test_of_two_trackers_on_one_path_the_first_keeps_its_records_to_itself(tmp_path):
+    model, batches, opt = _training()
+    first = _tracker(model, batches, tmp_path / "track.jsonl")
+    second = _tracker(model, batches, tmp_path / "track.jsonl")
+    _steps(model, batches, opt, second, 2)
+    with pytest.warns(RuntimeWarning, match="another tracker writes there"):
+        _steps(model, batches, opt, first, 2)
+    assert len(Track.read(tmp_path / "track.jsonl").records) == 1
+
+
+def test_a_run_taken_up_just_before_a_measurement_has_the_parameters_before_its_step():
+    model, batches, opt = _training()
+    quantities = [MidpointLoss()]
+    found = _tracker(model, batches, quantities=quantities)
+    _steps(model, batches, opt, found, 3)
+    resumed = _tracker(model, batches, quantities=[MidpointLoss()])
+    resumed.load_state_dict(found.state_dict())
+    _steps(model, batches, opt, resumed, 1)
+    assert len(resumed.track.records[-1].values) == 3
 
 
 @pytest.mark.parametrize("text", ["", "[1]\n", '{"format": "other"}\n', "not json\n", '{"format"'])

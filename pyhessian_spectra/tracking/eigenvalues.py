@@ -12,14 +12,18 @@ from torch import Tensor
 from pyhessian_spectra.analysis.sampling import eigenvalue_influences
 from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
 from pyhessian_spectra.curvature import HessianOperator
-from pyhessian_spectra.errors import ConvergenceError, InputError
+from pyhessian_spectra.errors import ConvergenceError
 from pyhessian_spectra.spectra import Eigenpairs, Meter, eigh, eigsh
 from pyhessian_spectra.spectra.follow import follow
+from pyhessian_spectra.tracking.checks import require_count, require_share
 from pyhessian_spectra.tracking.moment import Moment
 from pyhessian_spectra.tracking.track import Measured
 
 # Matrices of at most this many rows are built: a Lanczos process with its check takes as many products.
 _BUILT = 40
+
+# Least allowance of followed eigenvalues, in eps of the largest magnitude, for the rounding of what follows products.
+_ROUNDING = 30
 
 
 class Eigenvalues:
@@ -66,15 +70,13 @@ class Eigenvalues:
         tol: float = 1e-2,
         max_products: int = 30,
     ) -> None:
-        whole = {"k": (k, 1), "smallest": (smallest, 0), "most": (most, 1), "max_products": (max_products, 1)}
-        for name, (value, least) in whole.items():
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for name, share in (("tol", tol), ("above", 1.0 if above is None else above)):
-            if not 0 < share < np.inf:
-                raise InputError(f"{name} must be above 0 and finite, got {share!r}")
-        self._k, self._smallest, self._above, self._most = k, smallest, above, most
-        self._tol, self._max_products = tol, max_products
+        self._k, self._smallest = require_count("k", k, 1), require_count("smallest", smallest, 0)
+        self._above = None if above is None else require_share("above", above, most=np.inf)
+        self._most, self._max_products = (
+            require_count("most", most, 1 if above is None else k),
+            require_count("max_products", max_products, 1),
+        )
+        self._tol = require_share("tol", tol)
         self._start: Tensor | None = None
         self._rounding = 0.0  # relative to the largest magnitude, when it was measured last
         self._draws = torch.Generator().manual_seed(0)
@@ -118,7 +120,7 @@ class Eigenvalues:
         self._start, pairs, moved = found.start, found.pairs, eigenvalue_influences(found.forms)
         scale = float(np.abs(pairs.eigenvalues).max()) or 1.0
         if certified is None:
-            reach = pairs.residuals + self._rounding * scale
+            reach = pairs.residuals + max(self._rounding, _ROUNDING * op.space.eps) * scale
             pairs = replace(pairs, lower=pairs.eigenvalues - reach, upper=pairs.eigenvalues + reach)
             edges = pairs.take(slice(0, low)), pairs.take(slice(low, None))
         else:
@@ -178,7 +180,7 @@ class BatchEigenvalues:
     needs_previous = False
 
     def __init__(self, *, tol: float = 1e-2, max_products: int = 30) -> None:
-        self._tol, self._max_products = tol, max_products
+        self._tol, self._max_products = require_share("tol", tol), require_count("max_products", max_products, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is remembered."""

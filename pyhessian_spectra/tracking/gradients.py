@@ -10,8 +10,8 @@ import numpy as np
 from pyhessian_spectra.analysis.eigenspaces import inner_products
 from pyhessian_spectra.analysis.table import CERTIFIED, EXACT, UNKNOWN
 from pyhessian_spectra.curvature import HessianOperator
-from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra import Meter
+from pyhessian_spectra.tracking.checks import require_share
 from pyhessian_spectra.tracking.moment import Moment
 from pyhessian_spectra.tracking.track import Measured
 
@@ -111,9 +111,7 @@ class CriticalSharpness(_Stateless):
     needs_previous = True
 
     def __init__(self, *, rtol: float = 0.02) -> None:
-        if not 0 < rtol < 1:
-            raise InputError(f"rtol must lie between 0 and 1, got {rtol!r}")
-        self._rtol = rtol
+        self._rtol = require_share("rtol", rtol)
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The critical sharpness of the last step; none before the first, or where groups have different ``lr``."""

@@ -13,11 +13,11 @@ from pyhessian_spectra.analysis.sampling import with_trace_influences
 from pyhessian_spectra.analysis.table import PROBES
 from pyhessian_spectra.curvature import Partition
 from pyhessian_spectra.curvature.partition import GroupSpec
-from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.rounding import Off, Rounding
 from pyhessian_spectra.spectra.trace import mean_of
+from pyhessian_spectra.tracking.checks import require_count
 from pyhessian_spectra.tracking.moment import Moment
 from pyhessian_spectra.tracking.track import Measured
 
@@ -49,11 +49,9 @@ class Traces:
     needs_previous = False
 
     def __init__(self, num_probes: int = 3, *, first: int = 20, groups: GroupSpec = "module", seed: int = 0) -> None:
-        if not isinstance(num_probes, int) or not isinstance(first, int) or not 2 <= num_probes <= first:
-            raise InputError(
-                f"num_probes must be a whole number of at least 2 and first no smaller, got {num_probes!r} and "
-                f"{first!r}"
-            )
+        require_count("num_probes", num_probes, 2)
+        require_count("first", first, num_probes)
+        require_count("seed", seed, 0)
         self._num_probes, self._first, self._groups, self._seed = num_probes, first, groups, seed
         self._anchor: Floats | None = None  # what each probe said of each group when values were found last, (r, g)
         self._rounding: Floats = np.zeros(0)

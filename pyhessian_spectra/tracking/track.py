@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -188,11 +189,11 @@ class TrackFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._size = path, 0
 
     def begin(self, about: Mapping[str, Any]) -> list[Record]:
         """Begin a file; of one that is there already, the records. Raises InputError if it is of another run."""
-        if self.path.exists() and self.path.stat().st_size:
+        if self.path.is_file() and b"\n" in self.path.read_bytes():
             known, cut = read_file(self.path)
             told = json.loads(json.dumps(dict(about)))
             differ = [key for key in {**known.about, **told} if known.about.get(key) != told.get(key)]
@@ -205,8 +206,10 @@ class TrackFile:
             if cut is not None:  # what a killed run was writing
                 with self.path.open("r+b") as handle:
                     handle.truncate(cut)
+            self._size = self.path.stat().st_size
             return known.records
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"")  # what a run was writing that was killed in its first line
         self._append({"format": FORMAT, **about})
         return []
 
@@ -219,10 +222,14 @@ class TrackFile:
         self._append(_told(record))
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        if self.path.stat().st_size != self._size:
+            raise OSError(errno.EBUSY, "another tracker writes there too")
+        text = json.dumps(line, allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line, allow_nan=False) + "\n")
+            handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
+        self._size += len(text)
 
 
 def read_file(path: Path) -> tuple[Track, int | None]:

@@ -21,6 +21,7 @@ from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.shown import one_line
+from pyhessian_spectra.tracking.checks import digest, require_count, require_quantities, require_quiet, require_share
 from pyhessian_spectra.tracking.eigenvalues import Eigenvalues
 from pyhessian_spectra.tracking.moment import Moment, Quantity
 from pyhessian_spectra.tracking.traces import Traces
@@ -58,7 +59,7 @@ class SpectrumTracker:
         Called with each record, such as :func:`to_tensorboard` and :func:`to_wandb` give it.
     mode : {"eval", "train"}
         Whether BatchNorm uses running statistics, or those of the probe batches. Dropout is off.
-    unpack, select, params :
+    unpack, select, params, weight :
         As for :class:`EmpiricalRisk`.
 
     Attributes
@@ -71,7 +72,8 @@ class SpectrumTracker:
     Raises
     ------
     InputError
-        Probe data that are empty or on another device, an argument out of range, or a file of another run.
+        Probe data that are empty, on another device or do not fit the model, a loss that is random or not finite, an
+        argument out of range, or a file of another run.
 
     Examples
     --------
@@ -105,18 +107,27 @@ class SpectrumTracker:
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
         select: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None,
         params: str | Sequence[str] | None = None,
+        weight: Callable[[Any], float] | None = None,
     ) -> None:
-        for name, count in (("every", every), ("certify_every", certify_every)):
-            if not isinstance(count, int) or count < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
-        if budget is not None and not 0 < budget <= 1:
-            raise InputError(f"budget must be a share of the time, above 0 and at most 1, or None, got {budget!r}")
-        self._every, self._budget, self._certify_every = every, budget, certify_every
-        self._quantities: list[Quantity] = list(quantities or [Eigenvalues(), Traces()])
-        how: dict[str, Any] = {"mode": mode, "unpack": unpack, "select": select, "params": params}
+        self._every, self._certify_every = (
+            require_count("every", every, 1),
+            require_count("certify_every", certify_every, 1),
+        )
+        self._budget = None if budget is None else require_share("budget", budget)
+        asked = [Eigenvalues(), Traces()] if quantities is None else quantities
+        self._quantities: list[Quantity] = require_quantities(asked)
+        if on_record is not None and not callable(on_record):
+            raise InputError(f"on_record must be a function of a Record, got {on_record!r}")
+        how: dict[str, Any] = {"mode": mode, "unpack": unpack, "select": select, "params": params, "weight": weight}
         with _untouched():
-            batches = [data] if isinstance(data, tuple) else list(data)
-        self._risk = EmpiricalRisk(model, loss_fn, batches, **how)
+            try:
+                batches = [data] if isinstance(data, tuple) else list(data)
+            except TypeError:
+                raise InputError(
+                    f"data must be a pair (inputs, targets) or batches, got {type(data).__name__}"
+                ) from None
+            self._risk = EmpiricalRisk(model, loss_fn, batches, **how)
+            require_quiet(self._risk)
         self._batches = [self._risk.replace(data=[batch]) for batch in batches]
         self._signature = self._signed()
         about = {
@@ -126,12 +137,16 @@ class SpectrumTracker:
             "mode": mode,
             "examples": self._risk.num_examples,
             "batches": self._risk.num_batches,
+            "probe data": digest(batches),
             "quantities": [type(each).__name__ for each in self._quantities],
         }
         self.track, self.num_steps = Track(about), 0
         self._file, self._on_record = None if path is None else TrackFile(Path(path)), on_record
         if self._file is not None:
-            self.track.records.extend(self._file.begin(about))
+            try:
+                self.track.records.extend(self._file.begin(about))
+            except OSError as error:
+                raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from None
         self._resumable = bool(self.track.records)
         self._previous: Tensor | None = None
         self._count, self._last_cost = 0, 0.0
@@ -165,6 +180,7 @@ class SpectrumTracker:
         RuntimeWarning
             Once, where tracking ends: the loss is NaN, the model has changed, a product fails.
         """
+        self._require_taken_up()
         self.num_steps += 1
         found = self.measure(optimizer, loss=loss) if self._is_due() else None
         following = self.num_steps + 1
@@ -193,22 +209,17 @@ class SpectrumTracker:
 
         For the beginning and the end of training. Arguments and result are those of :meth:`step`.
         """
-        if self._resumable:
-            raise InputError(
-                f"{self._file.path if self._file else 'the file'} has records up to step "
-                f"{self.track.records[-1].step:,}; load_state_dict() the tracker's state that was saved beside the "
-                "checkpoint, or give another path"
-            )
+        self._require_taken_up()
         if self._ended:
             return None
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise InputError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         start, products = time.perf_counter(), 0
-        told: dict[str, Any] = {
-            "loss": None if loss is None else float(torch.as_tensor(loss).detach()),
-            "lr": _rate(optimizer),
-        }
+        told: dict[str, Any] = {}
         values: list[Measured] = []
         try:
             with _untouched(self._risk.device):
+                told = {"loss": _number(loss), "lr": _rate(optimizer)}
                 self._require_unchanged(told["loss"])
                 moment = self._moment(optimizer, told["lr"], certify=certify)
                 if moment.stability is not None:
@@ -253,8 +264,9 @@ class SpectrumTracker:
             if self._file is not None:
                 self._file.add(record)
         except OSError as error:
-            told = f"{self._file.path if self._file else ''} cannot be written ({error.strerror})"
-            warnings.warn(f"{told}; records are kept in memory only", RuntimeWarning, stacklevel=3)
+            path = self._file.path if self._file is not None else ""
+            told = f"{path} cannot be written ({error.strerror}); records are kept in memory only"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
             self._file = None
         try:
             if self._on_record is not None:
@@ -270,6 +282,14 @@ class SpectrumTracker:
         """What must not change while training."""
         named = self._risk.model.named_parameters()
         return [(name, id(p), p.shape, p.dtype, p.device, p.requires_grad) for name, p in named]
+
+    def _require_taken_up(self) -> None:
+        if self._resumable:
+            raise InputError(
+                f"{self._file.path if self._file else 'the file'} has records up to step "
+                f"{self.track.records[-1].step:,}; load_state_dict() the tracker's state that was saved beside the "
+                "checkpoint, or give another path"
+            )
 
     def _require_unchanged(self, loss: float | None) -> None:
         if self._signed() != self._signature:
@@ -289,6 +309,7 @@ class SpectrumTracker:
             "elapsed": time.perf_counter() - self._began,
             "last_cost": self._last_cost,
             "ended": self._ended,
+            "previous": self._previous,
             "about": dict(self.track.about),
             "quantities": [each.state_dict() for each in self._quantities],
         }
@@ -303,12 +324,17 @@ class SpectrumTracker:
         self.num_steps, self._count = state_dict["num_steps"], state_dict["count"]
         self._spent, self._last_cost = state_dict["spent"], state_dict["last_cost"]
         self._began, self._ended = time.perf_counter() - state_dict["elapsed"], state_dict["ended"]
+        self._previous = state_dict["previous"]
         for quantity, state in zip(self._quantities, state_dict["quantities"], strict=True):
             quantity.load_state_dict(state)
         self.track.records[:] = [record for record in self.track.records if record.step <= self.num_steps]
         if self._file is not None and self._resumable:
             self._file.resume(self.num_steps)
         self._resumable = False
+
+
+def _number(loss: Tensor | float | None) -> float | None:
+    return None if loss is None else float(torch.as_tensor(loss).detach())
 
 
 def _rate(optimizer: torch.optim.Optimizer | None) -> float | None:

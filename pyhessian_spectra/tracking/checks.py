@@ -1,0 +1,103 @@
+"""What a tracker is given, checked before training begins."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyhessian_spectra.curvature import EmpiricalRisk
+from pyhessian_spectra.curvature.objective import tensors_in
+from pyhessian_spectra.curvature.risk import RANDOM
+from pyhessian_spectra.errors import InputError, NonFiniteError
+
+
+def require_count(name: str, value: Any, least: int) -> int:
+    """The value; raises InputError unless it is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def require_share(name: str, value: Any, *, most: float = 1.0) -> float:
+    """The value; raises InputError unless it is a number above 0 and at most ``most``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= most:
+        end = "finite" if most == math.inf else f"at most {most:g}"
+        raise InputError(f"{name} must be a number above 0 and {end}, got {value!r}")
+    return float(value)
+
+
+def require_quantities(quantities: Any) -> list[Any]:
+    """Quantities as a list; raises InputError if they are none, no quantities, or two of one kind."""
+    asked = list(quantities) if isinstance(quantities, (list, tuple)) else [None]
+    needed = ("measure", "state_dict", "load_state_dict", "needs_previous")
+    for each in asked or [None]:
+        if isinstance(each, type) or not all(hasattr(each, name) for name in needed):
+            raise InputError(f"quantities must be a list such as [Eigenvalues(), Traces()], got {quantities!r}")
+    kinds = [type(each) for each in asked]
+    if len(set(kinds)) < len(kinds):
+        twice = next(kind.__name__ for kind in kinds if kinds.count(kind) > 1)
+        raise InputError(f"quantities has two of {twice}, whose numbers would have the same names; give one")
+    return asked
+
+
+def digest(batches: Any) -> str:
+    """What tells probe data from others: a hash of their tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors_in(batches):
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def require_quiet(risk: EmpiricalRisk) -> None:
+    """Evaluate the loss twice; raises InputError if it fails, is random or not finite, or the model changes itself."""
+    with unchanged_attributes(risk.model):
+        first, second = risk.loss(), risk.loss()
+    if not math.isfinite(first):
+        raise NonFiniteError(f"the loss of the probe data is {first}; look at the data and at the parameters")
+    if abs(second - first) > torch.finfo(risk.dtype).eps ** 0.5 * abs(first):
+        raise InputError(f"the loss of the probe data was {first:.6g} and then {second:.6g}: {RANDOM}")
+
+
+@contextlib.contextmanager
+def unchanged_attributes(model: nn.Module) -> Iterator[None]:
+    """Raise InputError if the model changes tensors or numbers that are neither parameters nor buffers; put them back.
+
+    Training would not be what it is without a tracker.
+    """
+    kept = [
+        (
+            module,
+            f"{prefix}.{name}".removeprefix("."),
+            name,
+            value,
+            value.clone() if isinstance(value, Tensor) else value,
+        )
+        for prefix, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (Tensor, bool, int, float)) and name != "training"
+    ]
+    yield
+    changed = []
+    for module, path, name, value, copy in kept:
+        now = getattr(module, name, None)
+        if isinstance(value, Tensor) and isinstance(copy, Tensor):
+            same = now is value and torch.equal(value, copy)
+            if not same:
+                with torch.no_grad():
+                    value.copy_(copy)
+        else:
+            same = now is value or now == value
+        if not same:
+            setattr(module, name, value)
+            changed.append(path)
+    if changed:
+        raise InputError(
+            f"the model changes its attribute {changed[0]} when it is called, which is no buffer, so that measuring "
+            "would change the training; make it one with register_buffer"
+        )
