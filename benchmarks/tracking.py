@@ -2,9 +2,9 @@
 
     python benchmarks/tracking.py --data CIFAR_DIR [--width N] [--seconds S] [--threads N] [--out FILE.json]
 
-Batches of 128, lambda_1, the trace and layers' traces on 500 probe images in ten batches, at most every 20 steps, with the
-default budget. Afterwards lambda_1 of each record is found again by ``eigsh`` from a random vector with a tolerance of
-1e-6, and all its products are counted.
+Batches of 128; lambda_1, the trace and layers' traces on 500 probe images in ten batches, at most every 20 steps, with
+the default budget. Afterwards lambda_1 of each record is found again by ``eigsh`` from a random vector to 1e-6, and all
+its products are counted.
 """
 
 from __future__ import annotations

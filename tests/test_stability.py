@@ -91,6 +91,11 @@ def _parameters():
     return [torch.ones(2, requires_grad=True)], ParameterLayout({"w": torch.Size([2])})
 
 
+def _hooked(optimizer):
+    optimizer.register_step_pre_hook(lambda *given: None)
+    return optimizer
+
+
 class _Other(torch.optim.SGD):
     pass
 
@@ -104,9 +109,21 @@ class _Other(torch.optim.SGD):
         lambda p: torch.optim.SGD(p, lr=0.0),
         lambda p: torch.optim.NAdam(p, lr=0.1),
         lambda p: torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1),
+        lambda p: torch.optim.SGD([*p, torch.ones(3, requires_grad=True)], lr=0.1),
+        lambda p: _hooked(torch.optim.SGD(p, lr=0.1)),
         lambda p: torch.optim.LBFGS(p),
     ],
-    ids=["subclass", "before the first step", "maximize", "no rate", "another", "other parameters", "closures"],
+    ids=[
+        "subclass",
+        "before the first step",
+        "maximize",
+        "no rate",
+        "another",
+        "other parameters",
+        "more parameters",
+        "hooked",
+        "closures",
+    ],
 )
 def test_an_edge_of_stability_that_is_not_known_is_none(make):
     params, layout = _parameters()

@@ -97,7 +97,7 @@ def test_a_file_of_another_run_is_refused_and_left_as_it_is(tmp_path):
         _tracker(model, batches, path, quantities=[Traces()])
     with pytest.raises(InputError, match="another run: its examples"):
         _tracker(model, batches[1:], path)
-    with pytest.raises(InputError, match="another run: its probe data"):
+    with pytest.raises(InputError, match="another run: its fingerprint"):
         _tracker(model, [(x + 1, y) for x, y in batches], path)
     assert path.read_bytes() == before
 

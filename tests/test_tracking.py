@@ -93,14 +93,35 @@ def test_traces_and_their_changes_cover_the_dense_ones_and_changes_are_known_far
     inside, narrow, moved = [], [], []
     for seed in range(10):
         found, truths = _followed([Traces(4, first=12, seed=seed)], steps=4)
-        start = float(truths[0].trace())
-        for record, dense in zip(found.track.records[1:], truths[1:], strict=True):
+        for record, dense, before in zip(found.track.records[1:], truths[1:], truths[:-1], strict=True):
             whole, change = record.get("trace"), record.get("change of trace")
             inside.append(abs(whole.value - float(dense.trace())) <= whole.error)
-            moved.append(abs(change.value - (float(dense.trace()) - start)) <= change.error)
+            moved.append(abs(change.value - float((dense - before).trace())) <= change.error)
             narrow.append(change.error / whole.error)
     assert np.mean(inside) >= 0.9 and np.mean(moved) >= 0.9
     assert np.median(narrow) < 0.5
+
+
+def test_traces_are_known_better_the_more_eigenvalues_are_followed():
+    errors = []
+    for quantities in ([Traces(4, first=8)], [Eigenvalues(8), Traces(4, first=8)]):
+        found, truths = _followed(quantities, steps=4)
+        for record, dense in zip(found.track.records, truths, strict=True):
+            assert abs(record.get("trace").value - float(dense.trace())) <= record.get("trace").error
+        errors.append(np.mean([record.get("trace").error for record in found.track.records]))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_probe_data_are_copied_as_they_are_read():
+    model, loss_fn, batches = _problem()
+    buffer = batches[0][0].clone()
+
+    def loader():
+        for x, y in batches:
+            yield buffer.copy_(x), y
+
+    first = SpectrumTracker(model, loss_fn, loader()).measure()
+    assert first.values == SpectrumTracker(model, loss_fn, batches).measure().values
 
 
 def test_layer_traces_add_up_to_the_whole():
@@ -281,27 +302,34 @@ def test_the_tracker_measures_the_same_within_autocast_and_inference_mode():
     assert first(torch.inference_mode()) == plain
 
 
-def test_measurements_keep_to_their_share_of_the_time(monkeypatch):
+@pytest.mark.parametrize("dear", [1.0, 4.0])
+def test_measurements_keep_to_their_share_of_the_time_and_are_certified_nevertheless(monkeypatch, dear):
     clock = [0.0]
     monkeypatch.setattr(tracker.time, "perf_counter", lambda: clock[0])
 
     class Slow(Eigenvalues):
         def measure(self, moment):
-            clock[0] += 3.0
+            clock[0] += 3.0 * (dear if moment.certify else 1.0)
             return super().measure(moment)
 
     model, loss_fn, batches = _problem()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    found = SpectrumTracker(model, loss_fn, batches, every=5, budget=0.1, quantities=[Slow()])
+    how = {"every": 5, "budget": 0.1, "certify_every": 10, "quantities": [Slow()]}
+    found = SpectrumTracker(model, loss_fn, batches, **how)
+    shares = []
 
     def follow(step, loss):
         clock[0] += 1.0
-        found.step(opt)
+        record = found.step(opt)
+        if record is not None and len(found.track.records) > 1:
+            shares.append(sum(each.seconds for each in found.track.records) / clock[0])
 
-    _train(model, loss_fn, batches, opt, follow, 200)
-    spent = sum(record.seconds for record in found.track.records)
-    assert 0.05 * clock[0] < spent <= 0.1 * clock[0]
-    assert [record.step % 5 for record in found.track.records] == [0] * len(found.track.records)
+    _train(model, loss_fn, batches, opt, follow, 1500)
+    certified = [record.get("lambda_1").kind == CERTIFIED for record in found.track.records]
+    assert max(shares) <= 0.1 + 1e-9
+    assert sum(each.seconds for each in found.track.records) >= 0.07 * clock[0]
+    assert 1 <= sum(certified) < len(certified)
+    assert all(record.step % 5 == 0 for record in found.track.records)
 
 
 def test_nan_ends_the_record_and_not_the_training():
@@ -428,6 +456,6 @@ def test_errors_of_followed_eigenvalues_allow_for_rounding():
     model, data = nn.Linear(2, 1, bias=False), (x / 3, torch.zeros(2, 1))
     found = SpectrumTracker(model, nn.MSELoss(), data, every=1, budget=None, quantities=[Eigenvalues()])
     found.measure()
-    each = found.measure().get("lambda_1")
+    each = found.measure(certify=False).get("lambda_1")
     assert each.kind == RESIDUAL
     assert 0 < abs(each.value - float(((x.double() / 3) ** 2).sum(dim=0).max())) + 1e-12 <= each.error < 1e-4

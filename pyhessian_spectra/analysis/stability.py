@@ -84,13 +84,15 @@ def stability_of(
     Returns
     -------
     Stability or None
-        None where it is not known: another optimiser (also a subclass), no step so far where the state matters,
-        ``maximize``, ``lr`` of 0, parameters that are not optimised, groups with different momentum, or with AdamW
-        different decay, or different ``lr`` beside decay.
+        None where it is not known: another optimiser (also a subclass, or one with hooks), no step so far where the
+        state matters, ``maximize``, ``lr`` of 0, other parameters than those that are optimised, groups with different
+        momentum, or with AdamW different decay, or different ``lr`` beside decay.
     """
     known = _RULES.get(type(optimizer))
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    if known is None or any(id(p) not in groups for p in params):
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # which may change a step
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    if known is None or hooked or moved != {id(p) for p in params}:
         return None
     rule, denominator = known
     own = [groups[id(p)] for p in params]

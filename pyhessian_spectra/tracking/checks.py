@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,11 +46,24 @@ def require_quantities(quantities: Any) -> list[Any]:
     return asked
 
 
-def digest(batches: Any) -> str:
-    """What tells probe data from others: a hash of their tensors."""
+def held(batch: Any) -> Any:
+    """A batch whose tensors are copies: a loader may use its own again."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    if isinstance(batch, Mapping):
+        return {name: held(each) for name, each in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(*map(held, batch)) if hasattr(batch, "_fields") else type(batch)(map(held, batch))
+    return batch
+
+
+def fingerprint(model: nn.Module, batches: Any) -> str:
+    """What tells a model's modules and probe data from others: a hash of them."""
     found = hashlib.sha256()
+    for name, module in model.named_modules():
+        found.update(f"{name}: {type(module).__name__}({module.extra_repr()})".encode())
     for tensor in tensors_in(batches):
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
     return found.hexdigest()[:16]
 
 

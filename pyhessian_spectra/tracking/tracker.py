@@ -21,11 +21,21 @@ from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.shown import one_line
-from pyhessian_spectra.tracking.checks import digest, require_count, require_quantities, require_quiet, require_share
+from pyhessian_spectra.tracking.checks import (
+    fingerprint,
+    held,
+    require_count,
+    require_quantities,
+    require_quiet,
+    require_share,
+)
 from pyhessian_spectra.tracking.eigenvalues import Eigenvalues
 from pyhessian_spectra.tracking.moment import Moment, Quantity
 from pyhessian_spectra.tracking.traces import Traces
 from pyhessian_spectra.tracking.track import Measured, Record, Track, TrackFile
+
+# A certificate takes as many times the products of the first measurement: 3 was measured.
+_DEARER = 4.0
 
 
 class SpectrumTracker:
@@ -50,7 +60,7 @@ class SpectrumTracker:
         measures each time.
     certify_every : int
         Every so many measurements, and in the first, all is found from the beginning, with bounds on what may have been
-        missed; in between it is followed.
+        missed; in between it is followed. With a budget, certificates wait until they fit.
     quantities : sequence, optional
         What to measure, in this order; by default ``[Eigenvalues(), Traces()]``.
     path : path-like, optional
@@ -121,7 +131,7 @@ class SpectrumTracker:
         how: dict[str, Any] = {"mode": mode, "unpack": unpack, "select": select, "params": params, "weight": weight}
         with _untouched():
             try:
-                batches = [data] if isinstance(data, tuple) else list(data)
+                batches = [held(batch) for batch in ([data] if isinstance(data, tuple) else data)]
             except TypeError:
                 raise InputError(
                     f"data must be a pair (inputs, targets) or batches, got {type(data).__name__}"
@@ -137,7 +147,7 @@ class SpectrumTracker:
             "mode": mode,
             "examples": self._risk.num_examples,
             "batches": self._risk.num_batches,
-            "probe data": digest(batches),
+            "fingerprint of modules and data": fingerprint(self._risk.model, batches),
             "quantities": [type(each).__name__ for each in self._quantities],
         }
         self.track, self.num_steps = Track(about), 0
@@ -149,8 +159,10 @@ class SpectrumTracker:
                 raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from None
         self._resumable = bool(self.track.records)
         self._previous: Tensor | None = None
-        self._count, self._last_cost = 0, 0.0
-        self._spent, self._began = 0.0, time.perf_counter()
+        self._followed: int | None = None  # measurements since the last certificate
+        # seconds of the last measurement and of all of them, where followed and where certified
+        self._costs, self._spent = [0.0, 0.0], [0.0, 0.0]
+        self._began = time.perf_counter()
         self._ended = ""
 
     def __repr__(self) -> str:
@@ -182,7 +194,8 @@ class SpectrumTracker:
         """
         self._require_taken_up()
         self.num_steps += 1
-        found = self.measure(optimizer, loss=loss) if self._is_due() else None
+        due, certify = self._due()
+        found = self.measure(optimizer, loss=loss, certify=certify) if due else None
         following = self.num_steps + 1
         if any(each.needs_previous for each in self._quantities) and following % self._every == 0 and not self._ended:
             self._previous = torch.cat([p.detach().reshape(-1) for p in self._params()])
@@ -190,13 +203,24 @@ class SpectrumTracker:
             self._previous = None
         return found
 
-    def _is_due(self) -> bool:
+    def _due(self) -> tuple[bool, bool]:
+        """Whether to measure now, and whether to certify.
+
+        With a budget a certificate waits until it fits, for which half of the budget is saved.
+        """
         if self._ended or self.num_steps % self._every:
-            return False
-        if self._budget is None or not self._count:
-            return True
-        training = time.perf_counter() - self._began - self._spent
-        return self._spent + self._last_cost <= self._budget * (training + self._spent)
+            return False, False
+        wanted = self._followed is None or self._followed + 1 >= self._certify_every
+        if self._budget is None:
+            return True, wanted
+        if not self.track.records:
+            return True, False
+        allowed = self._budget * (time.perf_counter() - self._began)
+        followed, certified = self._costs
+        if wanted and sum(self._spent) + (certified or _DEARER * followed) <= allowed:
+            return True, True
+        fits = sum(self._spent) + followed <= allowed
+        return fits and (not wanted or self._spent[0] + followed <= allowed / 2), False
 
     def measure(
         self,
@@ -224,7 +248,7 @@ class SpectrumTracker:
                 moment = self._moment(optimizer, told["lr"], certify=certify)
                 if moment.stability is not None:
                     told |= {"threshold": moment.stability.threshold, "formula": moment.stability.formula}
-                if not self._count:
+                if not self.track.records:
                     verify(HessianOperator(self._risk))
                 for quantity in self._quantities:
                     values += quantity.measure(moment)
@@ -235,7 +259,8 @@ class SpectrumTracker:
         if self._risk.device.type == "cuda":
             torch.cuda.synchronize(self._risk.device)
         now = time.perf_counter()
-        self._count, self._last_cost, self._spent = self._count + 1, now - start, self._spent + now - start
+        self._costs[certify], self._spent[certify] = now - start, self._spent[certify] + now - start
+        self._followed = 0 if certify else None if self._followed is None else self._followed + 1
         record = Record(
             self.num_steps,
             tuple(values),
@@ -255,7 +280,6 @@ class SpectrumTracker:
         stability: Stability | None = None
         if optimizer is not None:
             stability = stability_of(optimizer, self._risk.layout, self._params())
-        certify = certify or self._count % self._certify_every == 0
         return Moment(self._risk, self._batches, stability, lr, self._previous, certify)
 
     def _write(self, record: Record) -> None:
@@ -304,10 +328,10 @@ class SpectrumTracker:
         """What a resumed run needs to go on with the same numbers, to be saved beside the checkpoint."""
         return {
             "num_steps": self.num_steps,
-            "count": self._count,
-            "spent": self._spent,
+            "followed": self._followed,
+            "spent": list(self._spent),
+            "costs": list(self._costs),
             "elapsed": time.perf_counter() - self._began,
-            "last_cost": self._last_cost,
             "ended": self._ended,
             "previous": self._previous,
             "about": dict(self.track.about),
@@ -321,8 +345,8 @@ class SpectrumTracker:
         """
         if not isinstance(state_dict, dict) or state_dict.get("about") != self.track.about:
             raise InputError("this is not the state of such a tracker; build it of the same model, data and quantities")
-        self.num_steps, self._count = state_dict["num_steps"], state_dict["count"]
-        self._spent, self._last_cost = state_dict["spent"], state_dict["last_cost"]
+        self.num_steps, self._followed = state_dict["num_steps"], state_dict["followed"]
+        self._spent, self._costs = list(state_dict["spent"]), list(state_dict["costs"])
         self._began, self._ended = time.perf_counter() - state_dict["elapsed"], state_dict["ended"]
         self._previous = state_dict["previous"]
         for quantity, state in zip(self._quantities, state_dict["quantities"], strict=True):
