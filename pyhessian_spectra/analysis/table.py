@@ -22,6 +22,8 @@ from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 if TYPE_CHECKING:
     import pandas
 
+    from pyhessian_spectra.analysis.comparison import Comparison, Difference
+
 CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "certified half-width",
     "residual",
@@ -30,6 +32,10 @@ CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "exact up to rounding",
     "unknown",
 )
+GIVEN = "given"
+_SHARE = "half the distance of 99 % bounds"
+# Numbers in the description of a problem that say how it was analysed.
+_OWN_FACTS = ("n", "N", "num_batches", "tol", "mode", "label")
 NULL = "null: mean distance from itself with other data and probes"
 
 
@@ -114,7 +120,7 @@ def of_checkpoint(
         ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
         ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
     ):
-        yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, "half the distance of 99 % bounds"
+        yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, _SHARE
     if bulk.separable:
         yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
         yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN
@@ -218,3 +224,41 @@ def _since(found: Trajectory, t: int) -> Iterator[Told]:
         if np.isfinite(share):
             quantity = f"overlap of eigenvector {track[t] + 1} with number {track[t - 1] + 1} before"
             yield WHOLE, quantity, float(share), None, UNKNOWN
+
+
+def compared_rows(found: Comparison) -> list[Row]:
+    """The rows of a comparison: what was given and found of each checkpoint, then what sets it apart.
+
+    Numbers that came with a checkpoint, such as its test accuracy, are rows of the block ``"given"``.
+    """
+    rows = []
+    run_of = {i: run for run, members in found.runs.items() for i in members}
+    for i, (name, step, analysis) in enumerate(zip(found.labels, found.steps, found.analyses, strict=True)):
+        given = given_numbers(analysis).items()
+        told: list[Told] = [(GIVEN, key, value, None, "as given") for key, value in given]
+        told += of_checkpoint(analysis, found.bulks[i], {})
+        rows += [Row(run_of[i], name, step, *each) for each in told]
+    beside = f"difference from {found.labels[found.reference]}"
+    for i, difference in found.compared:
+        rows += [Row(run_of[i], found.labels[i], found.steps[i], *each) for each in _apart(difference, beside)]
+    return rows
+
+
+def _apart(difference: Difference, beside: str) -> Iterator[Told]:
+    for (block, quantity), moved in difference.changes.items():
+        kind = _SHARE if quantity.startswith("share") else CERTIFIED if moved.method == INTERVALS else ""
+        kind = kind or (RESIDUAL if quantity.startswith("lambda") else "")
+        yield from estimate(block, f"{quantity}, {beside}", moved, kind)
+    if difference.overlap is not None:
+        overlap, error = difference.overlap
+        yield WHOLE, f"overlap of the top {difference.k} eigenvectors, {beside}", overlap, error, CERTIFIED
+
+
+def given_numbers(analysis: SpectralAnalysis) -> dict[str, float]:
+    """The numbers that came with a checkpoint, or with it in a list of runs, rather than with the analysis."""
+    items = analysis.problem.items()
+    return {
+        key: float(value)
+        for key, value in items
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in _OWN_FACTS
+    }

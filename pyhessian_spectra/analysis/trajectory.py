@@ -25,7 +25,7 @@ from pyhessian_spectra.notes import Note
 from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
-from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.results import Floats, t_quantile
 from pyhessian_spectra.spectra.trace import mean_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def follow_checkpoints(
     tracks, overlaps = _tracks(blocks)
     notes = comparable({str(i): analysis for i, analysis in enumerate(analyses)}, checkpoints=False)
     if notes:  # batches are not the same ones, and their influences not to be paired
-        steps = [(_unpaired(one), other) for one, other in steps]
+        steps = [(unpaired(one), other) for one, other in steps]
     return Trajectory(
         checkpoint_names(analyses) if labels is None else tuple(labels),
         tuple(checkpoint_step(analysis) for analysis in analyses),
@@ -146,7 +146,7 @@ def follow_checkpoints(
         k,
         k / blocks[0].n,
         tuple(change(one.full.trace, other.full.trace) for one, other in steps),
-        tuple(change_of_largest(one.full.largest, other.full.largest) for one, other in steps),
+        tuple(change_of_eigenvalue(one.full.largest, other.full.largest) for one, other in steps),
         {
             name: tuple(change(one.layers[name].trace, other.layers[name].trace) for one, other in steps)
             for name in shared
@@ -179,7 +179,7 @@ def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:
     )
 
 
-def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
+def unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
     """The analysis without the influences of its batches."""
 
     def without(block: BlockAnalysis) -> BlockAnalysis:
@@ -191,17 +191,25 @@ def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
     )
 
 
-def change_of_largest(first: Eigenpairs, second: Eigenpairs) -> TraceEstimate:
-    """The change of the largest eigenvalue; ``rounding`` is the reach of both together, see :class:`Eigenpairs`."""
+def exceeds(change: TraceEstimate) -> bool:
+    """Return whether a change is larger than the 95 % errors of computation and data together."""
+    return abs(change.value) > change.reach + t_quantile(0.975, 0) * (change.data_stderr or 0.0)
+
+
+def change_of_eigenvalue(first: Eigenpairs, second: Eigenpairs, at: int = -1) -> TraceEstimate:
+    """The change of the eigenvalue at a place in ascending order, by default of the largest.
+
+    ``rounding`` is the reach of both together, see :class:`Eigenpairs`.
+    """
     known = all(pairs.lower is not None for pairs in (first, second))
-    return replace(change(_top(first), _top(second)), method=INTERVALS if known else "residuals")
+    return replace(change(_one(first, at), _one(second, at)), method=INTERVALS if known else "residuals")
 
 
-def _top(pairs: Eigenpairs) -> TraceEstimate:
-    """The largest eigenvalue, with the reach of its interval for rounding."""
-    value, reach = float(pairs.eigenvalues[-1]), float(pairs.reach[-1])
-    error = None if pairs.data_stderr is None else float(pairs.data_stderr[-1])
-    moved = None if pairs.data_influences is None else pairs.data_influences[:, -1]
+def _one(pairs: Eigenpairs, at: int) -> TraceEstimate:
+    """An eigenvalue, with the reach of its interval for rounding."""
+    value, reach = float(pairs.eigenvalues[at]), float(pairs.reach[at])
+    error = None if pairs.data_stderr is None else float(pairs.data_stderr[at])
+    moved = None if pairs.data_influences is None else pairs.data_influences[:, at]
     return TraceEstimate(value, 0.0, 0, "eigenpair", rounding=reach, data_stderr=error, data_influences=moved)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_step
-from pyhessian_spectra.analysis.trajectory import Trajectory, follow_checkpoints
+from pyhessian_spectra.analysis.trajectory import Trajectory, exceeds, follow_checkpoints
 from pyhessian_spectra.numbers import format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
-from pyhessian_spectra.spectra.results import t_quantile
 
 # A quantity of a checkpoint, and its changes along a trajectory.
 _QUANTITIES: dict[str, tuple[Callable[[SpectralAnalysis], float], Callable[[Trajectory], Sequence[TraceEstimate]]]] = {
@@ -101,11 +100,6 @@ def _of_runs(found: Checkpoints, name: str) -> str:
         f"The {name} rose from the first checkpoint to the last in {rose} of {len(moved)} runs and fell in {fell}, "
         f"each time by more than {_errors(*moved)}."
     )
-
-
-def exceeds(change: TraceEstimate) -> bool:
-    """Return whether a change is larger than the 95 % errors of computation and data together."""
-    return abs(change.value) > change.reach + t_quantile(0.975, 0) * (change.data_stderr or 0.0)
 
 
 def _by(change: TraceEstimate) -> str:
