@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pyhessian_spectra.analysis.eigenspaces import eigenspace_overlap
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_names, checkpoint_step, runs_of
 from pyhessian_spectra.analysis.similarity import WHOLE, comparable
-from pyhessian_spectra.analysis.trajectory import change, change_of_eigenvalue, unpaired
+from pyhessian_spectra.analysis.trajectory import both_errors, change, estimate_of, unpaired
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.shown import Shown
@@ -39,6 +40,9 @@ class Difference(Shown):
         the error of the difference. Quantities are ``"lambda_1"``, ``"lambda_n"``, ``"trace"``, and of the whole
         ``"share of negative eigenvalues"`` and ``"share of zero eigenvalues"``, whose ``rounding`` is what their bounds
         leave open. The standard error of the data is of differences on the same batches, or parts of the data.
+    alone : mapping of (str, str) to float
+        The 95 % errors, of computation and data together, that differences of eigenvalues and traces would have if the
+        two analyses had nothing in common: the root of the sum of squares of both errors.
     overlap : (float, float) or None
         How near the spaces of the ``k`` largest eigenvalues are, and a bound on the error of that; see
         :func:`~pyhessian_spectra.eigenspace_overlap`.
@@ -51,6 +55,7 @@ class Difference(Shown):
     """
 
     changes: Mapping[Quantity, TraceEstimate]
+    alone: Mapping[Quantity, float]
     overlap: tuple[float, float] | None
     k: int
     left_out: tuple[str, ...] = ()
@@ -161,11 +166,14 @@ def _difference(first: SpectralAnalysis, split: BulkEdge, second: SpectralAnalys
     if notes:  # batches are not the same ones, and their influences not to be paired
         first, second = unpaired(first), replace(second, parts=())
     left = []
-    changes = dict(_of_block(WHOLE, first.full, second.full))
+    shared = [(WHOLE, first.full, second.full)]
+    shared += [(name, first.layers[name], block) for name, block in second.layers.items() if name in first.layers]
+    changes, alone = {}, {}
+    for name, one, other in shared:
+        for what, estimates in _of_block(one, other):
+            changes[name, what] = change(*estimates)
+            alone[name, what] = math.hypot(*map(both_errors, estimates))
     changes |= dict(_shares(first, split, second, bulk))
-    for name, block in second.layers.items():
-        if name in first.layers:
-            changes |= dict(_of_block(name, first.layers[name], block))
     apart = sorted(set(first.layers) ^ set(second.layers))
     if apart:
         left.append(f"layers that only one of the two has: {', '.join(apart)}")
@@ -177,15 +185,16 @@ def _difference(first: SpectralAnalysis, split: BulkEdge, second: SpectralAnalys
         left.append("the overlap of eigenvectors, which were not kept")
     else:
         overlap = eigenspace_overlap(first.full, second.full, k)
-    return Difference(changes, overlap, k, tuple(left), notes)
+    return Difference(changes, alone, overlap, k, tuple(left), notes)
 
 
-def _of_block(name: str, first: BlockAnalysis, second: BlockAnalysis) -> Iterator[tuple[Quantity, TraceEstimate]]:
-    for what, at in (("largest", -1), ("smallest", 0)):
-        one, other = getattr(first, what), getattr(second, what)
+def _of_block(first: BlockAnalysis, second: BlockAnalysis) -> Iterator[tuple[str, tuple[TraceEstimate, TraceEstimate]]]:
+    """What is known of both blocks."""
+    for what, edge, at in (("lambda_1", "largest", -1), ("lambda_n", "smallest", 0)):
+        one, other = getattr(first, edge), getattr(second, edge)
         if len(one) and len(other):
-            yield (name, "lambda_1" if at else "lambda_n"), change_of_eigenvalue(one, other, at)
-    yield (name, "trace"), change(first.trace, second.trace)
+            yield what, (estimate_of(one, at), estimate_of(other, at))
+    yield "trace", (first.trace, second.trace)
 
 
 def _shares(

@@ -35,7 +35,7 @@ CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
 GIVEN = "given"
 _SHARE = "half the distance of 99 % bounds"
 # Numbers in the description of a problem that say how it was analysed.
-_OWN_FACTS = ("n", "N", "num_batches", "tol", "mode", "label")
+_OWN_FACTS = ("n", "N", "num_batches", "tol", "seed", "recorded_seed", "label", "run", "step", "global_step")
 NULL = "null: mean distance from itself with other data and probes"
 
 

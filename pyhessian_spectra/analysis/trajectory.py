@@ -146,7 +146,7 @@ def follow_checkpoints(
         k,
         k / blocks[0].n,
         tuple(change(one.full.trace, other.full.trace) for one, other in steps),
-        tuple(change_of_eigenvalue(one.full.largest, other.full.largest) for one, other in steps),
+        tuple(change(estimate_of(one.full.largest), estimate_of(other.full.largest)) for one, other in steps),
         {
             name: tuple(change(one.layers[name].trace, other.layers[name].trace) for one, other in steps)
             for name in shared
@@ -170,7 +170,8 @@ def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:
     else:
         known = [each.num_samples for each in (first, second) if each.stderr > 0]
         stderr = float(np.hypot(first.stderr, second.stderr))
-        found = TraceEstimate(second.value - first.value, stderr, 0, "difference", min(known, default=0))
+        method = first.method if first.method == second.method and not stderr else "difference"
+        found = TraceEstimate(second.value - first.value, stderr, 0, method, min(known, default=0))
     return replace(
         found,
         rounding=first.rounding + second.rounding,
@@ -193,24 +194,21 @@ def unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
 
 def exceeds(change: TraceEstimate) -> bool:
     """Return whether a change is larger than the 95 % errors of computation and data together."""
-    return abs(change.value) > change.reach + t_quantile(0.975, 0) * (change.data_stderr or 0.0)
+    return abs(change.value) > both_errors(change)
 
 
-def change_of_eigenvalue(first: Eigenpairs, second: Eigenpairs, at: int = -1) -> TraceEstimate:
-    """The change of the eigenvalue at a place in ascending order, by default of the largest.
-
-    ``rounding`` is the reach of both together, see :class:`Eigenpairs`.
-    """
-    known = all(pairs.lower is not None for pairs in (first, second))
-    return replace(change(_one(first, at), _one(second, at)), method=INTERVALS if known else "residuals")
+def both_errors(estimate: TraceEstimate) -> float:
+    """The 95 % errors of computation and, as far as it is known, of data together."""
+    return estimate.reach + t_quantile(0.975, 0) * (estimate.data_stderr or 0.0)
 
 
-def _one(pairs: Eigenpairs, at: int) -> TraceEstimate:
-    """An eigenvalue, with the reach of its interval for rounding."""
+def estimate_of(pairs: Eigenpairs, at: int = -1) -> TraceEstimate:
+    """The eigenvalue at a place in ascending order, with the reach of its interval for rounding."""
     value, reach = float(pairs.eigenvalues[at]), float(pairs.reach[at])
     error = None if pairs.data_stderr is None else float(pairs.data_stderr[at])
     moved = None if pairs.data_influences is None else pairs.data_influences[:, at]
-    return TraceEstimate(value, 0.0, 0, "eigenpair", rounding=reach, data_stderr=error, data_influences=moved)
+    method = "residuals" if pairs.lower is None else INTERVALS
+    return TraceEstimate(value, 0.0, 0, method, rounding=reach, data_stderr=error, data_influences=moved)
 
 
 def _paired_error(first: TraceEstimate, second: TraceEstimate) -> float | None:
