@@ -32,9 +32,11 @@ _ALTS = {
     "layers": "Differences of the traces of layers from the reference, as a heatmap",
 }
 _NAMES = re.compile(rf"({'|'.join(_ALTS)}|correlation-[0-9]+)\.svg")
+# How an analysis was run concerns no comparison.
+_TOLD_ELSEWHERE = ("linearisation", "resumed", "afresh", "journal")
 # So many correlations are drawn; all are in the table.
 _DRAWN = 6
-_SYMBOLS = {"lambda_1": "λ₁", "trace": "trace"}
+_SYMBOLS = {"lambda_1": "λ₁", "trace": "the trace"}
 
 
 def write_comparison(
@@ -100,7 +102,8 @@ def write_comparison(
         failed=[{"name": name, "reason": reason} for name, reason in (failed or {}).items()],
         notes=[*remarks, *_notes(found)],
         gain=_gain(found),
-        k=max((each.k for _, each in found.compared), default=0),
+        k=(k := max((each.k for _, each in found.compared), default=0)),
+        chance=format_number(k / found.analyses[found.reference].full.n, digits=2),
         reproduce=[str(line) for line in reproduce],
     )
     out_dir = Path(out_dir)
@@ -188,6 +191,8 @@ def _notes(found: Comparison) -> list[str]:
             about.setdefault(text, []).append(found.labels[i])
     for i, analysis in enumerate(found.analyses):
         for note in analysis.notes:
+            if note.kind in _TOLD_ELSEWHERE:
+                continue
             about.setdefault(note.text, []).append(found.labels[i])
     return [f"{_few(who)}: {text}" if len(who) < len(found.labels) else text for text, who in about.items()]
 
@@ -203,8 +208,9 @@ def _gain(found: Comparison) -> str:
     told = []
     for quantity, name in _SYMBOLS.items():
         key = (WHOLE, quantity)
-        pairs = [(both_errors(each.changes[key]), each.alone[key]) for _, each in found.compared if key in each.alone]
-        ratios = [own / alone for own, alone in pairs if alone > 0]
+        moved = [(each.changes[key], each.alone[key]) for _, each in found.compared if key in each.alone]
+        # of errors by rounding alone nothing is shared
+        ratios = [both_errors(own) / alone for own, alone in moved if own.stderr or own.data_stderr]
         if ratios:
             least, middle = (format_number(float(x), digits=2) for x in (min(ratios), np.median(ratios)))
             told.append(f"of {name} {middle} times (at best {least} times)")
