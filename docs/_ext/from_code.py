@@ -28,7 +28,7 @@ _PLACES = {
 }
 _ARGUMENTS = {
     "checkpoints": "One or more checkpoints of one network, in the order of training.",
-    "arguments": "Checkpoints, quoted patterns of them, folders of results, and CSV files of runs with a column ``path``.",
+    "arguments": "Checkpoints, quoted patterns of them, folders of results, and CSVs of runs with a column ``path``.",
 }
 _UNITS = {"eigenvalue": "loss", "residual": "loss", "seconds": "s", "seconds_per_product": "s"}
 _UNITS |= {"seconds_per_gradient": "s", "n": "parameters", "N": "examples", "num_atoms": "eigenvalues"}

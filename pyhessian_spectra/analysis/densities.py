@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from pyhessian_spectra.analysis.resolution import to_decades, typical_size
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import WHOLE, comparable
 from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Spectrum
+from pyhessian_spectra.spectra.quadrature import smoothed_bounds
 from pyhessian_spectra.spectra.results import Floats, t_quantile
 
-# Standard deviation of the Gaussian, in decades. Quadratures of forty steps tell densities so smooth from one another
-# with intervals that keep their coverage; see the simulation in tests/test_densities.py.
+# Standard deviation of the Gaussian, in decades.
 _BANDWIDTH = 0.2
 
 # Points of the grid, so many in a bandwidth.
@@ -46,11 +47,13 @@ class Densities(Shown):
     differences : ndarray, shape (T, g)
         ``values`` less those of the reference.
     reach : ndarray, shape (T, g)
-        Half the width of a 95 % confidence interval of each difference alone, due to random probes and rounding. From
-        ten probes on it is from the spread of the differences of probes one by one. With fewer the variance is bounded:
-        for a probe uniform on the sphere of ``d`` dimensions that of ``v^T f v`` is at most ``2 / (d + 2)`` times the
-        mean square of ``f`` over the spectrum, and of a difference of two such terms, neither negative on average, at
-        most the sum of theirs.
+        Half the width of a 95 % confidence interval of each difference alone, due to random probes, rounding, and what
+        quadratures leave open between their nodes. The last is estimated, not bounded: by how far the density is from
+        that with each node's weight spread evenly up to the middles between nodes. That of the probes is, from ten of
+        them on, from the spread of the differences of probes one by one. With fewer the variance is bounded: for a
+        probe uniform on the sphere of ``d`` dimensions that of ``v^T f v`` is at most ``2 / (d + 2)`` times the mean
+        square of ``f`` over the spectrum, and of a difference of two such terms, neither negative on average, at most
+        the sum of theirs.
     data_stderr : ndarray, shape (T, g)
         Standard errors of the differences due to the data being a sample, from differences on the same parts of the
         data; NaN where parts were not analysed.
@@ -80,6 +83,7 @@ def compare_densities(analyses: Sequence[SpectralAnalysis], reference: int = 0) 
     smooth = _Smoothing(grid, threshold)
     each = [smooth.rows(spectrum) for spectrum in spectra]
     variances = [smooth.variance(spectrum) for spectrum in spectra]
+    allowed = [smooth.rounding(spectrum) + smooth.unresolved(spectrum) for spectrum in spectra]
     own = analyses[reference]
     known = _of_parts(own, smooth)
     reach, data = np.zeros((len(spectra), len(grid))), np.full((len(spectra), len(grid)), np.nan)
@@ -92,7 +96,7 @@ def compare_densities(analyses: Sequence[SpectralAnalysis], reference: int = 0) 
             reach[i] = t_quantile(0.975, count) * np.std(rows[0] - rows[1], axis=0, ddof=1) / count**0.5
         else:
             reach[i] = t_quantile(0.975, 0) * np.sqrt(variances[i] + variances[reference])
-        reach[i] += smooth.rounding(spectra[i]) + smooth.rounding(spectra[reference])
+        reach[i] += allowed[i] + allowed[reference]
         parts = _of_parts(analysis, smooth)
         if len(parts) == len(known) > 1 and not comparable({"one": own, "other": analysis}, checkpoints=False):
             whole = rows[0].mean(axis=0) - rows[1].mean(axis=0)
@@ -130,10 +134,33 @@ class _Smoothing:
         squares = np.mean([self._kernel(x) ** 2 @ w for x, w in others], axis=0)
         return 2 / (rest + 2) * (rest / spectrum.n) * squares / spectrum.num_probes
 
-    def rounding(self, spectrum: Spectrum) -> float:
-        """By how much a density changes at most where each eigenvalue moves by ``spectrum.off``."""
-        steepest = np.exp(-0.5) / (np.sqrt(2 * np.pi) * _BANDWIDTH**2)
-        return float(steepest * spectrum.off / (self.threshold * np.log(10.0)))
+    def rounding(self, spectrum: Spectrum) -> Floats:
+        """By how much the density (g,) changes at most where each eigenvalue moves by ``spectrum.off``."""
+        nodes, weights = spectrum.flat()
+        left, right = (to_decades(nodes + side * spectrum.off, self.threshold) for side in (-1, 1))
+        least, greatest = smoothed_bounds(self.grid, left, right, weights, _BANDWIDTH)
+        value = self._kernel(nodes) @ weights
+        return np.maximum(greatest - value, value - least)
+
+    def unresolved(self, spectrum: Spectrum) -> Floats:
+        """How far the density (g,) is from that with each node's weight spread evenly up to the middles between nodes.
+
+        Both are readings of the same quadrature, which agree where nodes are nearer to one another than the bandwidth.
+        """
+        if spectrum.exact:
+            return np.zeros(len(self.grid))
+        atoms, apart = spectrum.num_atoms, []
+        for nodes, weights in zip(spectrum.nodes[:, atoms:], spectrum.weights[:, atoms:], strict=True):
+            kept = weights > 0
+            places, own = to_decades(nodes[kept], self.threshold), weights[kept]
+            if len(places) < 2:
+                continue
+            gaps = np.diff(places)
+            ends = np.concatenate([[places[0] - gaps[0] / 2], places[:-1] + gaps / 2, [places[-1] + gaps[-1] / 2]])
+            below = ndtr((self.grid[:, None] - ends) / _BANDWIDTH)
+            widths = np.maximum(np.diff(ends), 1e-9 * _BANDWIDTH)
+            apart.append((below[:, :-1] - below[:, 1:]) @ (own / widths) - self._kernel(nodes[kept]) @ own)
+        return np.abs(np.mean(apart, axis=0)) if apart else np.full(len(self.grid), np.inf)
 
     def _kernel(self, eigenvalues: Floats) -> Floats:
         apart = (self.grid[:, None] - to_decades(eigenvalues, self.threshold)) / _BANDWIDTH
