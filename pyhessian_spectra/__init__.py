@@ -6,8 +6,11 @@ from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.bulk import BulkEdge, split_bulk
 from pyhessian_spectra.analysis.carriers import Carriers, carriers
 from pyhessian_spectra.analysis.classes import ClassStructure, class_structure
+from pyhessian_spectra.analysis.comparison import Comparison, Difference, compare_checkpoints
+from pyhessian_spectra.analysis.correlation import RankCorrelation, correlate, rank_correlation
 from pyhessian_spectra.analysis.coupling import LayerCoupling, layer_coupling
 from pyhessian_spectra.analysis.data_curve import DataCurve, data_curve
+from pyhessian_spectra.analysis.densities import Densities, compare_densities
 from pyhessian_spectra.analysis.directions import random_direction, towards
 from pyhessian_spectra.analysis.eigenspaces import Localisation, eigenspace_overlap, localisation
 from pyhessian_spectra.analysis.fits import BulkFit, fit_marchenko_pastur, fit_semicircle
@@ -30,13 +33,17 @@ __all__ = [
     "BulkFit",
     "Carriers",
     "ClassStructure",
+    "Comparison",
     "DataCurve",
+    "Densities",
+    "Difference",
     "GaussNewton",
     "GradientShares",
     "LayerCoupling",
     "Localisation",
     "LossSurface",
     "Note",
+    "RankCorrelation",
     "Row",
     "SimilarityMatrix",
     "SpectralAnalysis",
@@ -47,6 +54,9 @@ __all__ = [
     "analyze_operator",
     "carriers",
     "class_structure",
+    "compare_checkpoints",
+    "compare_densities",
+    "correlate",
     "data_curve",
     "eigenspace_overlap",
     "fit_marchenko_pastur",
@@ -58,6 +68,7 @@ __all__ = [
     "localisation",
     "loss_surface",
     "random_direction",
+    "rank_correlation",
     "save_analyses",
     "similarity_matrix",
     "split_bulk",

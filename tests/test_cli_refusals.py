@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import one_sentence, small_mlp, snapshot, write_problem
 
-from pyhessian_spectra.cli import run
+from pyhessian_spectra.cli import request
 from pyhessian_spectra.cli.main import size
 
 # Wrong inputs
@@ -41,7 +41,7 @@ def test_a_wrong_checkpoint_is_told_before_anything_starts(folder, cli, monkeypa
     torch.save({**state, "fc2.bias": torch.zeros(4)}, folder / "shapes.pt")
     torch.save({**state, "fc1.weight": torch.full((4, 6), torch.nan)}, folder / "nan.pt")
     torch.save(small_mlp(), folder / "pickled.pt")
-    monkeypatch.setattr(run, "analyze", lambda *a, **k: pytest.fail("an analysis started"))
+    monkeypatch.setattr(request, "analyze", lambda *a, **k: pytest.fail("an analysis started"))
     held = snapshot(folder)
     args = ("--model", "mlp", "--model-arg", "widths=[6,4,3]", "--data", "small.npz", "--out", "o")
     sentence = one_sentence(cli("report", *before, name, *args), 2)
@@ -176,7 +176,7 @@ def test_out_of_memory_says_what_to_lower(folder, cli, monkeypatch, error):
     def greedy(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(run, "analyze", greedy)
+    monkeypatch.setattr(request, "analyze", greedy)
     sentence = one_sentence(cli("report", "a.pt", "--out", "o"), 1)
     assert "lower --batch-size" in sentence
     assert not (folder / "o").exists()
@@ -186,5 +186,5 @@ def test_an_unforeseen_error_is_one_sentence_that_tells_how_to_see_more(folder, 
     def broken(*args, **kwargs):
         raise KeyError("first line\nsecond line")
 
-    monkeypatch.setattr(run, "analyze", broken)
+    monkeypatch.setattr(request, "analyze", broken)
     assert "PYHESSIAN_SPECTRA_TRACEBACK=1" in one_sentence(cli("report", "a.pt", "--out", "o"), 1)

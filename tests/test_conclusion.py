@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
+from pyhessian_spectra.analysis.trajectory import exceeds
 from pyhessian_spectra.report import write_report
-from pyhessian_spectra.report.conclusion import conclude, exceeds, leading_numbers
+from pyhessian_spectra.report.conclusion import conclude, leading_numbers
 from pyhessian_spectra.spectra import TraceEstimate
 from tests.analyses import exact_analysis
 

@@ -132,7 +132,7 @@ def _load(path: Path) -> ModuleType:
 def _commands(page: Path) -> list[str]:
     """Command lines of this package in a page, continued lines joined."""
     text = page.read_text().replace("\\\n", " ")
-    return re.findall(r"^\s*(?:\$ )?(pyhessian-spectra (?:demo|report|doctor)\b.*)$", text, re.MULTILINE)
+    return re.findall(r"^\s*(?:\$ )?(pyhessian-spectra (?:demo|report|compare|doctor)\b.*)$", text, re.MULTILINE)
 
 
 def test_every_command_in_the_documentation_parses() -> None:

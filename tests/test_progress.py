@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pyhessian_spectra.cli import run
+from pyhessian_spectra.cli import request
 
 
 def test_without_a_terminal_a_line_a_minute_says_how_much_time_is_left(monkeypatch, capsys):
     now = [100.0]
-    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
-    with run._bar("a.pt", "product") as advance:
+    monkeypatch.setattr(request.time, "monotonic", lambda: now[0])
+    with request.progress_bar("a.pt", "product") as advance:
         for done in range(1, 13):  # ten seconds each
             now[0] += 10
             advance(done, 18, f"a.pt, block {done}")
@@ -19,6 +19,6 @@ def test_without_a_terminal_a_line_a_minute_says_how_much_time_is_left(monkeypat
 
 
 def test_nothing_is_printed_of_what_takes_less_than_a_minute(capsys):
-    with run._bar("a.pt", "product") as advance:
+    with request.progress_bar("a.pt", "product") as advance:
         advance(1, 2)
     assert capsys.readouterr().err == ""

@@ -68,6 +68,16 @@ def test_the_table_has_the_means_over_seeds_with_the_spread_for_error(runs):
     assert {row.kind for row in rows} == {"standard deviation over 3 seeds"} and len(rows) == 2
 
 
+def test_the_table_says_of_each_row_which_run_it_is_of(runs):
+    found = {(row.run, row.checkpoint) for row in tidy(runs) if row.quantity in ("trace", "change of trace")}
+    assert found == {(run, f"{run}/step-{step}.pt") for run in SCALES for step in (0, 10)}
+
+
+def test_a_run_that_a_problem_names_goes_before_its_folder():
+    named = [dataclasses.replace(each, problem={**each.problem, "run": i % 2}) for i, each in enumerate(training_run())]
+    assert runs_of(named) == {"0": (0, 2), "1": (1, 3)}
+
+
 def test_each_run_is_a_line_of_its_own_and_the_mean_another(runs):
     ax = plot_runs(Checkpoints.of(runs))
     labels = ax.get_legend_handles_labels()[1]

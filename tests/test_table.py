@@ -60,7 +60,7 @@ def test_the_table_says_what_the_analyses_say():
     for text, row in zip(read, rows, strict=True):
         assert float(text["value"]) == row.value and text["error"] == ("" if row.error is None else str(row.error))
     frame = to_frame(rows)
-    assert list(frame.columns) == ["checkpoint", "step", "block", "quantity", "value", "error", "kind"]
+    assert list(frame.columns) == ["run", "checkpoint", "step", "block", "quantity", "value", "error", "kind"]
     assert len(frame) == len(rows)
 
 

@@ -26,7 +26,10 @@ _PLACES = {
     "estimate": "trace and frobenius",
     "timing": "timing",
 }
-_ARGUMENTS = "One or more checkpoints of one network, in the order of training."
+_ARGUMENTS = {
+    "checkpoints": "One or more checkpoints of one network, in the order of training.",
+    "arguments": "Checkpoints, quoted patterns of them, folders of results, and CSVs of runs with a column ``path``.",
+}
 _UNITS = {"eigenvalue": "loss", "residual": "loss", "seconds": "s", "seconds_per_product": "s"}
 _UNITS |= {"seconds_per_gradient": "s", "n": "parameters", "N": "examples", "num_atoms": "eigenvalues"}
 _UNITS |= {"num_products": "products", "value": "loss", "stderr": "loss"}
@@ -44,7 +47,10 @@ class CommandDirective(SphinxDirective):
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
         lines = [str(command.help), "", ".. code-block:: console", "", f"   $ {usage}", ""]
         for parameter in command.params:
-            names, text = parameter.get_help_record(context) or (parameter.make_metavar(context), _ARGUMENTS)
+            names, text = parameter.get_help_record(context) or (
+                parameter.make_metavar(context),
+                _ARGUMENTS[str(parameter.name)],
+            )
             lines += [f"``{names}``", f"   {text}", ""]
         return self.parse_text_to_nodes("\n".join(lines))
 

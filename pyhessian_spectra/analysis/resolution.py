@@ -18,6 +18,9 @@ WIDEST_SHARE = 0.1
 # A cell's number of eigenvalues is known if the greatest is at most this many times the least.
 _FACTOR = 10.0
 
+# Eigenvalues smaller than the largest by more decades are zero to the rounding of float32 products.
+_MAX_DECADES = 8
+
 # Points between two nodes at which bounds are computed where an interval is sought.
 _BETWEEN = 8
 
@@ -95,3 +98,20 @@ def narrowest_interval(spectrum: Spectrum, share: float, *, others: tuple[float,
     widths = points[beyond[starts]] - points[starts]
     first = starts[np.argmin(widths)]
     return np.array([points[first], points[beyond[first]]])
+
+
+def typical_size(spectrum: Spectrum) -> float:
+    """The magnitude that half of the eigenvalues not zero to rounding do not exceed, or 1 where all are zero.
+
+    Of an estimate it is the end of the narrowest interval known to hold half of the eigenvalues.
+    """
+    if not spectrum.exact:
+        return float(np.abs(narrowest_interval(spectrum, 0.5)).max()) or 1.0
+    magnitudes = np.sort(np.abs(spectrum.nodes[0]))
+    kept = magnitudes[magnitudes > magnitudes[-1] * 10.0**-_MAX_DECADES]
+    return float(kept[(len(kept) - 1) // 2]) if len(kept) else 1.0
+
+
+def to_decades(eigenvalues: ArrayLike, threshold: float) -> Floats:
+    """Positions on an axis that is linear up to this threshold and logarithmic beyond, in decades from zero."""
+    return np.arcsinh(np.asarray(eigenvalues, dtype=np.float64) / threshold) / np.log(10.0)

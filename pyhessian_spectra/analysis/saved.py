@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -87,37 +89,72 @@ def save_analyses(
         raise InputError(f"{told}; make room, or name another place") from None
 
 
+class SavedAnalyses(Sequence[SpectralAnalysis]):
+    """The analyses that :func:`save_analyses` wrote, each read from disk when it is asked for, and not kept.
+
+    Raises InputError if there are none in these files, or when an array turns out to be damaged.
+    """
+
+    def __init__(self, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> None:
+        self._json, self._npz = Path(json_path), Path(npz_path)
+        with self._told():
+            document = json.loads(self._json.read_text())
+            with np.load(self._npz, allow_pickle=False) as arrays:
+                held = set(arrays.files)
+        if not isinstance(document, dict):
+            raise InputError(f"{json_path} holds no analysis: it is a JSON {type(document).__name__}")
+        version = document.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{json_path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")
+        self._entries = document.get("checkpoints", [document])
+        if not all(f"{index}/full/nodes" in held for index in range(len(self._entries))):
+            raise InputError(f"{npz_path} does not belong to {json_path}: it lacks the spectra of some checkpoint")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> SpectralAnalysis: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SpectralAnalysis]: ...
+
+    def __getitem__(self, index: int | slice) -> SpectralAnalysis | list[SpectralAnalysis]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        with self._told(), np.load(self._npz, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files if key.startswith(f"{place}/")}
+        return _analysis_from(self._entries[place], arrays, f"{place}")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"no analysis can be read from {self._json} and {self._npz}: {error}") from None
+
+
 def load_analyses(*, json_path: str | os.PathLike[str], npz_path: str | os.PathLike[str]) -> list[SpectralAnalysis]:
     """Read the analyses that :func:`save_analyses` wrote."""
-    try:
-        document = json.loads(Path(json_path).read_text())
-        arrays = dict(np.load(npz_path, allow_pickle=False))
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"no analysis can be read from {json_path} and {npz_path}: {error}") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{json_path} holds no analysis: it is a JSON {type(document).__name__}")
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{json_path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")
-    entries = document.get("checkpoints", [document])
-    if not all(f"{index}/full/nodes" in arrays for index in range(len(entries))):
-        raise InputError(f"{npz_path} does not belong to {json_path}: it lacks the spectra of some checkpoint")
-    return [
-        SpectralAnalysis(
-            problem=entry["problem"],
-            full=_block_from(entry["full"], arrays, f"{index}/full"),
-            layers={k: _block_from(block, arrays, f"{index}/layers/{k}") for k, block in entry["layers"].items()},
-            timing=entry["timing"],
-            notes=tuple(Note(**note) for note in entry["notes"]),
-            gauss_newton=_part_from(entry.get("gauss_newton"), arrays, f"{index}/gauss_newton"),
-            structure=_structure_from(entry.get("structure")),
-            parts=tuple(
-                {name: _spectrum_from(arrays[f"{index}/parts/{i}/{name}"], **known) for name, known in part.items()}
-                for i, part in enumerate(entry.get("parts", ()))
-            ),
-        )
-        for index, entry in enumerate(entries)
-    ]
+    return list(SavedAnalyses(json_path, npz_path))
+
+
+def _analysis_from(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> SpectralAnalysis:
+    layers = entry["layers"].items()
+    return SpectralAnalysis(
+        problem=entry["problem"],
+        full=_block_from(entry["full"], arrays, f"{prefix}/full"),
+        layers={name: _block_from(block, arrays, f"{prefix}/layers/{name}") for name, block in layers},
+        timing=entry["timing"],
+        notes=tuple(Note(**note) for note in entry["notes"]),
+        gauss_newton=_part_from(entry.get("gauss_newton"), arrays, f"{prefix}/gauss_newton"),
+        structure=_structure_from(entry.get("structure")),
+        parts=tuple(
+            {name: _spectrum_from(arrays[f"{prefix}/parts/{i}/{name}"], **known) for name, known in part.items()}
+            for i, part in enumerate(entry.get("parts", ()))
+        ),
+    )
 
 
 def _arrays(block: BlockAnalysis) -> dict[str, np.ndarray | None]:

@@ -70,10 +70,13 @@ def checkpoint_step(analysis: SpectralAnalysis) -> float | None:
 
 
 def runs_of(analyses: Sequence[SpectralAnalysis]) -> dict[str, tuple[int, ...]]:
-    """The checkpoints (positions) of each run, by the run's name: its folder.
+    """The checkpoints (positions) of each run, by the run's name: the ``run`` that their problems say, or the folder.
 
     Folders with one checkpoint each that do not name a seed are those of one run's checkpoints.
     """
+    said = [analysis.problem.get("run") for analysis in analyses]
+    if all(run is not None for run in said):
+        return {str(run): tuple(i for i, own in enumerate(said) if own == run) for run in said}
     folders = _folders(analyses)
     held = Counter(folders)
     if max(held.values()) == 1 and not all(map(_SEED.search, folders)):

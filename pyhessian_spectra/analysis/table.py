@@ -1,4 +1,4 @@
-"""One tidy table of everything that analyses say: checkpoint, block, quantity, value, error, and the kind of error."""
+"""One tidy table of everything that analyses say: which checkpoint, block and quantity, value, error, kind of error."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 if TYPE_CHECKING:
     import pandas
 
+    from pyhessian_spectra.analysis.comparison import Comparison, Difference
+
 CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "certified half-width",
     "residual",
@@ -30,12 +32,17 @@ CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "exact up to rounding",
     "unknown",
 )
+GIVEN = "given"
+_SHARE = "half the distance of 99 % bounds"
+# Numbers in the description of a problem that say how it was analysed.
+_OWN_FACTS = ("n", "N", "num_batches", "tol", "seed", "recorded_seed", "label", "run", "step", "global_step")
 NULL = "null: mean distance from itself with other data and probes"
 
 
 class Row(NamedTuple):
     """One value and one kind of error; a value with errors of several kinds has as many rows."""
 
+    run: str
     checkpoint: str
     step: float | None
     block: str
@@ -47,6 +54,8 @@ class Row(NamedTuple):
 
 def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = None) -> list[Row]:
     """The rows of all checkpoints, in their order; by default they are called by their files' names.
+
+    A run is called by its folder; a single run is called ``""``.
 
     Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
     and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
@@ -60,15 +69,17 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
 def rows_of(found: Checkpoints) -> list[Row]:
     """See :func:`tidy`."""
     rows = []
+    run_of = {i: run for run, members in found.runs.items() for i in members}
     each = zip(found.labels, found.analyses, found.bulks, found.similarities, strict=True)
-    for name, analysis, bulk, similar in each:
-        rows += [Row(name, checkpoint_step(analysis), *told) for told in _of_one(analysis, bulk, similar)]
-    for moved in found.trajectories.values():
-        rows += changes(moved)
+    for i, (name, analysis, bulk, similar) in enumerate(each):
+        step = checkpoint_step(analysis)
+        rows += [Row(run_of[i], name, step, *told) for told in of_checkpoint(analysis, bulk, similar)]
+    for run, moved in found.trajectories.items():
+        rows += changes(moved, run)
     for mean in found.seeds:
         kind = f"standard deviation over {mean.count} seeds"
         rows.append(
-            Row(mean.setting, mean.step, WHOLE, f"{mean.quantity}, mean over seeds", mean.mean, mean.spread, kind)
+            Row("", mean.setting, mean.step, WHOLE, f"{mean.quantity}, mean over seeds", mean.mean, mean.spread, kind)
         )
     return rows
 
@@ -94,10 +105,12 @@ def to_frame(rows: Sequence[NamedTuple]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=kind._fields).astype(numbers)
 
 
-_Told = tuple[str, str, float, float | None, str]
+Told = tuple[str, str, float, float | None, str]
 
 
-def _of_one(analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, SimilarityMatrix]) -> Iterator[_Told]:
+def of_checkpoint(
+    analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, SimilarityMatrix]
+) -> Iterator[Told]:
     """Block, quantity, value, error and kind."""
     for name, block in {WHOLE: analysis.full, **analysis.layers}.items():
         yield from _of_block(name, block)
@@ -107,7 +120,7 @@ def _of_one(analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, Si
         ("share of zero eigenvalues", bulk.zero_mass, bulk.zero_bounds),
         ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
     ):
-        yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, "half the distance of 99 % bounds"
+        yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, _SHARE
     if bulk.separable:
         yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
         yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN
@@ -116,16 +129,16 @@ def _of_one(analysis: SpectralAnalysis, bulk: BulkEdge, similar: Mapping[str, Si
     yield from _of_structure(analysis)
 
 
-def _of_block(name: str, block: BlockAnalysis) -> Iterator[_Told]:
+def _of_block(name: str, block: BlockAnalysis) -> Iterator[Told]:
     for pairs, down in ((block.largest.take(slice(None, None, -1)), False), (block.smallest, True)):
         for rank in range(len(pairs)):
             place = ("n" if not rank else f"n-{rank}") if down else str(rank + 1)
             yield from _eigenvalue(name, f"lambda_{place}", pairs, rank)
-    yield from _estimate(name, "trace", block.trace)
-    yield from _estimate(name, "frobenius", block.frobenius)
+    yield from estimate(name, "trace", block.trace)
+    yield from estimate(name, "frobenius", block.frobenius)
 
 
-def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[_Told]:
+def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[Told]:
     value = float(pairs.eigenvalues[rank])
     yield name, quantity, value, float(pairs.reach[rank]), _kind(pairs)
     if pairs.data_stderr is not None:
@@ -136,13 +149,13 @@ def _kind(*pairs: Eigenpairs) -> str:
     return CERTIFIED if all(each.lower is not None for each in pairs) else RESIDUAL
 
 
-def _estimate(name: str, quantity: str, found: TraceEstimate, kind: str = "") -> Iterator[_Told]:
+def estimate(name: str, quantity: str, found: TraceEstimate, kind: str = "") -> Iterator[Told]:
     yield name, quantity, found.value, found.reach, kind or (PROBES if found.stderr else EXACT)
     if found.data_stderr is not None:
         yield name, quantity, found.value, found.data_stderr, DATA
 
 
-def _distances(found: SimilarityMatrix) -> Iterator[_Told]:
+def _distances(found: SimilarityMatrix) -> Iterator[Told]:
     """The distances of layers to the whole."""
     at, null = found.labels.index(WHOLE), found.null
     for i, label in enumerate(found.labels):
@@ -156,14 +169,14 @@ def _distances(found: SimilarityMatrix) -> Iterator[_Told]:
             yield label, quantity, value, float(null[i]), NULL
 
 
-def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
+def _of_structure(analysis: SpectralAnalysis) -> Iterator[Told]:
     structure = analysis.structure
     if structure is None:
         return
     if structure.coupling is not None:
         coupling = structure.coupling
-        yield from _estimate(WHOLE, "error of the block diagonal", coupling.error)
-        yield from _estimate(WHOLE, "cosine with the block diagonal", coupling.cosine)
+        yield from estimate(WHOLE, "error of the block diagonal", coupling.error)
+        yield from estimate(WHOLE, "cosine with the block diagonal", coupling.cosine)
         off = coupling.rounding * (2 * np.sqrt(coupling.mass.clip(0.0)) + coupling.rounding)
         kind, errors = ("standard error, probes", coupling.stderr) if coupling.num_probes else (EXACT, off)
         for i, one in enumerate(coupling.labels):
@@ -186,22 +199,22 @@ def _of_structure(analysis: SpectralAnalysis) -> Iterator[_Told]:
                 yield WHOLE, quantity, float(share), float(gradient.data_stderr[k - 1]), DATA
 
 
-def changes(found: Trajectory) -> Iterator[Row]:
+def changes(found: Trajectory, run: str = "") -> Iterator[Row]:
     """What changed since the checkpoint before, and what the optimiser's edge of stability is."""
     for t, (name, step) in enumerate(zip(found.labels, found.steps, strict=True)):
         if t:
             for told in _since(found, t):
-                yield Row(name, step, *told)
+                yield Row(run, name, step, *told)
         if (threshold := found.thresholds[t]) is not None:
-            yield Row(name, step, WHOLE, "edge of stability of the optimiser", threshold, 0.0, EXACT)
+            yield Row(run, name, step, WHOLE, "edge of stability of the optimiser", threshold, 0.0, EXACT)
 
 
-def _since(found: Trajectory, t: int) -> Iterator[_Told]:
+def _since(found: Trajectory, t: int) -> Iterator[Told]:
     largest = found.largest[t - 1]
-    yield from _estimate(WHOLE, "change of lambda_1", largest, CERTIFIED if largest.method == INTERVALS else RESIDUAL)
-    yield from _estimate(WHOLE, "change of trace", found.trace[t - 1])
+    yield from estimate(WHOLE, "change of lambda_1", largest, CERTIFIED if largest.method == INTERVALS else RESIDUAL)
+    yield from estimate(WHOLE, "change of trace", found.trace[t - 1])
     for name, moved in found.layer_traces.items():
-        yield from _estimate(name, "change of trace", moved[t - 1])
+        yield from estimate(name, "change of trace", moved[t - 1])
     value, error = found.persistence[t - 1]
     if np.isfinite(value):
         yield (
@@ -211,3 +224,41 @@ def _since(found: Trajectory, t: int) -> Iterator[_Told]:
         if np.isfinite(share):
             quantity = f"overlap of eigenvector {track[t] + 1} with number {track[t - 1] + 1} before"
             yield WHOLE, quantity, float(share), None, UNKNOWN
+
+
+def compared_rows(found: Comparison) -> list[Row]:
+    """The rows of a comparison: what was given and found of each checkpoint, then what sets it apart.
+
+    Numbers that came with a checkpoint, such as its test accuracy, are rows of the block ``"given"``.
+    """
+    rows = []
+    run_of = {i: run for run, members in found.runs.items() for i in members}
+    for i, (name, step, analysis) in enumerate(zip(found.labels, found.steps, found.analyses, strict=True)):
+        given = given_numbers(analysis).items()
+        told: list[Told] = [(GIVEN, key, value, None, "as given") for key, value in given]
+        told += of_checkpoint(analysis, found.bulks[i], {})
+        rows += [Row(run_of[i], name, step, *each) for each in told]
+    beside = f"difference from {found.labels[found.reference]}"
+    for i, difference in found.compared:
+        rows += [Row(run_of[i], found.labels[i], found.steps[i], *each) for each in _apart(difference, beside)]
+    return rows
+
+
+def _apart(difference: Difference, beside: str) -> Iterator[Told]:
+    for (block, quantity), moved in difference.changes.items():
+        kind = _SHARE if quantity.startswith("share") else CERTIFIED if moved.method == INTERVALS else ""
+        kind = kind or (RESIDUAL if quantity.startswith("lambda") else "")
+        yield from estimate(block, f"{quantity}, {beside}", moved, kind)
+    if difference.overlap is not None:
+        overlap, error = difference.overlap
+        yield WHOLE, f"overlap of the top {difference.k} eigenvectors, {beside}", overlap, error, CERTIFIED
+
+
+def given_numbers(analysis: SpectralAnalysis) -> dict[str, float]:
+    """The numbers that came with a checkpoint, or with it in a list of runs, rather than with the analysis."""
+    items = analysis.problem.items()
+    return {
+        key: float(value)
+        for key, value in items
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in _OWN_FACTS
+    }

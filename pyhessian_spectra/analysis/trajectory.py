@@ -26,7 +26,7 @@ from pyhessian_spectra.notes import Note
 from pyhessian_spectra.shown import Shown
 from pyhessian_spectra.spectra import Eigenpairs, TraceEstimate
 from pyhessian_spectra.spectra.krylov import FIRST_STAGE
-from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.results import Floats, t_quantile
 from pyhessian_spectra.spectra.trace import mean_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 # Two orthonormal sets have at most one vector each with more than half of its length along a given vector of the other.
 _SAME = 0.5
+
+# A sentence tells a change that is none in this share of cases at most, however many changes it may choose from.
+_WRONG = 0.05
 
 
 #: How the change of an eigenvalue was found whose certified intervals are known at both checkpoints.
@@ -136,7 +139,7 @@ def follow_checkpoints(
     tracks, overlaps = _tracks(blocks)
     notes = comparable({str(i): analysis for i, analysis in enumerate(analyses)}, checkpoints=False)
     if notes:  # batches are not the same ones, and their influences not to be paired
-        steps = [(_unpaired(one), other) for one, other in steps]
+        steps = [(unpaired(one), other) for one, other in steps]
     return Trajectory(
         checkpoint_names(analyses) if labels is None else tuple(labels),
         tuple(checkpoint_step(analysis) for analysis in analyses),
@@ -147,7 +150,7 @@ def follow_checkpoints(
         k,
         k / blocks[0].n,
         tuple(change(one.full.trace, other.full.trace) for one, other in steps),
-        tuple(change_of_largest(one.full.largest, other.full.largest) for one, other in steps),
+        tuple(change(estimate_of(one.full.largest), estimate_of(other.full.largest)) for one, other in steps),
         {
             name: tuple(change(one.layers[name].trace, other.layers[name].trace) for one, other in steps)
             for name in shared
@@ -171,7 +174,8 @@ def change(first: TraceEstimate, second: TraceEstimate) -> TraceEstimate:
     else:
         known = [each.num_samples for each in (first, second) if each.stderr > 0]
         stderr = float(np.hypot(first.stderr, second.stderr))
-        found = TraceEstimate(second.value - first.value, stderr, 0, "difference", min(known, default=0))
+        method = first.method if first.method == second.method and not stderr else "difference"
+        found = TraceEstimate(second.value - first.value, stderr, 0, method, min(known, default=0))
     return replace(
         found,
         rounding=first.rounding + second.rounding,
@@ -186,14 +190,14 @@ def changes_between(first: SpectralAnalysis, second: SpectralAnalysis) -> dict[s
     Batches of both are compared one by one if they are of the same data.
     """
     if comparable({"first": first, "second": second}, checkpoints=False):
-        first = _unpaired(first)
+        first = unpaired(first)
     return {
-        "lambda_1": change_of_largest(first.full.largest, second.full.largest),
+        "lambda_1": change(estimate_of(first.full.largest), estimate_of(second.full.largest)),
         "trace": change(first.full.trace, second.full.trace),
     }
 
 
-def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
+def unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
     """The analysis without the influences of its batches."""
 
     def without(block: BlockAnalysis) -> BlockAnalysis:
@@ -205,18 +209,28 @@ def _unpaired(analysis: SpectralAnalysis) -> SpectralAnalysis:
     )
 
 
-def change_of_largest(first: Eigenpairs, second: Eigenpairs) -> TraceEstimate:
-    """The change of the largest eigenvalue; ``rounding`` is the reach of both together, see :class:`Eigenpairs`."""
-    known = all(pairs.lower is not None for pairs in (first, second))
-    return replace(change(_top(first), _top(second)), method=INTERVALS if known else "residuals")
+def exceeds(change: TraceEstimate, *, tried: int = 1) -> bool:
+    """Return whether a change is larger than the 95 % errors of computation and data together.
+
+    One that is chosen from ``tried`` changes has to exceed those of the level at which all of them together would hold
+    (Bonferroni).
+    """
+    return abs(change.value) > both_errors(change, level=1 - _WRONG / tried)
 
 
-def _top(pairs: Eigenpairs) -> TraceEstimate:
-    """The largest eigenvalue, with the reach of its interval for rounding."""
-    value, reach = float(pairs.eigenvalues[-1]), float(pairs.reach[-1])
-    error = None if pairs.data_stderr is None else float(pairs.data_stderr[-1])
-    moved = None if pairs.data_influences is None else pairs.data_influences[:, -1]
-    return TraceEstimate(value, 0.0, 0, "eigenpair", rounding=reach, data_stderr=error, data_influences=moved)
+def both_errors(estimate: TraceEstimate, *, level: float = 0.95) -> float:
+    """The errors of computation and, as far as it is known, of data together, each at a level."""
+    data = t_quantile((1 + level) / 2, 0) * (estimate.data_stderr or 0.0)
+    return estimate.interval(level)[1] - estimate.value + data
+
+
+def estimate_of(pairs: Eigenpairs, at: int = -1) -> TraceEstimate:
+    """The eigenvalue at a place in ascending order, with the reach of its interval for rounding."""
+    value, reach = float(pairs.eigenvalues[at]), float(pairs.reach[at])
+    error = None if pairs.data_stderr is None else float(pairs.data_stderr[at])
+    moved = None if pairs.data_influences is None else pairs.data_influences[:, at]
+    method = "residuals" if pairs.lower is None else INTERVALS
+    return TraceEstimate(value, 0.0, 0, method, rounding=reach, data_stderr=error, data_influences=moved)
 
 
 def _paired_error(first: TraceEstimate, second: TraceEstimate) -> float | None:

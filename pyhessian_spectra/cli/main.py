@@ -79,8 +79,8 @@ def _from_field(field: dataclasses.Field) -> click.Option:
 _PATH, _POSITIVE, _MODE = click.Path(path_type=Path), click.IntRange(min=1), click.Choice(["eval", "train"])
 _SEED = click.Option(["--seed"], default=0, show_default=True, type=int, help="Seed of the random probes.")
 
+_CHECKPOINTS = click.Argument(["checkpoints"], nargs=-1, required=True, type=_PATH, metavar="CKPT...")
 _PROBLEM = [
-    click.Argument(["checkpoints"], nargs=-1, required=True, type=_PATH, metavar="CKPT..."),
     click.Option(["--problem"], metavar="MODULE:FUNCTION", help="Your own factory: checkpoint path -> EmpiricalRisk."),
     click.Option(["--model"], help="Built-in architecture: mlp, lenet, resnet20, ..., vgg11_bn, resnet18, lstm, gpt."),
     click.Option(
@@ -121,9 +121,12 @@ _PROBLEM = [
     _SEED,
 ]
 
-_OUT = [
+_WHERE = [
     click.Option(["--out"], required=True, type=_PATH, metavar="DIR", help="Where the report goes."),
-    click.Option(["--title"], help="The page's title; by default the matrix, the model and the data."),
+    click.Option(["--title"], help="The page's title; by default it says what was analysed."),
+]
+_OUT = [
+    *_WHERE,
     click.Option(["--force"], is_flag=True, help="Replace a report that is there already."),
     click.Option(["--fresh"], is_flag=True, help="Compute anew what a run that was interrupted has kept."),
 ]
@@ -146,7 +149,7 @@ def demo(**given: Any) -> None:
 _LABEL = click.Option(["--label", "labels"], multiple=True, help="What a checkpoint is called: one for each, in order.")
 
 
-@commands.command(params=[*_PROBLEM, _LABEL, *_OUT])
+@commands.command(params=[_CHECKPOINTS, *_PROBLEM, _LABEL, *_OUT])
 def report(
     checkpoints: tuple[Path, ...],
     labels: tuple[str, ...],
@@ -163,7 +166,39 @@ def report(
     run.report(checkpoints, request, out, labels=labels, title=title, force=force, fresh=fresh)
 
 
-@commands.command(params=_PROBLEM)
+_COMPARED = [
+    click.Argument(["arguments"], nargs=-1, required=True, metavar="CKPT|PATTERN|RESULTS|CSV..."),
+    click.Option(
+        ["--reference"],
+        metavar="NAME",
+        help="What the others are compared with, a path's end or a label; default the first.",
+    ),
+    click.Option(
+        ["--correlate", "correlations"],
+        multiple=True,
+        metavar="COLUMN[:QUANTITY[@BLOCK]]",
+        help="Rank correlation with a number given of checkpoints; default test_* with lambda_1 and trace.",
+    ),
+]
+
+
+@commands.command(params=[*_COMPARED, *_PROBLEM, *_WHERE])
+def compare(
+    arguments: tuple[str, ...],
+    reference: str | None,
+    correlations: tuple[str, ...],
+    out: Path,
+    title: str | None,
+    **given: Any,
+) -> None:
+    """Compare checkpoints, analysing what has no results yet; several processes with one DIR share the work."""
+    from pyhessian_spectra.cli.compare import compare
+    from pyhessian_spectra.cli.request import Request
+
+    compare(arguments, Request.of(**given), out, reference=reference, correlations=correlations, title=title)
+
+
+@commands.command(params=[_CHECKPOINTS, *_PROBLEM])
 def doctor(checkpoints: tuple[Path, ...], **given: Any) -> None:
     """Check checkpoints, model and data, and forecast time and memory, before anything long starts."""
     from pyhessian_spectra.cli import run

@@ -3,91 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
-import json
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-from tqdm import tqdm
 
-from pyhessian_spectra.analysis.analyze import analyze
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.saved import save_analyses
-from pyhessian_spectra.cli.main import unforeseen
 from pyhessian_spectra.cli.output import Stage, check_free, staged
+from pyhessian_spectra.cli.request import Request, progress_bar, reason_of
 from pyhessian_spectra.cli.threads import choose_threads
-from pyhessian_spectra.curvature import (
-    EmpiricalFisherOperator,
-    EmpiricalRisk,
-    GGNOperator,
-    HessianOperator,
-    LogHessianOperator,
-    RelativeHessianOperator,
-    ResidualOperator,
-    filter_norms,
-)
 from pyhessian_spectra.curvature.distributed import Processes, launched
 from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
-from pyhessian_spectra.numbers import format_duration, format_headline
-from pyhessian_spectra.problems.datasets import SPLITS
-from pyhessian_spectra.problems.factory import Problem, load_problem
+from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems.training import train_digits
 from pyhessian_spectra.report import write_report
 from pyhessian_spectra.runs.doctor import examine
 from pyhessian_spectra.runs.journal import agreed
-from pyhessian_spectra.spectra import LinearOperator
-from pyhessian_spectra.spectra.settings import Settings
-
-_MATRICES: Mapping[str, Callable[[EmpiricalRisk], LinearOperator]] = {
-    "hessian": HessianOperator,
-    "ggn": GGNOperator,
-    "residual": ResidualOperator,
-    "fisher": EmpiricalFisherOperator,
-    "relative-hessian": RelativeHessianOperator,
-    "filter-hessian": functools.partial(RelativeHessianOperator, scale=filter_norms),
-    "log-hessian": LogHessianOperator,
-}
-_LAYERS: dict[tuple[str, ...], bool | Sequence[str]] = {(): True, ("all",): ("*",), ("none",): False}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a command was asked: arguments of ``load_problem``, those of ``analyze`` and ``examine``, and the seed."""
-
-    problem: Mapping[str, Any]
-    how: Mapping[str, Any]
-    seed: int
-    told: Mapping[str, Any] = field(default_factory=dict)  # facts for the report that the problem does not know
-
-    @classmethod
-    def of(cls, *, matrix: str, layers: tuple[str, ...], seed: int, **given: Any) -> Request:
-        """Sort the command line's options."""
-        settings = Settings(**{field.name: given.pop(field.name) for field in dataclasses.fields(Settings)})
-        given.update(model_args=_key_values(given["model_args"]) or None, params=given["params"] or None)
-        how = {"settings": settings, "matrix": _MATRICES[matrix], "layers": _LAYERS.get(layers, layers)}
-        return cls(given, how, seed)
-
-    def parts(self) -> list[Request]:
-        """One request for each part of the data asked for."""
-        if self.problem.get("split") != "both":
-            return [self]
-        return [replace(self, problem={**self.problem, "split": split}, told={"split": split}) for split in SPLITS]
-
-    def load(self, path: Path, processes: Processes) -> Problem:
-        """The problem of a checkpoint, its batches dealt out among processes."""
-        with agreed(processes):
-            problem = load_problem(path, **self.problem)
-        return replace(problem, risk=problem.risk.dealt(processes)) if processes else problem
 
 
 class StoppedError(SpectraError):
@@ -102,7 +39,7 @@ def demo(out: Path, *, title: str | None, force: bool, fresh: bool, seed: int) -
     """Train on the digits and report on the checkpoints."""
     run = _Run(Request({"data": "digits"}, {}, seed), out, Processes(), title=title)
     with staged(out, force=force, trained=True, fresh=fresh) as stage:
-        with _bar("training on handwritten digits", "step") as advance:
+        with progress_bar("training on handwritten digits", "step") as advance:
             paths = train_digits(stage.new / "checkpoints", seed=seed, progress=advance)
         run.write(paths, stage)
     run.tell()
@@ -188,7 +125,7 @@ class _Run:
                 shown = self._out / path.relative_to(stage.new) if path.is_relative_to(stage.new) else path
                 journal = stage.journal(path, [earlier for earlier, _ in jobs[:index]].count(path))
             try:
-                self._finished.append(self._analyze(path, part, shown, self._processes.from_first(journal)))
+                self._finished.append(self._analyze(path, part, shown, journal))
             except (Exception, KeyboardInterrupt) as error:
                 self._stop(error, stage)
                 break
@@ -212,29 +149,15 @@ class _Run:
         if self._stopped is None:
             click.echo(f"{self._out / 'report.html'}: {_summary(self._finished[-1])}")
             return
-        sentence = f"{self._where}: {_reason(self._stopped)}; what was finished is in {self._out}"
+        sentence = f"{self._where}: {reason_of(self._stopped)}; what was finished is in {self._out}"
         if self._resumable:
             sentence += ", and the same command with --force goes on from there"
         raise StoppedError(sentence, self._stopped) from self._stopped
 
-    def _analyze(self, path: Path, request: Request, shown: Path, journal: Path | None) -> SpectralAnalysis:
-        where = self._where
-        problem = request.load(path, self._processes)
-        if self._threads is not None and (told := choose_threads(problem.risk, self._threads)):
-            click.echo(f"{where}: {told}", err=True)
-        with _bar(where, "product") as advance:
-            analysis = analyze(
-                problem.risk,
-                problem={**problem.description, **request.told, "checkpoint": str(shown), "seed": request.seed},
-                generator=torch.Generator().manual_seed(request.seed),
-                progress=lambda what, done, total: advance(done, total, f"{where}, {what}"),
-                journal=journal,
-                **request.how,
-            )
-        for note in analysis.notes:
-            if note.kind in ("resumed", "afresh"):
-                click.echo(f"{where}: {note.text}", err=True)
-        return analysis
+    def _analyze(self, path: Path, part: Request, shown: Path, journal: Path | None) -> SpectralAnalysis:
+        processes, threads = self._processes, self._threads
+        journal = processes.from_first(journal)
+        return part.analyse(path, self._where, shown=shown, journal=journal, threads=threads, processes=processes)
 
     def _stop(self, error: BaseException, stage: Stage | None) -> None:
         """Note in the last analysis that was finished what stopped the run; raise where none was."""
@@ -245,30 +168,9 @@ class _Run:
                 told = f"{self._where}: interrupted; the same command goes on from there"
                 raise StoppedError(told, error) from error
             raise error
-        note = Note("interrupted", f"The analysis stopped at {self._where}: {_reason(error)}.")
+        note = Note("interrupted", f"The analysis stopped at {self._where}: {reason_of(error)}.")
         last = self._finished[-1]
         self._finished[-1], self._stopped = replace(last, notes=(*last.notes, note)), error
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, as part of a sentence."""
-    if isinstance(error, SpectraError):
-        return f"interrupted, {error}" if isinstance(error, Interrupted) else str(error)
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else unforeseen(error)
-
-
-def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` options, values read as JSON where they are JSON."""
-    found = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
-            raise InputError(f"--model-arg takes KEY=VALUE, got {pair!r}")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
 
 
 # Characters of formatted numbers that a terminal may lack, and what stands for them.
@@ -282,28 +184,3 @@ def _summary(analysis: SpectralAnalysis) -> str:
     value = format_headline(float(top.eigenvalues[-1]), float(top.reach[-1]), data, examples)
     total = format_headline(trace.value, trace.reach, trace.data_stderr, examples)
     return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
-
-
-# Seconds between lines where there is no terminal.
-_EVERY = 60.0
-
-
-@contextlib.contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, else a line a minute; it takes what is done, of how much, and a new label."""
-    with tqdm(desc=what, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
-        started = told = time.monotonic()
-
-        def advance(done: int, total: int, label: str = what) -> None:
-            nonlocal told
-            if bar.disable:
-                now = time.monotonic()
-                if done and now - told >= _EVERY:
-                    told, left = now, format_duration((now - started) / done * (total - done))
-                    click.echo(f"{label}: {done:,} of {total:,} {unit}s, about {left} left", err=True)
-                return
-            bar.total = total
-            bar.set_description(label, refresh=False)
-            bar.update(done - bar.n)
-
-        yield advance

@@ -7,6 +7,11 @@ pyplot: save it with ``ax.figure.savefig``, or draw on the Axes of ``pyplot.subp
 from pyhessian_spectra.plots.axis import EigenvalueAxis as EigenvalueAxis
 from pyhessian_spectra.plots.classes import plot_carriers as plot_carriers
 from pyhessian_spectra.plots.classes import plot_class_structure as plot_class_structure
+from pyhessian_spectra.plots.comparison import plot_correlation as plot_correlation
+from pyhessian_spectra.plots.comparison import plot_differences as plot_differences
+from pyhessian_spectra.plots.comparison import plot_layer_differences as plot_layer_differences
+from pyhessian_spectra.plots.comparison import plot_multiples as plot_multiples
+from pyhessian_spectra.plots.comparison import plot_overlaid as plot_overlaid
 from pyhessian_spectra.plots.data_curve import plot_data_curve as plot_data_curve
 from pyhessian_spectra.plots.density import plot_cdf as plot_cdf
 from pyhessian_spectra.plots.density import plot_density as plot_density

@@ -16,14 +16,12 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import ArrayLike
 
-from pyhessian_spectra.analysis.resolution import narrowest_interval, resolved_cells
+from pyhessian_spectra.analysis.resolution import resolved_cells, to_decades, typical_size
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.numbers import format_number
 from pyhessian_spectra.spectra.results import Floats
 from pyhessian_spectra.spectra.spectrum import Spectrum
 
-# The widest axis reaches from its linear part over eight decades, more than float32 products can tell apart.
-_MAX_DECADES = 8
 _BINS = 90
 _MAX_LABELS = 9
 _LN10 = np.log(10.0)
@@ -73,7 +71,7 @@ class EigenvalueAxis:
         spectra = list(spectra)
         if not spectra:
             raise InputError("spectra is empty; an eigenvalue axis needs at least one spectrum")
-        threshold = sorted(map(_scale, spectra))[len(spectra) // 2]
+        threshold = sorted(map(typical_size, spectra))[len(spectra) // 2]
         ends = to_decades(np.concatenate([*(each.support for each in spectra), np.ravel(points)]), threshold)
         widest = max(float(np.ptp(ends)), 1e-2) / _BINS * (1 + 1e-9)
         power = 10.0 ** np.floor(np.log10(widest))
@@ -153,11 +151,6 @@ def scale_values(ax: Axes, values: Floats) -> None:
     EigenvalueAxis(threshold, float(ends.min()) - margin, float(ends.max()) + margin, margin).set_scale(ax, which="y")
 
 
-def to_decades(eigenvalues: ArrayLike, threshold: float) -> Floats:
-    """Return positions on an axis of this threshold, in decades from zero."""
-    return np.arcsinh(np.asarray(eigenvalues, dtype=np.float64) / threshold) / _LN10
-
-
 def tick_label(value: float, *, plain: bool) -> str:
     """Write a round number in full where ``plain``, else a power of ten in exponent form.
 
@@ -170,12 +163,3 @@ def tick_label(value: float, *, plain: bool) -> str:
     if abs(power - round(power)) > 1e-6:
         return format_number(value, digits=1)
     return f"${'-' if value < 0 else ''}10^{{{round(power)}}}$"
-
-
-def _scale(spectrum: Spectrum) -> float:
-    """Return the magnitude that half of the eigenvalues not zero to rounding do not exceed, or 1 where all are zero."""
-    if not spectrum.exact:
-        return float(np.abs(narrowest_interval(spectrum, 0.5)).max()) or 1.0
-    magnitudes = np.sort(np.abs(spectrum.nodes[0]))
-    kept = magnitudes[magnitudes > magnitudes[-1] * 10.0**-_MAX_DECADES]
-    return float(kept[(len(kept) - 1) // 2]) if len(kept) else 1.0

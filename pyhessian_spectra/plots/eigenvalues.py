@@ -11,11 +11,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RGBAColorType
 
+from pyhessian_spectra.analysis.resolution import to_decades
 from pyhessian_spectra.analysis.result import BlockAnalysis, SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_names, checkpoint_step
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values, to_decades
+from pyhessian_spectra.plots.axis import EigenvalueAxis, scale_values
 from pyhessian_spectra.spectra.results import Eigenpairs, Floats
 
 # As many of the largest eigenvalues are drawn along training.

@@ -10,19 +10,16 @@ import numpy as np
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.result import SpectralAnalysis
 from pyhessian_spectra.analysis.seeds import checkpoint_step
-from pyhessian_spectra.analysis.trajectory import changes_between
+from pyhessian_spectra.analysis.trajectory import changes_between, exceeds
 from pyhessian_spectra.numbers import format_headline, format_number, format_with_error
 from pyhessian_spectra.report.tables import unbroken
 from pyhessian_spectra.spectra import TraceEstimate
-from pyhessian_spectra.spectra.results import t_quantile
 
 # A quantity of a checkpoint: its name in changes, and its value.
 _QUANTITIES: dict[str, tuple[str, Callable[[SpectralAnalysis], float]]] = {
     "sharpness λ₁": ("lambda_1", lambda analysis: float(analysis.full.largest.eigenvalues[-1])),
     "trace": ("trace", lambda analysis: analysis.full.trace.value),
 }
-# A sentence tells a change that is none in this share of cases at most, however many changes it may choose from.
-_WRONG = 0.05
 
 
 def conclude(found: Checkpoints) -> str:
@@ -105,18 +102,6 @@ def _of_runs(found: Checkpoints, name: str) -> str:
         f"The {name} rose from the first checkpoint to the last in {rose} of {len(moved)} runs and fell in {fell}, "
         f"each time by more than {_errors(*moved)}."
     )
-
-
-def exceeds(change: TraceEstimate, *, tried: int = 1) -> bool:
-    """Return whether a change is larger than the 95 % errors of computation and data together.
-
-    One that is chosen from ``tried`` changes has to exceed those of the level at which all of them together would hold
-    (Bonferroni).
-    """
-    level = 1 - _WRONG / tried
-    data = t_quantile((1 + level) / 2, 0) * (change.data_stderr or 0.0)
-    low, high = change.interval(level)
-    return low - data > 0 or high + data < 0
 
 
 def _by(change: TraceEstimate) -> str:

@@ -77,7 +77,7 @@ def _row(analysis: SpectralAnalysis, found: Mapping[str, SimilarityMatrix], name
             row[f"{key}_null"] = f"{format_number(apart, digits=2)} against {format_number(null, digits=2)}: {mark}"
     ratio = analysis.layers[name].largest_beside(analysis.full)
     if ratio is not None:
-        row["reach"] = _bounded(*ratio)
+        row["reach"] = bounded(*ratio)
     return row
 
 
@@ -126,7 +126,7 @@ def _gradient(analysis: SpectralAnalysis) -> str:
     chance = format_number(k / analysis.full.n, digits=2)
     return unbroken(
         f"The gradient has norm {format_number(gradient.norm, digits=3)}; of its square the space of the {k} largest "
-        f"eigenvalues holds {_bounded(value, off)}, where a random direction would have {chance}."
+        f"eigenvalues holds {bounded(value, off)}, where a random direction would have {chance}."
     )
 
 
@@ -140,11 +140,11 @@ def _step(found: Trajectory, t: int) -> dict[str, str]:
         "largest": str(found.largest[t - 1]),
         "trace": str(found.trace[t - 1]),
         "followed": f"{kept} of {kept + lost}",
-        "persistence": "vectors not kept" if unknown else _bounded(float(overlap), float(error)),
+        "persistence": "vectors not kept" if unknown else bounded(float(overlap), float(error)),
     }
 
 
-def _bounded(value: float, error: float) -> str:
+def bounded(value: float, error: float) -> str:
     """A share with its error; three digits of it where that is smaller, and a note where it says nothing."""
     if error >= 1:
         return f"{format_number(value, digits=2)} (error unknown)"

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from operator import methodcaller
 from pathlib import Path
-from typing import cast
 
-import jinja2
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pyhessian_spectra import plots
-from pyhessian_spectra._version import __version__
 from pyhessian_spectra.analysis.bulk import BulkEdge
 from pyhessian_spectra.analysis.checkpoints import Checkpoints
 from pyhessian_spectra.analysis.metrics import scaled_wasserstein
@@ -27,12 +17,9 @@ from pyhessian_spectra.analysis.result import GaussNewton, SpectralAnalysis
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix
 from pyhessian_spectra.analysis.table import rows_of, to_csv
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.files import write_whole
-from pyhessian_spectra.plots.style import BLUE, GRID, INK, MUTED
 from pyhessian_spectra.report.content import describe_checkpoint, describe_overview
+from pyhessian_spectra.report.page import make_figures, render, write_texts
 
-# A dark page replaces the inks by these colours. The other colours are legible on both.
-_DARK = {INK: "#e6e9ed", MUTED: "#a3acb6", GRID: "#363c45", BLUE: "#4da6e0"}
 # Readers who cannot see a figure read what it shows. Its role in the page also names its file.
 _ALTS = {
     "trajectory": "Largest eigenvalues at each checkpoint",
@@ -106,36 +93,28 @@ def write_report(
             axes = {"trajectory": moved, "densities": plots.plot_density_rows(rows)}
             if len(found.runs) == len(found.trajectories) == 1:
                 axes["tracks"] = plots.plot_tracks(next(iter(found.trajectories.values())))
-        overview = _figures(axes)
+        overview = make_figures(axes, _ALTS)
     texts = {figure["path"]: figure["svg"] for figure in overview.values()}
     sections = []
     each = zip(found.analyses, found.labels, found.bulks, found.similarities, strict=True)
     for index, (analysis, label, bulk, similar) in enumerate(each, start=1):
         with plots.measured_in(analysis.problem.get("units")):
             axes = _draw(analysis, bulk) | _draw_structure(analysis, similar)
-        figures = _figures(axes, prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
+        figures = make_figures(axes, _ALTS, prefix=f"{index:02d}-" if several else "", suffix=f", {label}")
         texts |= {figure["path"]: figure["svg"] for figure in figures.values()}
         sections.append(
             describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk, similar) | {"figures": figures}
         )
     texts["table.csv"] = to_csv(rows_of(found))
-    texts["report.html"] = _render(
+    texts["report.html"] = render(
+        "report.html",
         overview=describe_overview(found, sections) | ({} if title is None else {"title": title}),
         overview_figures=overview,
         sections=sections,
         reproduce=[str(line) for line in reproduce],
-        version=__version__,
     )
     out_dir = Path(out_dir)
-    try:
-        for path, text in texts.items():
-            write_whole(out_dir / path, methodcaller("write", text.encode()))
-        # An earlier report with more checkpoints or layers may have left figures that no longer belong.
-        for old in (out_dir / "figures").iterdir():
-            if _NAMES.fullmatch(old.name) and f"figures/{old.name}" not in texts and old.is_file():
-                old.unlink()
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {out_dir}: {error}; choose another directory") from None
+    write_texts(out_dir, texts, figure_names=_NAMES)
     return out_dir / "report.html"
 
 
@@ -185,39 +164,3 @@ def _draw_part(part: GaussNewton, analysis: SpectralAnalysis) -> dict[str, Axes]
     if part.classes is not None:
         axes["classes"] = plots.plot_class_structure(part.classes)
     return axes
-
-
-def _figures(axes: Mapping[str, Axes], *, prefix: str = "", suffix: str = "") -> dict[str, dict[str, str]]:
-    """Return figures by role: the path and content of the file, what it shows, and a URI that holds it in the page."""
-    figures = {}
-    for role, ax in axes.items():
-        alt, buffer = _ALTS[role] + suffix, io.StringIO()
-        with plots.theme():
-            cast(Figure, ax.figure).savefig(buffer, format="svg", metadata={"Date": None, "Title": alt})
-        # In the page inks are CSS variables, which a dark page redefines; plain viewers read the file instead.
-        svg = adaptive = buffer.getvalue()
-        light = dark = ""
-        for index, (ink, color) in enumerate(_DARK.items()):
-            adaptive = adaptive.replace(ink, f"var(--ink-{index})")
-            light += f"--ink-{index}:{ink};"
-            dark += f"--ink-{index}:{color};"
-        rules = f"<style>:root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}</style>"
-        embedded = base64.b64encode(adaptive.replace("<defs>", f"{rules}<defs>", 1).encode()).decode()
-        path = f"figures/{prefix}{role.replace('_', '-')}.svg"
-        figures[role] = {"path": path, "svg": svg, "alt": alt, "data_uri": f"data:image/svg+xml;base64,{embedded}"}
-    return figures
-
-
-def _render(**content: object) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyhessian_spectra.report", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = files("pyhessian_spectra.report").joinpath("report.css").read_text(encoding="utf-8")
-    # The page may apply this one style sheet and show images it holds itself: nothing else, whatever a name contains.
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return environment.get_template("report.html").render(css=Markup(css), policy=policy, **content)

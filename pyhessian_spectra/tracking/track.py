@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyhessian_spectra.analysis.similarity import WHOLE
 from pyhessian_spectra.analysis.table import DATA, Row, to_csv, to_frame
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.shown import Shown, one_line
@@ -144,15 +145,8 @@ class Track(Shown):
         """Everything as rows of one tidy table, as :func:`tidy` has them for checkpoints."""
         for record in self.records:
             for each in record.values:
-                row = Row(
-                    "",
-                    float(record.step),
-                    each.block or "whole matrix",
-                    each.quantity,
-                    each.value,
-                    each.error,
-                    each.kind,
-                )
+                block, about = each.block or WHOLE, (each.quantity, each.value, each.error, each.kind)
+                row = Row("", "", float(record.step), block, *about)
                 yield row if each.converged else row._replace(kind=f"{each.kind}, not converged")
                 if each.data_error is not None:
                     yield row._replace(error=each.data_error, kind=DATA)
@@ -162,7 +156,7 @@ class Track(Shown):
                 ("lr", record.lr),
             ):
                 if value is not None:
-                    yield Row("", float(record.step), "whole matrix", name, value, None, "")
+                    yield Row("", "", float(record.step), WHOLE, name, value, None, "")
 
     def to_frame(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame; raises InputError where pandas is not installed."""
