@@ -168,7 +168,7 @@ def test_the_table_has_every_number_with_its_errors(tmp_path):
     tops = [row for row in rows if row["quantity"] == "lambda_1" and row["step"] == "4.0"]
     each = record.get("lambda_1")
     assert [float(row["error"]) for row in tops] == [each.error, each.data_error]
-    assert {row["block"] for row in rows if row["quantity"] == "trace"} == {"whole matrix", "0", "2"}
+    assert {row["block"] for row in rows if row["quantity"] == "trace"} == {"whole", "0", "2"}
     assert [float(row["value"]) for row in rows if row["quantity"] == "edge of stability"] == pytest.approx([19, 19])
 
 

@@ -34,6 +34,8 @@ class Moment:
         The parameters before the last step, if a quantity asked for them.
     certify : bool
         Whether to look for everything from the beginning, and bound what may have been missed.
+    hurried : bool
+        Whether there is a budget, so that what takes long waits for a certificate.
     top : Eigenpairs or None
         The largest eigenvalues of the Hessian and their vectors, once they were measured.
     """
@@ -44,6 +46,7 @@ class Moment:
     lr: float | None
     previous: Tensor | None
     certify: bool
+    hurried: bool
     top: Eigenpairs | None = None
     products: int = field(default=0, init=False)
 

@@ -28,8 +28,8 @@ class Traces:
     Where the tracker certifies, ``first`` random sign vectors give the values. In between, ``num_probes`` of these, the
     same ones each time, give the changes since then, whose errors are smaller the less has changed, since what a vector
     says of the matrix hardly changes with it (Hutchinson's estimator with common random numbers). A value's error is
-    the sum of both; once most of it is that of the change, the next value is found from the beginning. ``change of
-    trace`` is since the record before.
+    the sum of both; once most of it is that of the change, the next value is found from the beginning, unless the
+    tracker has a budget. ``change of trace`` is since the record before.
 
     What the eigenvectors that :class:`Eigenvalues` measured before it say of the trace is taken exactly, and only the
     rest is sampled: the more are followed, the smaller are the errors (as in Hutch++, Meyer et al. 2021).
@@ -81,8 +81,9 @@ class Traces:
         partition = Partition.of(moment.risk.layout, self._groups)
         sections, members = partition.sections()
         groups: dict[str, Sequence[int]] = {"": range(len(sections)), **members}
-        fresh = moment.certify or self._anchor is None or self._stale
-        forms, exact, off = self._forms(moment, sections, self._first if fresh else self._num_probes, certify=fresh)
+        thorough = moment.certify or (not moment.hurried and (self._anchor is None or self._stale))
+        fresh = thorough or self._anchor is None
+        forms, exact, off = self._forms(moment, sections, self._first if thorough else self._num_probes, certify=fresh)
         by_section = np.einsum("b,brs->rs", forms.weights, forms.trace_samples) + exact
         samples = np.stack([by_section[:, list(group)].sum(axis=1) for group in groups.values()], axis=1)
         if off is not None:

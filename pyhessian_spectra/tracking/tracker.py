@@ -280,7 +280,7 @@ class SpectrumTracker:
         stability: Stability | None = None
         if optimizer is not None:
             stability = stability_of(optimizer, self._risk.layout, self._params())
-        return Moment(self._risk, self._batches, stability, lr, self._previous, certify)
+        return Moment(self._risk, self._batches, stability, lr, self._previous, certify, self._budget is not None)
 
     def _write(self, record: Record) -> None:
         """Append a record to the file, and show it; if that fails, tracking goes on without."""
