@@ -34,8 +34,12 @@ from pyhessian_spectra.tracking.moment import Moment, Quantity
 from pyhessian_spectra.tracking.traces import Traces
 from pyhessian_spectra.tracking.track import Measured, Record, Track, TrackFile
 
-# A certificate takes as many times the products of the first measurement: 3 was measured.
-_DEARER = 4.0
+# Until the first one, a certificate is taken to cost so many times what following does, and the first measurement,
+# which begins from random vectors, a part of that: 6 to 10, and 3 to 5 were measured.
+_DEARER, _FIRST = 8.0, 4.0
+
+# So many measurements are followed while a certificate waits.
+_PATIENCE = 5
 
 
 class SpectrumTracker:
@@ -159,8 +163,8 @@ class SpectrumTracker:
                 raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from None
         self._resumable = bool(self.track.records)
         self._previous: Tensor | None = None
-        self._followed: int | None = None  # measurements since the last certificate
-        # seconds of the last measurement and of all of them, where followed and where certified
+        self._followed = certify_every - 1  # measurements since the last certificate: one is wanted at once
+        # seconds that the next measurement is to take, and that all took, where followed and where certified
         self._costs, self._spent = [0.0, 0.0], [0.0, 0.0]
         self._began = time.perf_counter()
         self._ended = ""
@@ -206,21 +210,20 @@ class SpectrumTracker:
     def _due(self) -> tuple[bool, bool]:
         """Whether to measure now, and whether to certify.
 
-        With a budget a certificate waits until it fits, for which half of the budget is saved.
+        With a budget a certificate waits until it fits; for this some measurements are left out.
         """
         if self._ended or self.num_steps % self._every:
             return False, False
-        wanted = self._followed is None or self._followed + 1 >= self._certify_every
+        waiting = self._followed - (self._certify_every - 1)  # measurements since a certificate is wanted
         if self._budget is None:
-            return True, wanted
+            return True, waiting >= 0
         if not self.track.records:
             return True, False
-        allowed = self._budget * (time.perf_counter() - self._began)
+        room = self._budget * (time.perf_counter() - self._began) - sum(self._spent)
         followed, certified = self._costs
-        if wanted and sum(self._spent) + (certified or _DEARER * followed) <= allowed:
+        if waiting >= 0 and (certified or _DEARER * followed) <= room:
             return True, True
-        fits = sum(self._spent) + followed <= allowed
-        return fits and (not wanted or self._spent[0] + followed <= allowed / 2), False
+        return followed <= room and waiting < _PATIENCE, False
 
     def measure(
         self,
@@ -259,8 +262,12 @@ class SpectrumTracker:
         if self._risk.device.type == "cuda":
             torch.cuda.synchronize(self._risk.device)
         now = time.perf_counter()
-        self._costs[certify], self._spent[certify] = now - start, self._spent[certify] + now - start
-        self._followed = 0 if certify else None if self._followed is None else self._followed + 1
+        first = not self.track.records and not certify
+        self._costs[certify], self._spent[certify] = (
+            (now - start) / (_FIRST if first else 1),
+            self._spent[certify] + now - start,
+        )
+        self._followed = 0 if certify else self._followed + 1
         record = Record(
             self.num_steps,
             tuple(values),
