@@ -149,9 +149,16 @@ def demo(**given: Any) -> None:
 _LABEL = click.Option(["--label", "labels"], multiple=True, help="What a checkpoint is called: one for each, in order.")
 
 
-@commands.command(params=[_CHECKPOINTS, *_PROBLEM, _LABEL, *_OUT])
+_TRACKED = [
+    click.Argument(["checkpoints"], nargs=-1, type=_PATH, metavar="CKPT..."),
+    click.Option(["--track", "tracks"], multiple=True, type=_PATH, help="What a SpectrumTracker recorded, also alone."),
+]
+
+
+@commands.command(params=[*_TRACKED, *_PROBLEM, _LABEL, *_OUT])
 def report(
     checkpoints: tuple[Path, ...],
+    tracks: tuple[Path, ...],
     labels: tuple[str, ...],
     out: Path,
     force: bool,
@@ -162,8 +169,10 @@ def report(
     """Analyse checkpoints and write DIR/report.html, results.json, spectra.npz and figures/."""
     from pyhessian_spectra.cli import run
 
+    if not checkpoints and not tracks:
+        raise click.UsageError("Missing argument 'CKPT...'; or give --track FILE.")
     request = run.Request.of(**given)
-    run.report(checkpoints, request, out, labels=labels, title=title, force=force, fresh=fresh)
+    run.report(checkpoints, request, out, labels=labels, tracks=tracks, title=title, force=force, fresh=fresh)
 
 
 _COMPARED = [

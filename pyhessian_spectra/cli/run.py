@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from pyhessian_spectra.errors import InputError, Interrupted, SpectraError
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.numbers import format_headline
 from pyhessian_spectra.problems.training import train_digits
-from pyhessian_spectra.report import write_report
+from pyhessian_spectra.report import write_report, write_training
 from pyhessian_spectra.runs.doctor import examine
 from pyhessian_spectra.runs.journal import agreed
+from pyhessian_spectra.tracking import Track
 
 
 class StoppedError(SpectraError):
@@ -51,15 +52,22 @@ def report(
     out: Path,
     *,
     labels: Sequence[str],
+    tracks: Sequence[Path],
     title: str | None,
     force: bool,
     fresh: bool,
 ) -> None:
     """Analyse checkpoints and write their report; the first of several processes writes it."""
+    tracked = dict(zip(_names_of(tracks), map(Track.read, tracks), strict=True))
+    if not checkpoints:
+        with staged(out, force=force, fresh=fresh) as place:
+            write_training(tracked, place.new, reproduce=[_command()], title=title)
+        click.echo(f"wrote {out / 'report.html'}")
+        return
     if labels and len(labels) != len(checkpoints):
         raise InputError(f"--label was given {len(labels)} times for {len(checkpoints)} checkpoints; give one for each")
     with launched(request.problem.get("device")) as processes, contextlib.ExitStack() as stack:
-        run, first = _Run(request, out, processes, labels, title), processes.rank == 0
+        run, first = _Run(request, out, processes, labels, title, tracked), processes.rank == 0
         with agreed(processes):
             if first:
                 check_free(out, force=force)
@@ -100,9 +108,10 @@ class _Run:
         processes: Processes,
         labels: Sequence[str] = (),
         title: str | None = None,
+        tracks: Mapping[str, Track] | None = None,
     ) -> None:
         self._request, self._out, self._processes = request, out, processes
-        self._labels, self._title = labels, title
+        self._labels, self._title, self._tracks = labels, title, tracks
         self._finished: list[SpectralAnalysis] = []
         self._where, self._resumable = "", False
         self._stopped: BaseException | None = None
@@ -137,8 +146,7 @@ class _Run:
             kept = "; the same command goes on from what was kept" if stage.resumable else ""
             raise StoppedError(f"{error}{kept}", error) from None
         try:
-            command = "pyhessian-spectra " + shlex.join(sys.argv[1:])
-            write_report(self._finished, stage.new, reproduce=[command], title=self._title)
+            write_report(self._finished, stage.new, reproduce=[_command()], title=self._title, tracks=self._tracks)
         except (Exception, KeyboardInterrupt) as error:  # the numbers stay
             if self._stopped is None:
                 self._stopped, self._where = error, "drawing the report"
@@ -184,3 +192,13 @@ def _summary(analysis: SpectralAnalysis) -> str:
     value = format_headline(float(top.eigenvalues[-1]), float(top.reach[-1]), data, examples)
     total = format_headline(trace.value, trace.reach, trace.data_stderr, examples)
     return f"largest eigenvalue {value}, trace {total}".replace("×10", "e").translate(_ASCII)
+
+
+def _command() -> str:
+    return "pyhessian-spectra " + shlex.join(sys.argv[1:])
+
+
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """A distinct name for each file: its stem, or its path where stems are the same."""
+    stems = [path.stem for path in paths]
+    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]

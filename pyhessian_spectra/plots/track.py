@@ -13,9 +13,6 @@ from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.tracking import Track
 
-# What a quantity's axis is called; others keep their names.
-_CALLED = {"lambda_1": r"$\lambda_1$", "sharpness_1": r"$\lambda_1$ of $P^{-1/2} H P^{-1/2}$", "trace": "Trace"}
-
 
 def plot_track(
     track: Track | Mapping[str, Track], quantity: str | None = None, *, block: str = "", ax: Axes | None = None
@@ -56,7 +53,7 @@ def plot_track(
             _draw_run(ax, run, name, block, color, label)
             _draw_edge(ax, run, name, block, color if len(runs) > 1 else style.INK)
         ax.set_xlabel("Step")
-        called = _CALLED.get(name, name)
+        called = _called(name)
         ax.set_ylabel(f"{called} {style.units()}" if _is_curvature(name) else called)
         if ax.get_legend_handles_labels()[0]:
             style.legend_above(ax, columns=3)
@@ -92,6 +89,16 @@ def _draw_edge(ax: Axes, run: Track, name: str, block: str, color: str) -> None:
         known = {text for _, text in zip(*ax.get_legend_handles_labels(), strict=True)}
         label = formula.removesuffix(", preconditioned")
         ax.plot(steps, heights, "--", color=color, linewidth=0.9, label=None if label in known else label)
+
+
+def _called(name: str) -> str:
+    """A quantity's name with its symbols."""
+    kind, _, rank = name.partition("_")
+    if kind == "lambda":
+        return rf"$\lambda_{{{rank}}}$"
+    if kind == "sharpness":
+        return rf"$\lambda_{{{rank}}}$ of $P^{{-1/2}} H P^{{-1/2}}$"
+    return name[:1].upper() + name[1:]
 
 
 def _is_curvature(name: str) -> bool:

@@ -19,6 +19,8 @@ from pyhessian_spectra.analysis.table import rows_of, to_csv
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.report.content import describe_checkpoint, describe_overview
 from pyhessian_spectra.report.page import make_figures, render, write_texts
+from pyhessian_spectra.report.training import describe_training, training_rows
+from pyhessian_spectra.tracking import Track
 
 # Readers who cannot see a figure read what it shows. Its role in the page also names its file.
 _ALTS = {
@@ -44,7 +46,7 @@ _ALTS = {
 _CLUSTERED = 6
 # A report may have written files of these names into ``figures/``.
 _NAMES = re.compile(
-    r"(trajectory|densities|tracks|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)|similarity|depth|"
+    r"(trajectory|densities|tracks|training-[0-9]+|([0-9]{2,}-)?(density|cdf|eigenvalues|layer-(densities|traces)|similarity|depth|"
     r"clusters|coupling|localisation|weyl|data-curve|carriers|classes))\.svg"
 )
 
@@ -55,6 +57,7 @@ def write_report(
     *,
     reproduce: Sequence[str] = (),
     title: str | None = None,
+    tracks: Mapping[str, Track] | None = None,
 ) -> Path:
     """Write ``report.html``, ``table.csv`` and ``figures/*.svg`` from finished analyses; no product is spent.
 
@@ -68,6 +71,8 @@ def write_report(
         Commands, one a line, that lead to these analyses.
     title : str, optional
         The page's; by default the matrix, the model and the data.
+    tracks : mapping of str to Track, optional
+        What trackers recorded while these or other runs trained, by their names.
 
     Returns
     -------
@@ -105,12 +110,15 @@ def write_report(
         sections.append(
             describe_checkpoint(analysis, label, f"checkpoint-{index}", bulk, similar) | {"figures": figures}
         )
-    texts["table.csv"] = to_csv(rows_of(found))
+    tracked = describe_training(tracks) if tracks else None
+    texts |= {figure["path"]: figure["svg"] for figure in (tracked or {}).get("figures", [])}
+    texts["table.csv"] = to_csv(rows_of(found) + training_rows(tracks or {}))
     texts["report.html"] = render(
         "report.html",
         overview=describe_overview(found, sections) | ({} if title is None else {"title": title}),
         overview_figures=overview,
         sections=sections,
+        tracked=tracked,
         reproduce=[str(line) for line in reproduce],
     )
     out_dir = Path(out_dir)
