@@ -19,6 +19,7 @@ from pyhessian_spectra.analysis.operators import analyze_operator
 from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
 from pyhessian_spectra.analysis.saved import load_analyses, save_analyses
 from pyhessian_spectra.analysis.similarity import SimilarityMatrix, similarity_matrix
+from pyhessian_spectra.analysis.stability import Stability, edge_of_stability, stability_of
 from pyhessian_spectra.analysis.structure import Structure
 from pyhessian_spectra.analysis.surface import LossSurface, loss_surface
 from pyhessian_spectra.analysis.table import Row, tidy, to_csv, to_frame
@@ -47,6 +48,7 @@ __all__ = [
     "Row",
     "SimilarityMatrix",
     "SpectralAnalysis",
+    "Stability",
     "Structure",
     "Trajectory",
     "__version__",
@@ -58,6 +60,7 @@ __all__ = [
     "compare_densities",
     "correlate",
     "data_curve",
+    "edge_of_stability",
     "eigenspace_overlap",
     "fit_marchenko_pastur",
     "fit_semicircle",
@@ -72,6 +75,7 @@ __all__ = [
     "save_analyses",
     "similarity_matrix",
     "split_bulk",
+    "stability_of",
     "tidy",
     "to_csv",
     "to_frame",

@@ -32,6 +32,7 @@ from pyhessian_spectra import (
     regularisers,
     report,
     testing,
+    tracking,
 )
 from pyhessian_spectra.analysis import bulk, fits, metrics, symmetry
 from pyhessian_spectra.cli.main import commands
@@ -150,7 +151,7 @@ def test_the_reference_lists_every_public_name() -> None:
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.rst"))
     listed = set(re.findall(r"^   ([A-Za-z_]+)$", pages, re.MULTILINE)) - {"python", "singularity"}
     public = {name for name in pyhessian_spectra.__all__ if not name.startswith("__")}
-    for package in (ensembles, optimisers, plots, problems, regularisers, report):
+    for package in (ensembles, optimisers, plots, problems, regularisers, report, tracking):
         public |= {name for name, value in vars(package).items() if _is_ours(value)}
     for module in (errors, bulk, fits, metrics, symmetry, testing):
         public |= {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}

@@ -108,7 +108,7 @@ class Eigenvalues:
         """The smallest and the largest pairs, ascending."""
         high = min(self._k, op.n)
         low = min(self._smallest, op.n - high)
-        certified = self._certified(op, low, high) if certify or self._start is None else None
+        certified = self._certified(op, low, high) if certify else None
         if certified is None:
             start = op.space.randn(self._draws, 2) if self._start is None else self._start
             most = self._max_products

@@ -230,7 +230,7 @@ class SpectrumTracker:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         loss: Tensor | float | None = None,
-        certify: bool = False,
+        certify: bool = True,
     ) -> Record | None:
         """Measure now, whatever the budget says, and look for everything from the beginning if it is to ``certify``.
 
