@@ -11,9 +11,9 @@ from torch import nn
 from pyhessian_spectra import EmpiricalRisk, analyze
 from pyhessian_spectra.cli.main import commands
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.plots import plot_track
+from pyhessian_spectra.plots import plot_batch_eigenvalues, plot_track
 from pyhessian_spectra.report import write_report, write_training
-from pyhessian_spectra.tracking import Eigenvalues, SpectrumTracker, Traces, Track
+from pyhessian_spectra.tracking import BatchEigenvalues, Eigenvalues, SpectrumTracker, Traces, Track
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,20 @@ def test_a_track_is_drawn_with_its_edge_its_certified_marks_and_its_bands(tracke
         plot_track(track, "x")
     with pytest.raises(InputError, match="no track"):
         plot_track({})
+
+
+def test_eigenvalues_of_batches_are_drawn_as_a_histogram_a_record(tracked):
+    risk = tracked[1]
+    ((x, y),) = risk.data
+    batches = list(zip(x.split(10), y.split(10), strict=True))
+    quantities = [Eigenvalues(), BatchEigenvalues()]
+    tracker = SpectrumTracker(risk.model, risk.loss_fn, batches, every=1, budget=None, quantities=quantities)
+    for _ in range(20):
+        tracker.step()
+    ax = plot_batch_eigenvalues(tracker.track)
+    assert len(ax.get_yticks()) == 12
+    assert ax.get_yticklabels()[0].get_text() == "step 1" and ax.get_yticklabels()[-1].get_text() == "step 20"
+    assert len([line for line in ax.lines if line.get_marker() == "o"]) == 12
+    assert plot_track(tracker).get_xlabel() == "Step"
+    with pytest.raises(InputError, match="BatchEigenvalues"):
+        plot_batch_eigenvalues(Track.read(tracked[0]))

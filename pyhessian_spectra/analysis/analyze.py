@@ -129,6 +129,7 @@ def analyze(
         "matrix": op.kind,
         "units": next((leaf.units for leaf in leaves_of(op)), RiskOperator.units),
         "tol": settings.tol,
+        "weight_norm": float(torch.linalg.vector_norm(risk.point().flat().double())),
         "verified": verified,
         **{f"{what}_digest": text[:16] for what, text in digests(risk).items()},
         **(problem or {}),

@@ -59,9 +59,9 @@ def tidy(analyses: Sequence[SpectralAnalysis], labels: Sequence[str] | None = No
 
     Quantities of each block, which is the whole matrix or a layer: ``lambda_1``, ``lambda_2``, ... from the largest
     and ``lambda_n``, ``lambda_n-1``, ... from the smallest eigenvalue, ``trace``, ``frobenius``, the shares of zero and
-    negative eigenvalues with half the distance of their bounds, the distances of layers to the whole with their null,
-    the mass of blocks between layers, the shares of eigenvectors and of the gradient, the changes since the
-    checkpoint before, and means over runs that differ by their seed.
+    negative eigenvalues with half the distance of their bounds, the norm of the weights, the distances of layers to the
+    whole with their null, the mass of blocks between layers, the shares of eigenvectors and of the gradient, the
+    changes since the checkpoint before, and means over runs that differ by their seed.
     """
     return rows_of(Checkpoints.of(analyses, labels))
 
@@ -121,6 +121,8 @@ def of_checkpoint(
         ("share of negative eigenvalues", bulk.negative_mass, bulk.negative_bounds),
     ):
         yield WHOLE, quantity, value, (bounds[1] - bounds[0]) / 2, _SHARE
+    if (norm := analysis.problem.get("weight_norm")) is not None:
+        yield WHOLE, "norm of the weights", float(norm), 0.0, EXACT
     if bulk.separable:
         yield WHOLE, "lower end of the bulk", bulk.bulk[0], None, UNKNOWN
         yield WHOLE, "upper end of the bulk", bulk.bulk[1], None, UNKNOWN

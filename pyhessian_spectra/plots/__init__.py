@@ -39,5 +39,6 @@ from pyhessian_spectra.plots.surface import plot_loss_contour as plot_loss_conto
 from pyhessian_spectra.plots.surface import plot_loss_landscape as plot_loss_landscape
 from pyhessian_spectra.plots.surface import plot_loss_line as plot_loss_line
 from pyhessian_spectra.plots.surface import plot_loss_lines as plot_loss_lines
+from pyhessian_spectra.plots.track import plot_batch_eigenvalues as plot_batch_eigenvalues
 from pyhessian_spectra.plots.track import plot_track as plot_track
 from pyhessian_spectra.plots.weyl import plot_weyl as plot_weyl

@@ -11,11 +11,18 @@ from matplotlib.axes import Axes
 from pyhessian_spectra.analysis.table import RESIDUAL
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
-from pyhessian_spectra.tracking import Track
+from pyhessian_spectra.tracking import SpectrumTracker, Track
+
+# Of more records than these, so many are drawn as rows.
+_ROWS = 12
 
 
 def plot_track(
-    track: Track | Mapping[str, Track], quantity: str | None = None, *, block: str = "", ax: Axes | None = None
+    track: Track | SpectrumTracker | Mapping[str, Track],
+    quantity: str | None = None,
+    *,
+    block: str = "",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw one quantity along training, with its error, and the optimiser's edge of stability as a dashed line.
 
@@ -25,8 +32,8 @@ def plot_track(
 
     Parameters
     ----------
-    track : Track or mapping of str to Track
-        One run, or several by their labels.
+    track : Track, SpectrumTracker or mapping of str to Track
+        One run, also while it goes on, or several by their labels.
     quantity : str, optional
         As in ``track.quantities()``; by default ``"sharpness_1"`` where it was measured, else the first.
     block : str, optional
@@ -42,7 +49,8 @@ def plot_track(
     InputError
         The quantity was not tracked.
     """
-    runs = {"": track} if isinstance(track, Track) else dict(track)
+    one = track.track if isinstance(track, SpectrumTracker) else track
+    runs = {"": one} if isinstance(one, Track) else dict(one)
     if not runs:
         raise InputError("there is no track to draw; pass one, or a mapping of labels to tracks")
     known = [name for each in runs.values() for name in each.quantities()]
@@ -57,6 +65,63 @@ def plot_track(
         ax.set_ylabel(f"{called} {style.units()}" if _is_curvature(name) else called)
         if ax.get_legend_handles_labels()[0]:
             style.legend_above(ax, columns=3)
+    return ax
+
+
+def plot_batch_eigenvalues(track: Track, *, bins: int = 12, ax: Axes | None = None) -> Axes:
+    """Draw how the largest eigenvalues of single batches are distributed, and how that moved: a histogram a record.
+
+    Records are rows, from the first at the top; bars of a row are drawn to one scale. The mark is the largest
+    eigenvalue of all batches together, where it was tracked; the dashed line the optimiser's edge of stability. Of more
+    than twelve records, twelve are drawn.
+
+    Parameters
+    ----------
+    track : Track
+        With :class:`BatchEigenvalues`.
+    bins : int
+        Of each histogram.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        No batch's eigenvalue was tracked.
+    """
+    found = [
+        (record, [each.value for each in record.values if each.block.startswith("batch ")]) for record in track.records
+    ]
+    found = [(record, values) for record, values in found if values]
+    if not found:
+        raise InputError("no eigenvalue of a batch was tracked; give the tracker BatchEigenvalues()")
+    rows = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(_ROWS, len(found))).round().astype(int))]
+    every = np.concatenate([values for _, values in rows])
+    edges = np.linspace(every.min(), every.max() + 1e-9 * max(1.0, abs(every.max())), bins + 1)
+    with style.drawing(ax, height=0.8 + 0.28 * len(rows)) as ax:
+        for place, (record, values) in enumerate(rows):
+            counts = np.histogram(values, edges)[0]
+            heights = 0.85 * counts / counts.max()
+            ax.bar(edges[:-1], -heights, np.diff(edges), place + 0.45, align="edge", color=style.BLUE, alpha=0.55)
+            if (top := record.get("lambda_1")) is not None:
+                ax.plot(
+                    top.value,
+                    place + 0.3,
+                    "o",
+                    color=style.VERMILION,
+                    markersize=3.5,
+                    label=None if place else "all batches",
+                )
+            if record.threshold is not None and "preconditioned" not in record.formula:
+                ax.plot([record.threshold] * 2, [place - 0.4, place + 0.45], "--", color=style.INK, linewidth=0.9,
+                        label=None if place else record.formula)  # fmt: skip
+        style.name_rows(ax, [f"step {record.step:,}" for record, _ in rows])
+        ax.set_xlabel(rf"$\lambda_1$ of single batches {style.units()}")
+        if ax.get_legend_handles_labels()[0]:
+            style.legend_above(ax, columns=2)
     return ax
 
 
