@@ -304,3 +304,19 @@ def of_other_dtype(parameter: Tensor) -> Tensor:
 def test_a_scale_that_does_not_fit_is_refused_with_the_parameters_name(scale):
     with pytest.raises(InputError, match=r"scale must return finite values .* for 0\.weight, got .*; compute them"):
         RelativeHessianOperator(mlp(), scale=scale) @ torch.ones(mlp().n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("matrix", ["relative-hessian", None, lambda risk: 3, lambda risk: torch.eye(3)])
+def test_what_is_no_matrix_is_refused_by_analyze(matrix):
+    risk = EmpiricalRisk(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+    with pytest.raises(InputError, match=r"matrix must be|LinearOperator is needed"):
+        analyze(risk, matrix=matrix)
+
+
+def test_a_scale_that_fails_is_named():
+    def numpy_scale(parameter):
+        return parameter.numpy()
+
+    risk = EmpiricalRisk(nn.Linear(2, 1), nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 1)))
+    with pytest.raises(InputError, match="scale"):
+        RelativeHessianOperator(risk, scale=numpy_scale) @ torch.ones(3)

@@ -248,3 +248,48 @@ def test_a_gradient_that_is_not_the_losss_is_refused():
         loss_surface(detached, drawn(risk.n, 1), positions=STEPS)
     with pytest.raises(InputError, match="labels must name each of the 1 directions, got 2"):
         loss_surface(risk, drawn(risk.n, 1), labels=["a", "b"])
+
+
+def test_losses_in_float32_are_within_their_rounding_on_many_surfaces():
+    fell = 0
+    for seed in range(12):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model, x, y = (
+                nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+                torch.randn(20, 4),
+                torch.arange(20) % 3,
+            )
+        risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))
+        found = loss_surface(risk, drawn(risk.n, 1, seed).float(), positions=np.linspace(-0.5, 0.5, 9))
+        precise = EmpiricalRisk(copy.deepcopy(model).double(), nn.CrossEntropyLoss(), (x.double(), y))
+        step = drawn(risk.n, 1, seed).float().double()[:, 0]
+        for place, loss in zip(found.positions[0], found.loss, strict=True):
+            truth = precise.loss(precise.point().moved(step, float(place)))
+            fell += abs(loss - truth) > found.rounding
+    assert not fell
+
+
+@pytest.mark.parametrize(
+    ("directions", "said"),
+    [
+        (None, "directions must be"),
+        ("ab", "directions must be"),
+        (torch.ones(43, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_what_is_no_direction_is_refused(directions, said):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), (torch.ones(4, 4), torch.arange(4) % 3))
+    with pytest.raises(InputError, match=said):
+        loss_surface(risk, directions)
+    with pytest.raises(InputError, match="takes an EmpiricalRisk"):
+        loss_surface(model, torch.ones(43))
+    with pytest.raises(InputError, match="point must be"):
+        loss_surface(risk, torch.ones(43), point=model.state_dict())
+    with pytest.raises(InputError, match="of another model"):
+        towards(risk, {**model.state_dict(), "more": torch.ones(1)})
+    with pytest.raises(InputError, match="state must be"):
+        towards(risk, None)
+    with pytest.raises(InputError, match="generator must be"):
+        random_direction(risk, generator=3)

@@ -28,6 +28,7 @@ from pyhessian_spectra.runs.journal import digests, open_journal
 from pyhessian_spectra.runs.watch import Progress, Watch
 from pyhessian_spectra.spectra import LinearOperator, Settings
 from pyhessian_spectra.spectra.cost import forecast_products, number_of_parts, products_of_a_part, products_of_coupling
+from pyhessian_spectra.spectra.operator import require_operator
 from pyhessian_spectra.spectra.space import fresh_generator
 
 
@@ -97,7 +98,7 @@ def analyze(
     seed = risk.sample.processes.from_first(int(drawn))
     start = time.perf_counter()
     seconds_per_gradient = repeatable_gradient(risk)
-    op = matrix(risk)
+    op = _operator(matrix, risk)
     sizes = [risk.n, *map(len, groups)]
     require_parts(risk, settings.data_parts)
     parts = 0 if risk.sample.processes else number_of_parts(settings, sizes, risk.num_batches)
@@ -164,6 +165,17 @@ def analyze(
     analysis = result()
     kept.finish(analysis.save)
     return analysis
+
+
+def _operator(matrix: Any, risk: EmpiricalRisk) -> LinearOperator:
+    """The matrix of the risk; raises InputError if there is none."""
+    if isinstance(matrix, LinearOperator) or not callable(matrix):
+        raise InputError(
+            f"matrix must be a function from a risk to an operator, such as HessianOperator, got {matrix!r}"
+        )
+    op = matrix(risk)
+    require_operator(op)
+    return op
 
 
 def _verified(op: LinearOperator, settings: Settings) -> tuple[str, list[Note]]:

@@ -19,7 +19,13 @@ def towards(risk: EmpiricalRisk, state: Mapping[str, Tensor]) -> Tensor:
     Raises InputError where a step of 1 along it would not lead to that checkpoint: a tensor is missing or has another
     shape, or one that is no coordinate differs, such as a running statistic in eval mode.
     """
+    if not isinstance(state, Mapping):
+        raise InputError(f"state must be the state_dict() of the other checkpoint, got {type(state).__name__}")
     model, layout = risk.model, risk.layout
+    if unknown := [name for name in state if name not in model.state_dict()]:
+        raise InputError(
+            f"the other checkpoint has {unknown[0]}, which the model does not have; it is of another model"
+        )
     own = {**dict(model.named_parameters()), **(dict(model.named_buffers()) if risk.mode == "eval" else {})}
     for name, tensor in own.items():
         if name not in state or not isinstance(state[name], Tensor) or state[name].shape != tensor.shape:
@@ -41,6 +47,8 @@ def random_direction(risk: EmpiricalRisk, *, generator: torch.Generator) -> Tens
     Li, Xu, Taylor, Studer and Goldstein 2018, section 4; see :func:`filter_norms` for what a filter is. Components of
     vectors, such as biases, are zero.
     """
+    if not isinstance(generator, torch.Generator):
+        raise InputError(f"generator must be a torch.Generator, got {generator!r}")
     layout, found = risk.layout, []
     drawn = VectorSpace(risk.n, dtype=risk.dtype, device=risk.device).randn(generator)
     for name, part in zip(layout.names, layout.unflatten(drawn), strict=True):

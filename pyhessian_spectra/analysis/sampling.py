@@ -81,6 +81,8 @@ def norm_error(forms: Forms, norm: float) -> float | None:
     """
     if not has_batches(forms):
         return None
+    if not norm:
+        return 0.0
     if forms.images.shape[1]:
         own = np.einsum("bii->bi", forms.compressed)[:, forms.deflated]
         exact = own @ (forms.weights @ own)

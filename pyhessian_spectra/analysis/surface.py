@@ -31,6 +31,9 @@ from pyhessian_spectra.spectra.rounding import SAFETY
 # Unit vectors whose smallest singular value is below this say nothing apart.
 _DEPENDENT = 1e-3
 
+# Least rounding of a loss, in eps of the largest.
+_LEAST = 4
+
 Directions = Eigenpairs | Tensor | NDArray[np.floating] | Sequence[Tensor | NDArray[np.floating]]
 
 
@@ -131,6 +134,10 @@ def loss_surface(
     InputError
         Directions or positions that do not fit, or derivatives that are not those of the loss.
     """
+    if not isinstance(risk, EmpiricalRisk):
+        raise InputError(f"loss_surface takes an EmpiricalRisk, got {type(risk).__name__}")
+    if point is not None and (not isinstance(point, Point) or point.layout.shapes != risk.layout.shapes):
+        raise InputError("point must be a Point of this risk, such as risk.point() or risk.point().moved(direction)")
     columns = _columns(risk, directions)
     grid = _grid(positions, columns.shape[1])
     what = "eigenvector" if isinstance(directions, Eigenpairs) else "direction"
@@ -224,7 +231,10 @@ class _Walk:
     def rounding(self, found: Mapping[Sequence[float], Floats]) -> float:
         """A bound on the rounding error of a loss, from these at some places taken again."""
         off = [abs(self._mean(losses - self.losses(place, self._reference))) for place, losses in found.items()]
-        return SAFETY * max(map(float, filter(np.isfinite, off)), default=math.nan)
+        measured = SAFETY * max(map(float, filter(np.isfinite, off)), default=math.nan)
+        largest = max((abs(float(self._mean(each))) for each in found.values() if np.isfinite(each).all()), default=0.0)
+        # the few places taken again may round to the same; values themselves are no finer than this
+        return max(measured, _LEAST * self._op.space.eps * largest)
 
     def _slopes(self, op: RiskOperator | None) -> Floats:
         at = op or self._op
@@ -258,6 +268,8 @@ class _Walk:
 def _columns(risk: EmpiricalRisk, directions: Directions) -> Tensor:
     """The directions as columns (n, d) of the risk's dtype on its device; raises InputError if they do not fit."""
     given = directions
+    if not isinstance(given, (Eigenpairs, Tensor, np.ndarray, list, tuple)):
+        raise InputError(f"directions must be eigenpairs, a tensor, an array or a list of vectors, got {given!r}")
     if isinstance(given, Eigenpairs):
         if given.eigenvectors is None:
             raise InputError("the eigenpairs hold no eigenvectors; pass those of an analysis that kept them")
@@ -270,6 +282,8 @@ def _columns(risk: EmpiricalRisk, directions: Directions) -> Tensor:
             shapes = ", ".join(str(tuple(v.shape)) for v in vectors)
             raise InputError(f"directions must be vectors ({risk.n},) of the risk's parameters, got {shapes}")
         given = torch.stack(vectors, dim=1) if vectors else torch.empty(risk.n, 0)
+    if given.is_complex():
+        raise InputError("directions are complex; parameters are real, so pass their real or imaginary parts")
     columns = given.detach().to(risk.device, risk.dtype)
     columns = columns[:, None] if columns.dim() == 1 else columns
     if columns.dim() != 2 or len(columns) != risk.n or columns.shape[1] not in (1, 2):

@@ -26,7 +26,8 @@ def each_weight(parameter: Tensor) -> Tensor:
 
 
 def filter_norms(parameter: Tensor) -> Tensor:
-    """Weights are measured in the norm of their filter: a row of a matrix, or the kernels of one output channel.
+    """Weights are measured in the norm of their filter: an index of the first axis, which is a row of a matrix, or
+    the kernels of one output channel of a convolution (of one input channel of a transposed one).
 
     Vectors, such as biases and the scales of normalisations, are held fixed by a scale of zero: Li, Xu, Taylor, Studer
     and Goldstein 2018, whose random directions have no components there.
@@ -132,8 +133,8 @@ class RelativeHessianOperator(RiskOperator):
         """The diagonal of ``D`` in the shapes of the parameters; with a graph, if ``scale`` keeps one."""
         found = []
         for name, parameter in zip(point.layout.names, point.coordinates, strict=True):
-            own = self.scale(parameter)
             try:
+                own = self.scale(parameter)
                 if own.dtype != parameter.dtype or not torch.isfinite(own).all():
                     raise TypeError
                 found.append(own.expand(parameter.shape))
