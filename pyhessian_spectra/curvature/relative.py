@@ -135,6 +135,9 @@ class RelativeHessianOperator(RiskOperator):
         for name, parameter in zip(point.layout.names, point.coordinates, strict=True):
             try:
                 own = self.scale(parameter)
+            except Exception as error:
+                raise InputError(f"scale failed for {name}: {type(error).__name__}: {error}") from error
+            try:
                 if own.dtype != parameter.dtype or not torch.isfinite(own).all():
                     raise TypeError
                 found.append(own.expand(parameter.shape))
