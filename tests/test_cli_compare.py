@@ -149,6 +149,7 @@ def test_the_reference_is_chosen_by_label_or_the_end_of_its_path(runs, cli, undr
     assert cli(*given, "seed-1/step-5.pt").status == 0
     assert "Beside seed-1/step-5.pt" in Path("o/report.html").read_text()
     assert "it is none of those given" in one_sentence(cli(*given, "seed-7/step-5.pt"), 2)
+    assert "are called step-5.pt, such as" in one_sentence(cli(*given, "step-5.pt"), 2)
 
 
 def test_what_is_named_twice_is_taken_once_and_said(runs):

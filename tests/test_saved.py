@@ -12,7 +12,7 @@ from analyses import training_run
 
 from pyhessian_spectra import load_analyses, save_analyses
 from pyhessian_spectra.analysis.saved import SavedAnalyses
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ def test_files_that_do_not_belong_together_and_damaged_ones_get_a_sentence(files
     files["npz_path"].write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
     with pytest.raises(InputError, match="no analysis can be read"):
         list(saved)
+
+
+def test_numbers_that_are_not_finite_are_refused_with_a_sentence_and_leave_no_file(tmp_path):
+    (analysis, *_) = training_run()
+    broken = dataclasses.replace(analysis, problem={**analysis.problem, "loss_value": float("nan")})
+    with pytest.raises(NonFiniteError, match="products of these weights overflow"):
+        save_analyses([broken], json_path=tmp_path / "a.json", npz_path=tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from pyhessian_spectra.analysis.eigenspaces import Localisation
 from pyhessian_spectra.analysis.gradient import GradientShares
 from pyhessian_spectra.analysis.result import BlockAnalysis, GaussNewton, SpectralAnalysis
 from pyhessian_spectra.analysis.structure import Structure
-from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.files import write_whole
 from pyhessian_spectra.notes import Note
 from pyhessian_spectra.spectra import Eigenpairs, Spectrum, TraceEstimate
@@ -80,7 +80,13 @@ def save_analyses(
             for name, spectrum in part.items():
                 pair = np.stack([spectrum.nodes[0], spectrum.weights[0]])
                 arrays[f"{index}/parts/{number}/{name}"] = pair
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    except ValueError:
+        raise NonFiniteError(
+            "a number of the analysis is NaN or infinite, since products of these weights overflow; look at the "
+            "checkpoint, or use float64"
+        ) from None
     try:
         write_whole(Path(json_path), lambda handle: handle.write(text.encode()))
         write_whole(Path(npz_path), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]

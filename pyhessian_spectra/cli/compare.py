@@ -198,12 +198,16 @@ def _collect(
 
 
 def _place(finished: Sequence[_Finished], failed: Mapping[str, str], wanted: str | None) -> int:
-    """The place of the reference: the first whose label, or the end of whose path, is what is wanted."""
+    """The place of the one whose label, or the end of whose path, is what is wanted; by default the first."""
     if wanted is None:
         return 0
-    for place, each in enumerate(finished):
-        if each.given.told.get("label") == wanted or each.given.path.match(wanted):
-            return place
+    labelled = [place for place, each in enumerate(finished) if each.given.told.get("label") == wanted]
+    places = labelled or [place for place, each in enumerate(finished) if each.given.path.match(wanted)]
+    if len(places) > 1:
+        told = ", ".join(str(finished[place].given.path) for place in places[:3])
+        raise InputError(f"{len(places)} of those given are called {wanted}, such as {told}; name more of the path")
+    if places:
+        return places[0]
     reason = next((why for name, why in failed.items() if Path(name).match(wanted)), "it is none of those given")
     raise InputError(f"there is no analysis of the reference {wanted}: {reason}")
 
