@@ -21,7 +21,7 @@ from pyhessian_spectra.tracking import (
     PreconditionedEigenvalues,
     SpectrumTracker,
     Traces,
-    tracker,
+    pace,
 )
 
 
@@ -305,7 +305,7 @@ def test_the_tracker_measures_the_same_within_autocast_and_inference_mode():
 @pytest.mark.parametrize("dear", [1.0, 8.0])
 def test_measurements_keep_to_their_share_of_the_time_and_are_certified_nevertheless(monkeypatch, dear):
     clock = [0.0]
-    monkeypatch.setattr(tracker.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
 
     class Slow(Eigenvalues):
         def measure(self, moment):

@@ -1,13 +1,15 @@
-"""What a tracker is given, checked before training begins."""
+"""What a tracker is given, checked before training begins, and what it must leave alone."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import math
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,3 +116,18 @@ def unchanged_attributes(model: nn.Module) -> Iterator[None]:
             f"the model changes its attribute {changed[0]} when it is called, which is no buffer, so that measuring "
             "would change the training; make it one with register_buffer"
         )
+
+
+@contextlib.contextmanager
+def untouched(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the global generators as they were, and compute in the parameters' own precision."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    state, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), contextlib.ExitStack() as stack:
+            for kind in {"cpu", device.type if device is not None else "cpu"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numbers)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,18 +25,13 @@ from pyhessian_spectra.tracking.checks import (
     require_quantities,
     require_quiet,
     require_share,
+    untouched,
 )
 from pyhessian_spectra.tracking.eigenvalues import Eigenvalues
 from pyhessian_spectra.tracking.moment import Moment, Quantity
+from pyhessian_spectra.tracking.pace import Pace
 from pyhessian_spectra.tracking.traces import Traces
 from pyhessian_spectra.tracking.track import Measured, Record, Track, TrackFile
-
-# Until the first one, a certificate is taken to cost so many times what following does, and the first measurement,
-# which begins from random vectors, a part of that: 6 to 10, and 3 to 5 were measured.
-_DEARER, _FIRST = 8.0, 4.0
-
-# So many measurements are followed while a certificate waits.
-_PATIENCE = 5
 
 
 class SpectrumTracker:
@@ -123,17 +115,14 @@ class SpectrumTracker:
         params: str | Sequence[str] | None = None,
         weight: Callable[[Any], float] | None = None,
     ) -> None:
-        self._every, self._certify_every = (
-            require_count("every", every, 1),
-            require_count("certify_every", certify_every, 1),
-        )
-        self._budget = None if budget is None else require_share("budget", budget)
+        budget = None if budget is None else require_share("budget", budget)
+        self._pace = Pace(require_count("every", every, 1), budget, require_count("certify_every", certify_every, 1))
         asked = [Eigenvalues(), Traces()] if quantities is None else quantities
         self._quantities: list[Quantity] = require_quantities(asked)
         if on_record is not None and not callable(on_record):
             raise InputError(f"on_record must be a function of a Record, got {on_record!r}")
         how: dict[str, Any] = {"mode": mode, "unpack": unpack, "select": select, "params": params, "weight": weight}
-        with _untouched():
+        with untouched():
             try:
                 batches = [held(batch) for batch in ([data] if isinstance(data, tuple) else data)]
             except TypeError:
@@ -163,15 +152,11 @@ class SpectrumTracker:
                 raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from None
         self._resumable = bool(self.track.records)
         self._previous: Tensor | None = None
-        self._followed = certify_every - 1  # measurements since the last certificate: one is wanted at once
-        # seconds that the next measurement is to take, and that all took, where followed and where certified
-        self._costs, self._spent = [0.0, 0.0], [0.0, 0.0]
-        self._began = time.perf_counter()
         self._ended = ""
 
     def __repr__(self) -> str:
         return one_line(
-            self, [f"{self.num_steps:,} steps", f"{len(self.track.records)} records", f"every {self._every}"]
+            self, [f"{self.num_steps:,} steps", f"{len(self.track.records)} records", f"n = {self._risk.n:,}"]
         )
 
     def step(
@@ -198,32 +183,14 @@ class SpectrumTracker:
         """
         self._require_taken_up()
         self.num_steps += 1
-        due, certify = self._due()
+        due, certify = (False, False) if self._ended else self._pace.due(self.num_steps)
         found = self.measure(optimizer, loss=loss, certify=certify) if due else None
-        following = self.num_steps + 1
-        if any(each.needs_previous for each in self._quantities) and following % self._every == 0 and not self._ended:
+        wanted = any(each.needs_previous for each in self._quantities) and not self._ended
+        if wanted and self._pace.next(self.num_steps + 1):
             self._previous = torch.cat([p.detach().reshape(-1) for p in self._params()])
         else:
             self._previous = None
         return found
-
-    def _due(self) -> tuple[bool, bool]:
-        """Whether to measure now, and whether to certify.
-
-        With a budget a certificate waits until it fits; for this some measurements are left out.
-        """
-        if self._ended or self.num_steps % self._every:
-            return False, False
-        waiting = self._followed - (self._certify_every - 1)  # measurements since a certificate is wanted
-        if self._budget is None:
-            return True, waiting >= 0
-        if not self.track.records:
-            return True, False
-        room = self._budget * (time.perf_counter() - self._began) - sum(self._spent)
-        followed, certified = self._costs
-        if waiting >= 0 and (certified or _DEARER * followed) <= room:
-            return True, True
-        return followed <= room and waiting < _PATIENCE, False
 
     def measure(
         self,
@@ -245,7 +212,7 @@ class SpectrumTracker:
         told: dict[str, Any] = {}
         values: list[Measured] = []
         try:
-            with _untouched(self._risk.device):
+            with untouched(self._risk.device):
                 told = {"loss": _number(loss), "lr": _rate(optimizer)}
                 self._require_unchanged(told["loss"])
                 moment = self._moment(optimizer, told["lr"], certify=certify)
@@ -262,18 +229,13 @@ class SpectrumTracker:
         if self._risk.device.type == "cuda":
             torch.cuda.synchronize(self._risk.device)
         now = time.perf_counter()
-        first = not self.track.records and not certify
-        self._costs[certify], self._spent[certify] = (
-            (now - start) / (_FIRST if first else 1),
-            self._spent[certify] + now - start,
-        )
-        self._followed = 0 if certify else self._followed + 1
+        self._pace.spend(now - start, certify=certify)
         record = Record(
             self.num_steps,
             tuple(values),
             products=products,
             seconds=now - start,
-            elapsed=now - self._began,
+            elapsed=self._pace.elapsed,
             ended=self._ended,
             **told,
         )
@@ -287,7 +249,7 @@ class SpectrumTracker:
         stability: Stability | None = None
         if optimizer is not None:
             stability = stability_of(optimizer, self._risk.layout, self._params())
-        return Moment(self._risk, self._batches, stability, lr, self._previous, certify, self._budget is not None)
+        return Moment(self._risk, self._batches, stability, lr, self._previous, certify, self._pace.budget is not None)
 
     def _write(self, record: Record) -> None:
         """Append a record to the file, and show it; if that fails, tracking goes on without."""
@@ -335,10 +297,7 @@ class SpectrumTracker:
         """What a resumed run needs to go on with the same numbers, to be saved beside the checkpoint."""
         return {
             "num_steps": self.num_steps,
-            "followed": self._followed,
-            "spent": list(self._spent),
-            "costs": list(self._costs),
-            "elapsed": time.perf_counter() - self._began,
+            "pace": self._pace.state_dict(),
             "ended": self._ended,
             "previous": self._previous,
             "about": dict(self.track.about),
@@ -352,9 +311,8 @@ class SpectrumTracker:
         """
         if not isinstance(state_dict, dict) or state_dict.get("about") != self.track.about:
             raise InputError("this is not the state of such a tracker; build it of the same model, data and quantities")
-        self.num_steps, self._followed = state_dict["num_steps"], state_dict["followed"]
-        self._spent, self._costs = list(state_dict["spent"]), list(state_dict["costs"])
-        self._began, self._ended = time.perf_counter() - state_dict["elapsed"], state_dict["ended"]
+        self.num_steps, self._ended = state_dict["num_steps"], state_dict["ended"]
+        self._pace.load_state_dict(state_dict["pace"])
         self._previous = state_dict["previous"]
         for quantity, state in zip(self._quantities, state_dict["quantities"], strict=True):
             quantity.load_state_dict(state)
@@ -374,18 +332,3 @@ def _rate(optimizer: torch.optim.Optimizer | None) -> float | None:
         {float(group["lr"]) for group in optimizer.param_groups if "lr" in group} if optimizer is not None else set()
     )
     return rates.pop() if len(rates) == 1 else None
-
-
-@contextlib.contextmanager
-def _untouched(device: torch.device | None = None) -> Iterator[None]:
-    """Leave the global generators as they were, and compute in the parameters' own precision."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    state, numbers = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), contextlib.ExitStack() as stack:
-            for kind in {"cpu", device.type if device is not None else "cpu"}:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numbers)
