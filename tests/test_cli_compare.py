@@ -166,11 +166,17 @@ def test_what_is_named_twice_is_taken_once_and_said(runs):
         (("runs",), "without results.json; name its checkpoints with a pattern"),
         (("bad.csv",), "needs a column 'path' with a checkpoint or results in each row; it has file, seed"),
         (("empty.csv",), "it has no rows"),
+        (("twice.csv",), "two columns 'error'"),
+        (("short.csv",), "row 2 of short.csv has 1 cells under 2 columns"),
+        (("unnamed.csv",), "row 1 of unnamed.csv has no path"),
     ],
 )
 def test_wrong_inputs_get_a_sentence_before_anything_is_written(runs, cli, arguments, words):
     Path("bad.csv").write_text("file,seed\na.pt,0\n")
     Path("empty.csv").write_text("path,seed\n")
+    Path("twice.csv").write_text("path,error,error\na.pt,0,1\n")
+    Path("short.csv").write_text("path,error\na.pt,0\nb.pt\n")
+    Path("unnamed.csv").write_text("path,error\n,0\n")
     before = snapshot(runs)
     assert words in one_sentence(cli("compare", *arguments, "--out", "o"), 2)
     assert snapshot(runs) == before
@@ -239,3 +245,9 @@ def test_an_unreadable_table_gets_a_sentence(folder):
     Path("t.csv").write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(InputError, match="cannot be read as a CSV of runs"):
         read_given(["t.csv"])
+
+
+def test_columns_that_an_analysis_says_of_itself_are_of_the_training(runs):
+    Path("runs.csv").write_text("path,loss,N,matrix,test_error\na.pt,0.5,3,x,0.1\n")
+    (given,), _ = read_given(["runs.csv"])
+    assert given.told == {"training_loss": 0.5, "training_N": 3, "training_matrix": "x", "test_error": 0.1}

@@ -16,6 +16,16 @@ from pyhessian_spectra.errors import InputError
 # The column of a table of runs that says where a checkpoint or its results are.
 _PATHS = ("path", "checkpoint")
 
+# What an analysis says of itself: a column of such a name says it of the training.
+_OWN = frozenset(
+    (
+        "checkpoint", "sha256", "model", "model_args", "data", "split", "n", "N",
+        "num_batches", "mode", "reduction", "dtype", "device", "matrix", "units", "tol",
+        "seed", "loss", "weight_norm", "verified", "normalize", "params", "prefix", "problem",
+        "settings",
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Given:
@@ -75,16 +85,23 @@ def _table(path: Path) -> Iterator[Given]:
     """A row each; paths are relative to the table, and a path that does not exist is told when it is its turn."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
+            header, *rows = [row for row in csv.reader(handle) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV of runs: {error}") from None
-    column = next((name for name in _PATHS if rows and name in rows[0]), None)
+    column = next((name for name in _PATHS if name in header and rows), None)
     if column is None:
-        named = ", ".join(str(name) for name in rows[0]) if rows else "no rows"
+        named = ", ".join(header) if rows else "no rows"
         raise InputError(f"{path} needs a column 'path' with a checkpoint or results in each row; it has {named}")
-    for row in rows:
-        facts = {key: _value(text) for key, text in row.items() if key and key != column and text}
-        where = path.parent / (row[column] or "")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise InputError(f"{path} has two columns {twice[0]!r}; leave one, or give them different names")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise InputError(f"row {number} of {path} has {len(row)} cells under {len(header)} columns; quote commas")
+        cells = dict(zip(header, row, strict=True))
+        if not cells[column].strip():
+            raise InputError(f"row {number} of {path} has no {column}; name a checkpoint or results")
+        facts = {key: _value(text) for key, text in cells.items() if key and key != column and text}
+        where = path.parent / cells[column]
         yield Given(where, _with_run(facts, where))
 
 
@@ -92,8 +109,7 @@ def _with_run(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Without a column ``run``, rows of one folder and seed are taken for one run: never for more than there are."""
     if "run" not in facts and "seed" in facts:
         facts["run"] = f"{path.parent.name}, seed {facts['seed']}"
-    # the seed of an analysis is that of its probes
-    return {"training_seed" if key == "seed" else key: value for key, value in facts.items()}
+    return {f"training_{key}" if key in _OWN else key: value for key, value in facts.items()}
 
 
 def _value(text: str) -> Any:
