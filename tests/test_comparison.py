@@ -187,7 +187,7 @@ def test_the_table_has_checkpoints_what_was_given_of_them_and_differences(three)
 
 def test_wrong_arguments_get_a_sentence():
     run = training_run()
-    for given, words in (((run[0],), "in a sequence, got 1"), ((run[:1],), "at least two analyses")):
+    for given, words in (((run[0],), "in a sequence, got SpectralAnalysis"), ((run[:1],), "at least two analyses")):
         with pytest.raises(InputError, match=words):
             compare_checkpoints(*given)
     with pytest.raises(InputError, match="the place of one of 4 analyses, got 4"):
@@ -202,3 +202,9 @@ def test_a_risk_of_one_batch_has_no_error_of_the_data():
     one = analyze(EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), (x, y)), num_eigenvalues=2)
     moved = compare_checkpoints([one, one]).differences[1]
     assert moved.changes["whole", "trace"].data_stderr is None and moved.changes[NEGATIVE].data_stderr is None
+
+
+@pytest.mark.parametrize("given", [[1, 2], None])
+def test_what_is_no_analysis_is_refused(given):
+    with pytest.raises(InputError, match="a comparison"):
+        compare_checkpoints(given)

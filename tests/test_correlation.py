@@ -84,3 +84,9 @@ def test_what_cannot_be_correlated_gets_a_sentence():
         rank_correlation([1, 2, np.nan], [1, 2, 3], "abc")
     with pytest.raises(InputError, match="spearman, kendall"):
         rank_correlation([1, 2, 3], [1, 2, 3], "abc", method="pearson")
+
+
+@pytest.mark.parametrize("values", [["a", "b", "c"], None, [1j, 2j, 3j]])
+def test_what_is_no_number_is_refused(values):
+    with pytest.raises(InputError, match=r"real numbers|three or more"):
+        rank_correlation(values, [1.0, 2.0, 3.0], ["a", "b", "c"])

@@ -138,15 +138,17 @@ def compare_checkpoints(
     InputError
         There are fewer than two, or no such reference.
     """
-    if isinstance(analyses, SpectralAnalysis) or len(analyses) < 2:
-        given = 1 if isinstance(analyses, SpectralAnalysis) else len(analyses)
+    if not isinstance(analyses, Sequence) or len(analyses) < 2:
+        given = len(analyses) if isinstance(analyses, Sequence) else type(analyses).__name__
         raise InputError(f"a comparison needs at least two analyses in a sequence, got {given}")
-    if not -len(analyses) <= reference < len(analyses):
+    if not isinstance(reference, int) or not -len(analyses) <= reference < len(analyses):
         raise InputError(f"reference must be the place of one of {len(analyses)} analyses, got {reference}")
     if labels is not None and len(labels) != len(analyses):
         raise InputError(f"{len(labels)} labels were given for {len(analyses)} checkpoints; give one for each")
     at = range(len(analyses))[reference]
     first = analyses[at]
+    if not isinstance(first, SpectralAnalysis):
+        raise InputError(f"a comparison is of analyses, as analyze and load_analyses give them, got {first!r}")
     split = split_bulk(first)
     kept, bulks, differences = [], [], []
     for i in range(len(analyses)):

@@ -115,7 +115,10 @@ def rank_correlation(
     InputError
         There are fewer than three checkpoints, numbers that are not finite, or one number that is the same in all.
     """
-    one, other = (np.asarray(values, dtype=np.float64).ravel() for values in (x, y))
+    try:
+        one, other = (np.asarray(values, dtype=np.float64).ravel() for values in (x, y))
+    except (TypeError, ValueError):
+        raise InputError("a correlation is of real numbers, one for each checkpoint; got what is none") from None
     if not len(one) == len(other) == len(runs) >= 3:
         raise InputError(f"a correlation needs three or more of each, got {len(one)}, {len(other)}, {len(runs)} runs")
     if method not in _COEFFICIENTS:
