@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyhessian_spectra.errors import InputError
+from pyhessian_spectra.problems.pretrained import is_model_folder
 
 # The column of a table of runs that says where a checkpoint or its results are.
 _PATHS = ("path", "checkpoint")
@@ -38,7 +39,8 @@ class Given:
     def results(self) -> tuple[Path, Path] | None:
         """The JSON and the NPZ file of results; None where the path is a checkpoint's."""
         if self.path.is_dir():
-            return self.path / "results.json", self.path / "spectra.npz"
+            kept = self.path / "results.json", self.path / "spectra.npz"
+            return None if is_model_folder(self.path) and not kept[0].is_file() else kept
         if self.path.suffix != ".json":
             return None
         return self.path, self.path.with_name("spectra.npz") if self.path.name == "results.json" else (
@@ -67,7 +69,7 @@ def _named(argument: str) -> Iterator[Given]:
     path = Path(argument)
     if path.suffix.lower() == ".csv" and path.is_file():
         yield from _table(path)
-    elif path.is_dir() and not (path / "results.json").is_file():
+    elif path.is_dir() and not (path / "results.json").is_file() and not is_model_folder(path):
         told = f"name its checkpoints with a pattern, such as '{path}/*.pt'"
         raise InputError(f"{path} is a directory without results.json; {told}")
     elif path.exists():

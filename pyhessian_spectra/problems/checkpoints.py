@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.files import write_whole
+from pyhessian_spectra.problems.pretrained import ModelFolder, is_model_folder, read_model_folder
 from pyhessian_spectra.problems.state_dicts import (
     count_prefixes,
     find_prefix,
@@ -32,22 +33,25 @@ _PROBLEM_KEYS = ("model", "model_args", "data", "loss")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of one checkpoint file.
+    """The contents of one checkpoint: of a file, or of a folder of Hugging Face.
 
     Parameters
     ----------
     path : Path
     sha256 : str
-        Hexadecimal digest of the file.
+        Hexadecimal digest of the file; of a folder, that of the names and digests of all the files it is read from.
     state_dict : dict of str to Tensor
-        Parameters and buffers on the CPU, in the dtype they were saved in, free of the prefixes that
-        ``DataParallel`` (``module.``) and ``torch.compile`` (``_orig_mod.``) add.
+        Parameters and buffers on the CPU, in the dtype they were saved in (of a folder in float32), free of the
+        prefixes that ``DataParallel`` (``module.``) and ``torch.compile`` (``_orig_mod.``) add.
     metadata : dict
         JSON scalars found beside the state dict: ``step``, ``epoch``, ``accuracy``, ...
     problem : dict
         ``model``, ``model_args``, ``data`` and ``loss`` of a self-describing checkpoint; empty for others.
     module : nn.Module or None
-        The module itself where the file holds a pickled one and pickles are trusted.
+        The module itself where the file holds a pickled one and pickles are trusted, or the network of a folder, whose
+        outputs are its logits.
+    folder : ModelFolder or None
+        What a folder holds beside the parameters.
     """
 
     path: Path
@@ -56,17 +60,20 @@ class Checkpoint:
     metadata: dict[str, Any] = field(default_factory=dict)
     problem: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
+    folder: ModelFolder | None = None
 
 
 def read_checkpoint(
     path: str | os.PathLike[str], *, trust_pickle: bool = False, prefix: str | None = None
 ) -> Checkpoint:
-    """Read a checkpoint written by ``torch.save``, Lightning or safetensors.
+    """Read a checkpoint written by ``torch.save``, Lightning, safetensors or ``save_pretrained``.
 
     Parameters
     ----------
     path : path-like
-        A state dict, bare or nested in a dictionary (``state_dict``, ``model``, ...), or ``.safetensors``.
+        A state dict, bare or nested in a dictionary (``state_dict``, ``model``, ...), or ``.safetensors``. Or a folder
+        with ``config.json`` and safetensors, or with a LoRA adapter, which transformers and peft read where they are
+        installed: nothing is downloaded, and no code from the folder is run.
     trust_pickle : bool
         Read pickled Python objects too. They can run any code: only for files whose author you trust.
     prefix : str, optional
@@ -80,9 +87,18 @@ def read_checkpoint(
     ------
     InputError
         The file is missing, empty, truncated, not a checkpoint, holds no tensors, none under ``prefix``, or needs
-        ``trust_pickle``.
+        ``trust_pickle``; or a folder does not fit together, or a package that reads it is not installed.
     """
     path = Path(path)
+    if is_model_folder(path):
+        if prefix is not None:
+            raise InputError(
+                f"prefix cannot be given with the folder {path}: its config says which model it belongs to"
+            )
+        network, folder = read_model_folder(path, trust_pickle)
+        told = "".join(f"{file.name} {hash_file(file)}\n" for file in folder.files)
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        return Checkpoint(path, digest, dict(network.state_dict()), folder.facts, module=network, folder=folder)
     digest = hash_file(path)
     contents = read_contents(path, trust_pickle)
     tensors, module = find_state_dict(contents, path)
@@ -215,7 +231,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a checkpoint file, in hexadecimal; ``InputError`` where there is no readable file."""
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a directory, not a checkpoint; name the file in it")
+        raise InputError(f"{path} is a directory without config.json, not a checkpoint; name the file in it")
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as handle:

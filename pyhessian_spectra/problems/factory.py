@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import InputError
@@ -16,13 +17,14 @@ from pyhessian_spectra.problems.architectures import build_model, describe_argum
 from pyhessian_spectra.problems.checkpoints import Checkpoint, check_finite, hash_file, left_out, read_checkpoint
 from pyhessian_spectra.problems.datasets import Dataset, load_data
 from pyhessian_spectra.problems.datasets.dataset import check_labels
+from pyhessian_spectra.problems.datasets.sequences import Sequences, load_sequences
 from pyhessian_spectra.problems.inputs import arrange_inputs
-from pyhessian_spectra.problems.losses import LOSSES
+from pyhessian_spectra.problems.losses import IGNORED, LOSSES
 from pyhessian_spectra.problems.names import canonical_name, find_builtin
 from pyhessian_spectra.problems.user_factory import call_user_factory
 
-# Larger data are cut into batches of about this many input elements, so that activations of a deep network fit in
-# memory: 500 CIFAR images, 2,000 of MNIST, all of the digits.
+# Larger data are cut into batches of about this many elements of inputs or of outputs, so that activations of a deep
+# network fit in memory: 500 CIFAR images, 2,000 of MNIST, all of the digits.
 _BATCH_ELEMENTS = 1_600_000
 # As few as tell the sampling error from the differences between them: it is then known to a quarter of itself.
 _FEWEST_BATCHES = 10
@@ -76,6 +78,9 @@ def load_problem(
     Parameters
     ----------
     checkpoint_path : path-like
+        A file, or a folder of Hugging Face: see ``read_checkpoint``. A language model's loss is the mean over the next
+        tokens, as transformers has it; ``data`` is then a text, or an ``.npz`` with ``input_ids``, ``labels`` and
+        ``attention_mask``.
     problem : str, optional
         ``package.module:function``, called with the path and returning an EmpiricalRisk. It decides on everything
         but ``params``, so that no other option may be given with it.
@@ -84,12 +89,13 @@ def load_problem(
         They override what a self-describing checkpoint says. A pickled module needs no ``model``. The loss defaults to
         ``cross_entropy`` for classes and tokens, and to ``mse`` for float targets.
     model_args : mapping, optional
-        What the checkpoint's shapes do not tell, such as ``{"activation": "tanh"}`` or ``{"heads": 8}``.
+        What the checkpoint's shapes do not tell, such as ``{"activation": "tanh"}`` or ``{"heads": 8}``. Of a folder,
+        only ``block_size``, the number of tokens in a block of a text.
     split, num_examples, normalize : optional
         As in ``load_data``; default the whole training part, standardised.
     batch_size : int, optional
         Default a tenth of the examples (all of them in train mode, where BatchNorm's statistics are of the batch), but
-        no more than have about 1.6 million input elements.
+        no more than have about 1.6 million elements of inputs or of outputs.
     mode : {"eval", "train"}, optional
         Whether BatchNorm uses its running (eval, the default) or the batch's (train) statistics.
     dtype : {"float32", "float64"}, optional
@@ -133,25 +139,34 @@ def load_problem(
         needed = "give --data (digits, a directory or a file) or --problem package.module:function"
         raise InputError(f"{checkpoint.path} does not say which data it was trained on; {needed}")
     network, name, arguments = _find_model(checkpoint, model, model_args)
-    dataset = load_data(
-        data,
-        split=split or "train",  # type: ignore[arg-type]
-        num_examples=num_examples,
-        normalize=normalize is not False,
-        block_size=getattr(network, "block_size", 64),
-    )
-    tensors = (arrange_inputs(dataset.inputs, network), dataset.targets)
-    inputs, targets = (t.to(precision) if t.is_floating_point() else t for t in tensors)
+    dataset: Dataset | Sequences
+    if checkpoint.folder is None:
+        dataset = load_data(
+            data,
+            split=split or "train",  # type: ignore[arg-type]
+            num_examples=num_examples,
+            normalize=normalize is not False,
+            block_size=getattr(network, "block_size", 64),
+        )
+        inputs: Any = arrange_inputs(dataset.inputs, network)
+    else:
+        block_size = _block_size(model_args)
+        dataset = load_sequences(
+            data, checkpoint.folder, split=split or "train", num_examples=num_examples, block_size=block_size
+        )
+        inputs = dataset.inputs
+    inputs, targets = tree_map(lambda t: t.to(precision) if t.is_floating_point() else t, (inputs, dataset.targets))
     usual_loss = "mse" if targets.is_floating_point() else "cross_entropy"
     loss_fn = find_builtin("loss", loss or checkpoint.problem.get("loss") or usual_loss, LOSSES)
     network = network.eval().to(precision)
-    _try_one(network, name, inputs, dataset, loss_fn.__name__)
-    size = _batch_size(inputs, batch_size, mode)
-    inputs, targets = inputs.to(target_device), targets.to(target_device)
-    batches = list(zip(inputs.split(size), targets.split(size), strict=True))
+    outputs = _try_one(network, name, inputs, dataset, loss_fn.__name__)
+    size = _batch_size(len(targets), max(t[:1].numel() for t in (outputs, *tree_leaves(inputs))), batch_size, mode)
+    both = tree_map(lambda t: t.to(target_device), (inputs, targets))
+    starts = range(0, len(targets), size)
+    batches = [tree_map(lambda t, i=start: t[i : i + size], both) for start in starts]
     risk = EmpiricalRisk(network.to(target_device), loss_fn, batches, params=params, mode=mode or "eval")
     description = _joined(checkpoint.metadata, _describe(risk, path, checkpoint.sha256, name, str(data)))
-    if strays := left_out(network, checkpoint):
+    if strays := checkpoint.folder.left_out if checkpoint.folder else left_out(network, checkpoint):
         description["left_out"] = ", ".join(strays[:3]) + (f" and {len(strays) - 3} more" if strays[3:] else "")
     description["data_description"] = dataset.description
     if arguments:
@@ -192,6 +207,8 @@ def _find_model(
     checkpoint: Checkpoint, model: str | None, model_args: Mapping[str, Any] | None
 ) -> tuple[nn.Module, str, dict[str, Any] | None]:
     """The network, its name, and the arguments of a built-in one (None for a pickled module)."""
+    if checkpoint.folder is not None and model is not None:
+        raise InputError(f"model cannot be given with the folder {checkpoint.path}: its config says which model it is")
     described = canonical_name(checkpoint.problem.get("model", ""))
     name = canonical_name(model or described)
     if not name:
@@ -215,22 +232,34 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
-def _batch_size(inputs: Tensor, asked: int | None, mode: str | None) -> int:
+def _block_size(model_args: Mapping[str, Any] | None) -> int:
+    """The length of a text's blocks, which is all that can be said of a model that has a config."""
+    given = dict(model_args or {})
+    size = given.pop("block_size", 64)
+    if given or not isinstance(size, int):
+        key, value = next(iter(given.items()), ("block_size", size))
+        raise InputError(f"{key} = {value!r} is no setting of a model with a config; expected block_size, a number")
+    return size
+
+
+def _batch_size(num_examples: int, elements: int, asked: int | None, mode: str | None) -> int:
+    """``elements`` is the number of an example's inputs or outputs, whichever are more."""
     if asked is not None and asked < 1:
         raise InputError(f"batch_size must be at least 1, got {asked}")
-    fitting = max(1, _BATCH_ELEMENTS // max(1, inputs[0].numel()))
-    return asked or min(fitting, -(-len(inputs) // (1 if mode == "train" else _FEWEST_BATCHES)))
+    fitting = max(1, _BATCH_ELEMENTS // max(1, elements))
+    return asked or min(fitting, -(-num_examples // (1 if mode == "train" else _FEWEST_BATCHES)))
 
 
-def _try_one(network: nn.Module, name: str, inputs: Tensor, dataset: Dataset, loss: str) -> None:
-    """Run the first example, so that data which do not fit the model are told before anything long starts."""
+def _try_one(network: nn.Module, name: str, inputs: Any, dataset: Dataset | Sequences, loss: str) -> Tensor:
+    """Its outputs for the first example, so that data which do not fit the model are told before all that is long."""
+    first = tree_map(lambda t: t[:1], inputs)
     try:
         with torch.no_grad():
-            outputs = network(inputs[:1])
+            outputs = network(**first) if isinstance(first, dict) else network(first)
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        shape, reason = tuple(dataset.inputs.shape[1:]), " ".join(str(error).split()).rstrip(".")
+        shape, reason = tuple(tree_leaves(dataset.inputs)[0].shape[1:]), " ".join(str(error).split()).rstrip(".")
         raise InputError(f"the model {name} cannot take inputs of shape {shape} ({dataset.name}): {reason}") from error
     if not isinstance(outputs, Tensor):
         raise InputError(f"the model {name} returns a {type(outputs).__name__}, not a tensor; unpack it in a --problem")
@@ -241,8 +270,10 @@ def _try_one(network: nn.Module, name: str, inputs: Tensor, dataset: Dataset, lo
             raise InputError(
                 f"the targets of {dataset.name} are floats of shape {wanted}; {needed}, not {loss} and {found}"
             )
-        return
+        return outputs
     if not found or found[:-1] != wanted:
         shapes = f"outputs of shape {found} for targets of shape {wanted}"
         raise InputError(f"the model {name} gives {shapes}; expected one row of class scores for each target")
-    check_labels(dataset.targets.numpy(), found[-1], dataset.name, f" of the model {name}")
+    counted = dataset.targets.masked_fill(dataset.targets == IGNORED, 0)
+    check_labels(counted.numpy(), found[-1], dataset.name, f" of the model {name}")
+    return outputs

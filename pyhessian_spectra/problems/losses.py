@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+# The target that does not count, as torch and transformers have it.
+IGNORED = -100
+
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood, in nats, of classes (N,) or tokens (N, T), int64.
 
     The outputs are logits, shape (N, C) or (N, T, C). A target of -100 does not count.
     """
-    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems.datasets.dataset import RawExamples, Split
@@ -40,8 +43,7 @@ def read_text(path: Path, split: Split, block_size: int) -> RawExamples:
         raise InputError(f"{path} cannot be read as text: {error.strerror or error}") from None
     if (tokens == 0).any():
         raise InputError(f"{path} is not a text file: it holds zero bytes; name a text, an .npz file or a directory")
-    cut = int(_TRAIN_PART * tokens.size)
-    tokens = tokens[:cut] if split == "train" else tokens[cut:]
+    tokens = take_part(tokens, split)
     count = (tokens.size - 1) // block_size  # what does not fill a block is left out
     if count < 1:
         needed = f"fewer than one block of {block_size} and the byte after it"
@@ -51,20 +53,17 @@ def read_text(path: Path, split: Split, block_size: int) -> RawExamples:
     return RawExamples(path.stem, inputs, targets, 256, path.name, f"blocks of {block_size} bytes")
 
 
+def take_part(tokens: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+    """The first nine tenths of a text, to train, or the last, to test."""
+    cut = int(_TRAIN_PART * tokens.size)
+    return tokens[:cut] if split == "train" else tokens[cut:]
+
+
 def read_npz(path: Path, split: Split) -> RawExamples:
     """Arrays ``images``/``labels`` or ``x``/``y``, or with the split in each name; nothing is unpickled."""
-    try:
-        # Opened here, since np.load leaves a file that is no archive open.
-        with open(path, "rb") as handle:
-            archive = np.load(handle, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is not an .npz archive; write it with numpy.savez")
-            inputs_name, targets_name = _choose(path, list(archive.files), split)
-            inputs, targets = archive[inputs_name], archive[targets_name]
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{path} is damaged, or holds objects rather than numbers ({error})") from None
+    with opened_npz(path) as archive:
+        inputs_name, targets_name = _choose(path, list(archive.files), split)
+        inputs, targets = archive[inputs_name], archive[targets_name]
     if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets):
         shapes = f"{inputs_name} of shape {inputs.shape} and {targets_name} of shape {targets.shape}"
         raise InputError(f"{path}: {shapes} do not pair up; expected one row of inputs and one target for each example")
@@ -81,6 +80,22 @@ def read_npz(path: Path, split: Split) -> RawExamples:
         targets = targets[:, 0]
     targets = targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64)
     return RawExamples(path.stem, inputs, targets, None, path.name, "examples")
+
+
+@contextmanager
+def opened_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An archive of arrays to read from; what is damaged, or would have to be unpickled, is an ``InputError``."""
+    try:
+        # Opened here, since np.load leaves a file that is no archive open.
+        with open(path, "rb") as handle:
+            archive = np.load(handle, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} is not an .npz archive; write it with numpy.savez")
+            yield archive
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"{path} is damaged, or holds objects rather than numbers ({error})") from None
 
 
 def _choose(path: Path, names: list[str], split: Split) -> tuple[str, str]:
