@@ -117,7 +117,7 @@ def compare(
         told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise IncompleteError(f"{out / 'report.html'} was written without {told}{more}")
-    click.echo(f"{out / 'report.html'}: {len(given)} inputs compared")
+    click.echo(f"{out / 'report.html'}: {len(given)} input{'s' * (len(given) > 1)} compared")
 
 
 def _work(jobs: Sequence[_Job], folder: SharedFolder) -> None:

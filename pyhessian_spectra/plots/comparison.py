@@ -150,7 +150,7 @@ def plot_layer_differences(found: Comparison, *, ax: Axes | None = None) -> Axes
     sure = np.array([[exceeds(found.differences[i].layer_traces[name]) for i in places] for name in layers])  # type: ignore[union-attr]
     most = float(np.abs(table).max()) or 1.0
     many = len(places) > _NAMES
-    width = 2.2 + (0.24 * len(places) if not many else 6.0)
+    width = max(style.WIDTH, 2.2 + (0.24 * len(places) if not many else 6.0))
     with style.drawing(ax, width=width, height=max(2.6, 1.5 + 0.24 * len(layers))) as ax:
         names = "auto" if many else [style.literal(found.labels[i], length=20) for i in places]
         sns.heatmap(
@@ -180,10 +180,12 @@ def plot_correlation(found: RankCorrelation, *, ax: Axes | None = None) -> Axes:
         for which, values in (("x", found.x), ("y", found.y)):
             if values.min() > 0 and values.max() > 30 * values.min():
                 ax.set(**{f"{which}scale": "log"})
-        ax.set(xlabel=style.literal(found.names[0], length=40), ylabel=style.literal(found.names[1], length=40))
+        called = [r"$\lambda_1$" if name == "lambda_1" else style.literal(name, length=40) for name in found.names]
+        ax.set(xlabel=called[0], ylabel=called[1])
         if 1 < len(names) <= _CURVES:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        text = f"{found.method.capitalize()} {found.value:.2f}, {known}; {len(found.x)} checkpoints, {len(names)} runs"
+        of = f"{len(found.x)} checkpoints, {len(names)} run{'s' * (len(names) > 1)}"
+        text = f"{found.method.capitalize()} {found.value:.2f}, {known}; {of}"
         style.remark_above(ax, text)
     return ax
 

@@ -168,7 +168,7 @@ def _points(moved: TraceEstimate) -> str:
 
 
 def _correlation(found: RankCorrelation) -> dict[str, str]:
-    interval = f"none: {found.num_runs} runs, and five are needed"
+    interval = f"none: {_runs(found.num_runs)}, and five are needed"
     if found.interval is not None:
         interval = " to ".join(format_number(end, digits=2) for end in found.interval)
     return {
@@ -176,7 +176,7 @@ def _correlation(found: RankCorrelation) -> dict[str, str]:
         "name": found.names[1],
         "value": format_number(found.value, digits=2),
         "interval": interval,
-        "count": f"{len(found.x)} checkpoints of {found.num_runs} runs",
+        "count": f"{len(found.x)} checkpoints of {_runs(found.num_runs)}",
         "settled": "" if found.interval is None else "excludes zero" if found.settled else "zero is not excluded",
     }
 
@@ -219,3 +219,7 @@ def _gain(found: Comparison) -> str:
     return (
         f"Errors of differences are, in the median, {' and '.join(told)} those of two analyses with nothing in common."
     )
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count:,} runs"
