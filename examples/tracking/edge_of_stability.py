@@ -166,7 +166,7 @@ def track_of(run: Run) -> Track:
 
 def draw(numbers: dict[str, Any]) -> Figure:
     """A panel for each network, loss and optimiser: sharpness along training, and the edge of each rate, dashed."""
-    figure, axes = new_figure(2, 4, width=13.5, height=6.4)
+    figure, axes = new_figure(4, 2, width=8.0, height=11.0)
     for ax, (activation, loss, optimizer) in zip(axes.flat, RATES, strict=True):
         runs = [
             run
