@@ -12,6 +12,7 @@ from pyhessian_spectra.analysis.table import RESIDUAL
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.tracking import SpectrumTracker, Track
+from pyhessian_spectra.tracking.eigenvalues import UNPLACED
 
 # Of more records than these, so many are drawn as rows.
 _ROWS = 12
@@ -132,7 +133,7 @@ def _draw_run(ax: Axes, run: Track, name: str, block: str, color: str, label: st
     if np.isfinite(data).any():
         ax.fill_between(steps, values - data, values + data, color=color, alpha=0.2, linewidth=0)
     ax.plot(steps, values, color=color, linewidth=1.1, label=style.literal(label) if label else None)
-    certified = np.array([each.kind != RESIDUAL for each in found])
+    certified = np.array([each.kind not in (RESIDUAL, UNPLACED) for each in found])
     kept = np.array([each.converged for each in found])
     for chosen, size, face in ((kept & certified, 3.5, color), (kept & ~certified, 1.5, color), (~kept, 3.5, "white")):
         if chosen.any():

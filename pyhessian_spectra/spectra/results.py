@@ -131,6 +131,13 @@ class Eigenpairs:
             return self.residuals
         return np.maximum(self.upper - self.eigenvalues, self.eigenvalues - self.lower)
 
+    @property
+    def placed(self) -> NDArray[np.bool_]:
+        """Whether (k,) each interval lies outside ``others``, so that its eigenvalue has that rank; else False."""
+        if self.lower is None or self.upper is None or self.others is None:
+            return np.zeros(len(self), dtype=bool)
+        return (self.lower > self.others[1]) | (self.upper < self.others[0])
+
     def take(self, index: Any) -> Eigenpairs:
         """The pairs at ``index`` (a slice or an index array), with all that belongs to them."""
         return replace(

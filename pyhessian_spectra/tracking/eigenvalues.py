@@ -22,6 +22,8 @@ from pyhessian_spectra.tracking.track import Measured
 # Matrices of at most this many rows are built: a Lanczos process with its check takes as many products.
 _BUILT = 40
 
+UNPLACED = "certified half-width, of another rank perhaps"
+
 # Least allowance of followed eigenvalues, in eps of the largest magnitude, for the rounding of what follows products.
 _ROUNDING = 30
 
@@ -30,10 +32,10 @@ class Eigenvalues:
     """The largest and smallest eigenvalues of the Hessian: ``lambda_1``, ``lambda_2``, ..., and ``lambda_n``, ...
 
     Where the tracker certifies, :func:`eigsh` finds them with intervals that hold the eigenvalues of these ranks,
-    except with probability 0.01 each. In between they are followed from the eigenvectors of the measurement before, by
-    Davidson's method. The error is then the residual: an eigenvalue lies as near as that, but that no larger one has
-    appeared since the last certificate is not known. One vector more than asked for is followed at each edge, by which
-    most of those that appear are found.
+    except with probability 0.01 each; where another rank is not ruled out, the kind of error says so. In between they
+    are followed from the eigenvectors of the measurement before, by Davidson's method. The error is then the residual:
+    an eigenvalue lies as near as that, but that no larger one has appeared since the last certificate is not known. One
+    vector more than asked for is followed at each edge, by which most of those that appear are found.
 
     Parameters
     ----------
@@ -113,7 +115,8 @@ class Eigenvalues:
             start = op.space.randn(self._draws, 2) if self._start is None else self._start
             most = self._max_products
         else:  # their space once more, for where to go on from, and for what each batch says of them
-            start = torch.from_numpy(np.hstack([np.asarray(each.eigenvectors) for each in certified]))
+            near = certified[0].take(slice(0, low + bool(low))), certified[1].take(slice(-high - 1, None))
+            start = torch.from_numpy(np.hstack([np.asarray(each.eigenvectors) for each in near]))
             most = start.shape[1]
         start = start.to(op.device, op.dtype)
         found = follow(op, start, largest=high, smallest=low, tol=self._tol, max_products=most)
@@ -125,17 +128,18 @@ class Eigenvalues:
             edges = pairs.take(slice(0, low)), pairs.take(slice(low, None))
         else:
             self._rounding = float(max(each.rounding for each in certified)) / scale
-            edges = certified[0].take(slice(0, low)), certified[1].take(slice(len(certified[1]) - high, None))
+            count = len(certified[1])
+            edges = _beside(certified[0], slice(0, low)), _beside(certified[1], slice(count - high, count))
         if moved is None:
             return edges
         errors = np.sqrt((moved**2).sum(axis=0))
         return replace(edges[0], data_stderr=errors[:low]), replace(edges[1], data_stderr=errors[low:])
 
     def _certified(self, op: Meter, low: int, high: int) -> tuple[Eigenpairs, Eigenpairs] | None:
-        """The smallest and the largest pairs from the beginning, with a neighbour each; None if that fails."""
+        """The smallest and the largest pairs from the beginning, with a neighbour each or all; None if that fails."""
         if op.n <= max(_BUILT, 2 * (low + high + 2)):
             found = eigh(op)
-            return found.take(slice(0, low)), found.take(slice(max(low, op.n - high - 1), None))
+            return found, found
         how: dict[str, Any] = {"tol": self._tol / 2, "v0": self._start, "generator": self._draws}
         try:
             largest = eigsh(op, high + 1, which="LA", **how)
@@ -203,6 +207,16 @@ class BatchEigenvalues:
         return rows
 
 
+def _beside(pairs: Eigenpairs, chosen: slice) -> Eigenpairs:
+    """Some of the pairs; what holds all others then holds the rest of them too."""
+    assert pairs.lower is not None and pairs.upper is not None
+    low, high = pairs.others or (np.inf, -np.inf)  # of all pairs there are none beside them
+    rest = np.ones(len(pairs), dtype=bool)
+    rest[chosen] = False
+    others = pairs.lower[rest].min(initial=low), pairs.upper[rest].max(initial=high)
+    return replace(pairs.take(chosen), others=(float(others[0]), float(others[1])))
+
+
 def _told(name: str, smallest: Eigenpairs, largest: Eigenpairs) -> list[Measured]:
     """From the largest, and then from the smallest."""
     down = largest.take(slice(None, None, -1))
@@ -214,5 +228,5 @@ def _told(name: str, smallest: Eigenpairs, largest: Eigenpairs) -> list[Measured
 def _measured(name: str, pairs: Eigenpairs, rank: int, *, block: str = "") -> Measured:
     value, reach = float(pairs.eigenvalues[rank]), float(pairs.reach[rank])
     data = None if pairs.data_stderr is None else float(pairs.data_stderr[rank])
-    kind = CERTIFIED if pairs.others is not None else RESIDUAL
+    kind = RESIDUAL if pairs.others is None else CERTIFIED if pairs.placed[rank] else UNPLACED
     return Measured(name, value, reach, kind, block, data, bool(pairs.converged[rank]))
