@@ -16,7 +16,7 @@ from pyhessian_spectra.errors import ConvergenceError
 from pyhessian_spectra.spectra import Eigenpairs, Meter, eigh, eigsh
 from pyhessian_spectra.spectra.follow import follow
 from pyhessian_spectra.tracking.checks import require_count, require_share
-from pyhessian_spectra.tracking.moment import Moment
+from pyhessian_spectra.tracking.moment import Moment, Stateless
 from pyhessian_spectra.tracking.track import Measured
 
 # Matrices of at most this many rows are built: a Lanczos process with its check takes as many products.
@@ -167,7 +167,7 @@ class PreconditionedEigenvalues(Eigenvalues):
         return _told(self._name, smallest, largest)
 
 
-class BatchEigenvalues:
+class BatchEigenvalues(Stateless):
     """The largest eigenvalue of each batch of the probe data: ``lambda_1`` of ``"batch 0"``, and so on.
 
     Their distribution says what steps on single batches see. Each is found from the largest eigenvector of the whole,
@@ -181,17 +181,8 @@ class BatchEigenvalues:
         For each batch.
     """
 
-    needs_previous = False
-
     def __init__(self, *, tol: float = 1e-2, max_products: int = 30) -> None:
         self._tol, self._max_products = require_share("tol", tol), require_count("max_products", max_products, 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is remembered."""
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The eigenvalue of each batch now."""

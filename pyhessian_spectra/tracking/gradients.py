@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from pyhessian_spectra.analysis.table import CERTIFIED, EXACT, UNKNOWN
 from pyhessian_spectra.curvature import HessianOperator
 from pyhessian_spectra.spectra import Meter
 from pyhessian_spectra.tracking.checks import require_share
-from pyhessian_spectra.tracking.moment import Moment
+from pyhessian_spectra.tracking.moment import Moment, Stateless
 from pyhessian_spectra.tracking.track import Measured
 
 BRACKET = "half the bracket"
@@ -22,20 +21,7 @@ BATCHES = "standard error over batches"
 _DOUBLINGS = 20
 
 
-class _Stateless:
-    """A quantity that remembers nothing."""
-
-    needs_previous = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is remembered."""
-
-
-class GradientShare(_Stateless):
+class GradientShare(Stateless):
     """The norm of the probe data's gradient, and its energy in the space of the largest eigenvalues.
 
     That is ``||V V^T g||^2 / ||g||^2`` (Gur-Ari, Roberts and Dyer 2018) with those that :class:`Eigenvalues` measured
@@ -45,7 +31,7 @@ class GradientShare(_Stateless):
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The norm and the share now."""
-        g = moment.gradient.cpu().numpy()
+        g = moment.risk.gradient(moment.point).cpu().numpy()
         norm = float(np.linalg.norm(g.astype(np.float64)))
         rows = [Measured("gradient norm", norm, None, UNKNOWN)]
         if moment.top is None or not norm:
@@ -59,7 +45,7 @@ class GradientShare(_Stateless):
         return [*rows, Measured(quantity, share, min(1.0, size / gap) if gap > 0 else 1.0, CERTIFIED)]
 
 
-class MidpointLoss(_Stateless):
+class MidpointLoss(Stateless):
     """The loss of the probe data before and after the last step, and half-way.
 
     Along an oscillation between the walls of a valley it is lower half-way (Xing, Arpit, Tsirigotis and Bengio 2018).
@@ -71,12 +57,12 @@ class MidpointLoss(_Stateless):
         """The three losses; none before the first step."""
         if moment.previous is None:
             return []
-        now = moment.flat()
+        now = moment.point.flat()
         points = {"before the step": moment.previous, "half-way": (moment.previous + now) / 2, "after the step": now}
         return [Measured(f"loss {name}", moment.loss_at(flat), 0.0, EXACT) for name, flat in points.items()]
 
 
-class BatchSharpness(_Stateless):
+class BatchSharpness(Stateless):
     """The mean over batches of ``g_b^T H_b g_b / ||g_b||^2``, each batch with its own gradient and Hessian.
 
     It is what settles at ``2 / lr`` where stochastic gradient descent is at its edge (Andreyev and Beneventano 2024).
@@ -96,7 +82,7 @@ class BatchSharpness(_Stateless):
         return [Measured("batch sharpness", float(np.mean(values)), error, BATCHES if error is not None else UNKNOWN)]
 
 
-class CriticalSharpness(_Stateless):
+class CriticalSharpness(Stateless):
     """``2 / (s lr)``, with the shortest multiple ``s`` of the last step that raises the loss: from losses alone.
 
     On a quadratic function and for gradient descent it is ``g^T H g / ||g||^2``, at most the largest eigenvalue (Kalra
@@ -119,7 +105,7 @@ class CriticalSharpness(_Stateless):
         if before is None or not moment.lr:
             return []
         start, name = moment.loss_at(before), "critical sharpness"
-        step = moment.flat() - before
+        step = moment.point.flat() - before
 
         def rises(factor: float) -> bool:
             return not moment.loss_at(before + factor * step) <= start

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pyhessian_spectra.analysis.stability import Stability
@@ -60,18 +59,9 @@ class Moment:
         """The Hessian of the probe data at the live parameters."""
         return Meter(HessianOperator(self.risk, point=self.point))
 
-    @cached_property
-    def gradient(self) -> Tensor:
-        """The gradient (n,) of the probe data."""
-        return self.risk.gradient(self.point)
-
     def loss_at(self, flat: Tensor) -> float:
         """The loss of the probe data at other parameters (n,)."""
         return self.risk.loss(Point.of(self.risk.layout, flat))
-
-    def flat(self) -> Tensor:
-        """The parameters (n,)."""
-        return torch.cat([c.detach().reshape(-1) for c in self.point.coordinates])
 
 
 class Quantity(Protocol):
@@ -83,8 +73,21 @@ class Quantity(Protocol):
     def measure(self, moment: Moment) -> list[Measured]:
         """The numbers of this moment."""
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
+
+
+class Stateless:
+    """A quantity that remembers nothing."""
+
+    needs_previous = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is remembered."""

@@ -16,6 +16,7 @@ from pyhessian_spectra.curvature.partition import GroupSpec
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.rounding import Off, Rounding
+from pyhessian_spectra.spectra.space import forked
 from pyhessian_spectra.spectra.trace import mean_of
 from pyhessian_spectra.tracking.checks import require_count
 from pyhessian_spectra.tracking.moment import Moment
@@ -118,7 +119,8 @@ class Traces:
         self, moment: Moment, sections: list[int], count: int, *, certify: bool
     ) -> tuple[Forms, Floats, Off | None]:
         """The probes' forms by sections, what eigenvectors say beyond them (r, s), and bounds on the rounding."""
-        op, generator = moment.hessian, torch.Generator().manual_seed(self._seed)
+        op = moment.hessian
+        generator = forked(torch.Generator().manual_seed(self._seed))  # eigenvectors began from other numbers of seed 0
         recorder, known = FormsRecorder(op, sections), _Known(moment, sections)
         seen: list[tuple[Tensor, Tensor]] = []
         exact = []

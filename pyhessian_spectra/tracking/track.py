@@ -7,7 +7,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,12 +218,12 @@ class TrackFile:
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.path.stat().st_size != self._size:
             raise OSError(errno.EBUSY, "another tracker writes there too")
-        text = json.dumps(line, allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(text)
+        raw = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with self.path.open("ab") as handle:
+            handle.write(raw)
             handle.flush()
             os.fsync(handle.fileno())
-        self._size += len(text)
+        self._size += len(raw)
 
 
 def read_file(path: Path) -> tuple[Track, int | None]:
@@ -270,8 +270,3 @@ def _record(line: dict[str, Any]) -> Record:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def finite_or_none(values: Sequence[float]) -> list[float | None]:
-    """NaN and infinities as None, as JSON has them."""
-    return [_finite(float(value)) for value in values]

@@ -18,18 +18,11 @@ from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, SpectraError
 from pyhessian_spectra.shown import one_line
-from pyhessian_spectra.tracking.checks import (
-    fingerprint,
-    held,
-    require_count,
-    require_quantities,
-    require_quiet,
-    require_share,
-    untouched,
-)
+from pyhessian_spectra.tracking.checks import require_count, require_quantities, require_share
 from pyhessian_spectra.tracking.eigenvalues import Eigenvalues
 from pyhessian_spectra.tracking.moment import Moment, Quantity
 from pyhessian_spectra.tracking.pace import Pace
+from pyhessian_spectra.tracking.probe import fingerprint, held, require_quiet, untouched
 from pyhessian_spectra.tracking.traces import Traces
 from pyhessian_spectra.tracking.track import Measured, Record, Track, TrackFile
 
@@ -130,6 +123,7 @@ class SpectrumTracker:
                     f"data must be a pair (inputs, targets) or batches, got {type(data).__name__}"
                 ) from None
             self._risk = EmpiricalRisk(model, loss_fn, batches, **how)
+        with untouched(self._risk.device):
             require_quiet(self._risk)
         self._batches = [self._risk.replace(data=[batch]) for batch in batches]
         self._signature = self._signed()
@@ -186,10 +180,7 @@ class SpectrumTracker:
         due, certify = (False, False) if self._ended else self._pace.due(self.num_steps)
         found = self.measure(optimizer, loss=loss, certify=certify) if due else None
         wanted = any(each.needs_previous for each in self._quantities) and not self._ended
-        if wanted and self._pace.next(self.num_steps + 1):
-            self._previous = torch.cat([p.detach().reshape(-1) for p in self._params()])
-        else:
-            self._previous = None
+        self._previous = self._risk.live().flat() if wanted and self._pace.may(self.num_steps + 1) else None
         return found
 
     def measure(
@@ -317,8 +308,11 @@ class SpectrumTracker:
         for quantity, state in zip(self._quantities, state_dict["quantities"], strict=True):
             quantity.load_state_dict(state)
         self.track.records[:] = [record for record in self.track.records if record.step <= self.num_steps]
-        if self._file is not None and self._resumable:
-            self._file.resume(self.num_steps)
+        if self._file is not None:
+            try:
+                self._file.resume(self.num_steps)
+            except OSError as error:
+                raise InputError(f"{self._file.path} cannot be written ({error.strerror}); give another path") from None
         self._resumable = False
 
 
