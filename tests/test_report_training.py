@@ -44,7 +44,7 @@ def test_the_page_concludes_from_the_record_and_its_table_has_every_number(track
     at = sum(record.get("lambda_1").value + record.get("lambda_1").error >= 4.0 for record in track.records)
     text = page.replace("\xa0", " ")
     assert f"at step {highest}" in text
-    assert f"edge of stability or above in {at} of 10 records" in text
+    assert f"edge of stability, within its error, or above in {at} of 10 records" in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
     assert len(rows) == len(list(track.rows())) and {row["run"] for row in rows} == {"first"}
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")

@@ -105,13 +105,15 @@ def test_traces_and_their_changes_cover_the_dense_ones_and_changes_are_known_far
 
 
 def test_traces_are_known_better_the_more_eigenvalues_are_followed():
-    errors = []
-    for quantities in ([Traces(4, first=8)], [Eigenvalues(8), Traces(4, first=8)]):
-        found, truths = _followed(quantities, steps=4)
-        for record, dense in zip(found.track.records, truths, strict=True):
-            assert abs(record.get("trace").value - float(dense.trace())) <= record.get("trace").error
-        errors.append(np.mean([record.get("trace").error for record in found.track.records]))
-    assert errors[1] < 0.6 * errors[0]
+    inside, errors = [], []
+    for seed in range(20):
+        for quantities in ([Traces(4, first=8, seed=seed)], [Eigenvalues(8), Traces(4, first=8, seed=seed)]):
+            found, truths = _followed(quantities, steps=1)
+            trace = found.track.records[0].get("trace")
+            inside.append(abs(trace.value - float(truths[0].trace())) <= trace.error)
+            errors.append(trace.error)
+    assert np.mean(inside) >= 0.9  # of 95 %
+    assert np.mean(errors[1::2]) < 0.8 * np.mean(errors[::2])
 
 
 def test_probe_data_are_copied_as_they_are_read():

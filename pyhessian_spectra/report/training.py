@@ -60,6 +60,7 @@ def write_training(
     texts["report.html"] = render(
         "training.html",
         title=title or f"{name} while it trained" + (f", {len(tracks)} runs" if len(tracks) > 1 else ""),
+        conclusion=section["conclusion"],
         section=section,
         reproduce=[str(line) for line in reproduce],
     )
@@ -128,7 +129,8 @@ def _concluded(run: str, track: Track) -> str:
     if not compared:
         return f"{ends}{highest}."
     at = sum(each.value + (each.error or 0.0) >= edge for each, edge in compared)
-    return f"{ends}{highest}. It was at the optimiser’s edge of stability or above in {at} of {len(compared)} records."
+    edge = "the optimiser’s edge of stability"
+    return f"{ends}{highest}. It was at {edge}, within its error, or above in {at} of {len(compared)} records."
 
 
 def _value(each: Measured) -> str:

@@ -113,9 +113,12 @@ def write_report(
     tracked = describe_training(tracks) if tracks else None
     texts |= {figure["path"]: figure["svg"] for figure in (tracked or {}).get("figures", [])}
     texts["table.csv"] = to_csv(rows_of(found) + training_rows(tracks or {}))
+    told = describe_overview(found, sections)
     texts["report.html"] = render(
         "report.html",
-        overview=describe_overview(found, sections) | ({} if title is None else {"title": title}),
+        title=told["title"] if title is None else title,
+        conclusion=told["conclusion"],
+        overview=told,
         overview_figures=overview,
         sections=sections,
         tracked=tracked,
