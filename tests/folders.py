@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def padded(folder: Path) -> Path:
     mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
     np.savez(folder / "padded.npz", input_ids=ids * mask, attention_mask=mask)
     return folder / "padded.npz"
+
+
+def network_refused(monkeypatch) -> list:
+    """Nothing reaches the network any more; what is asked of it goes into this list."""
+    asked = []
+
+    def refuse(*given, **options):
+        asked.append(given)
+        raise OSError("there is no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return asked

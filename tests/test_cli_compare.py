@@ -87,6 +87,19 @@ def test_what_was_analysed_is_not_analysed_again_but_for_files_that_changed(runs
     assert len(calls) == 4 and len(labels()) == 6
 
 
+@pytest.mark.parametrize("end", [".json", ".npz"])
+def test_a_damaged_analysis_of_the_folder_is_told_and_made_again_by_the_same_command(runs, cli, undrawn, end):
+    command = "compare", "runs/seed-*/step-0.pt", "runs/seed-0/step-5.pt", "--out", "o", *FAST
+    assert cli(*command).status == 0
+    before = Path("o/table.csv").read_bytes()
+    broken = min(Path("o/analyses").glob(f"*{end}"))
+    broken.write_bytes(broken.read_bytes()[:-400])
+    shown = cli(*command)
+    assert shown.status == 1 and "the same command makes it again" in shown.err and len(labels()) == 2
+    assert cli(*command).status == 0
+    assert Path("o/table.csv").read_bytes() == before
+
+
 def test_saved_results_cost_no_product_and_stand_beside_checkpoints(runs, cli, monkeypatch, undrawn):
     assert cli("report", "runs/seed-0/step-0.pt", "runs/seed-0/step-5.pt", "--out", "saved", *FAST).status == 0
     calls, real = [], request.analyze

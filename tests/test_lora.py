@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from torch.func import grad, jacrev
 from pyhessian_spectra import GGNOperator, HessianOperator
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.problems import load_problem, read_checkpoint
-from tests.folders import gpt2, padded, save, seeded
+from tests.folders import gpt2, network_refused, padded, save, seeded
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -84,17 +83,7 @@ def test_hessian_and_gauss_newton_matrix_are_those_in_the_adapters_factors(folde
 
 
 def test_nothing_is_asked_of_the_network_and_random_state_stays(folder, data, monkeypatch):
-    asked = []
-
-    def refuse(*given, **options):
-        asked.append(given)
-        raise OSError("there is no network")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-    before = torch.get_rng_state()
+    asked, before = network_refused(monkeypatch), torch.get_rng_state()
     load_problem(folder, data=str(data))
     assert not asked and torch.equal(torch.get_rng_state(), before)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from pyhessian_spectra import GGNOperator, HessianOperator
 from pyhessian_spectra.errors import InputError, NonFiniteError
 from pyhessian_spectra.problems import load_problem, read_checkpoint
 from tests.commands import FAST, results
-from tests.folders import LENGTHS, gpt2, padded, save, seeded
+from tests.folders import LENGTHS, gpt2, network_refused, padded, save, seeded
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -129,16 +128,7 @@ def test_the_digest_follows_the_config_and_the_weights(folder):
 
 
 def test_nothing_is_asked_of_the_network_and_random_state_and_settings_stay(folder, data, monkeypatch):
-    asked = []
-
-    def refuse(*given, **options):
-        asked.append(given)
-        raise OSError("there is no network")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
+    asked = network_refused(monkeypatch)
     before, verbosity = torch.get_rng_state(), transformers.utils.logging.get_verbosity()
     load_problem(folder, data=str(data))
     assert not asked

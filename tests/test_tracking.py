@@ -1,7 +1,4 @@
-"""A tracker measures what a dense Hessian says at the same parameters, and training goes on as if it were not there."""
-
-import functools
-import random
+"""A tracker measures what a dense Hessian says at the same parameters."""
 
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, HessianOperator
 from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
-from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.tracking import (
     BatchEigenvalues,
     BatchSharpness,
@@ -21,57 +17,14 @@ from pyhessian_spectra.tracking import (
     PreconditionedEigenvalues,
     SpectrumTracker,
     Traces,
-    pace,
 )
 from pyhessian_spectra.tracking.eigenvalues import UNPLACED
-
-
-def _problem(dtype=torch.float64, examples=40):
-    """A small network, a loss, and probe data in five batches."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
-        x = torch.randn(examples, 6, dtype=dtype)
-    y = torch.arange(examples) % 4
-    return model, nn.CrossEntropyLoss(), list(zip(x.split(examples // 5), y.split(examples // 5), strict=True))
-
-
-def _train(model, loss_fn, batches, optimizer, follow, steps):
-    """Steps on the mean loss of all batches; ``follow(step, loss)`` comes after each."""
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        loss = sum(loss_fn(model(x), y) for x, y in batches) / len(batches)
-        loss.backward()
-        optimizer.step()
-        follow(step, loss)
-
-
-def _dense(model, loss_fn, batches):
-    return HessianOperator(EmpiricalRisk(model, loss_fn, batches)).to_dense().double()
-
-
-def _followed(quantities, *, lr=0.5, steps=12, dtype=torch.float64, **how):
-    """The tracker of a short training, and the dense Hessian after each step."""
-    model, loss_fn, batches = _problem(dtype)
-    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None, quantities=quantities, **how)
-    opt = torch.optim.SGD(model.parameters(), lr=lr)
-    _train(model, loss_fn, batches, opt, lambda step, loss: found.step(opt, loss=loss), steps)
-    return found, _truths(lr, dtype)[:steps]
-
-
-@functools.cache
-def _truths(lr, dtype):
-    """The dense Hessian after each step of gradient descent."""
-    model, loss_fn, batches = _problem(dtype)
-    found = []
-    opt = torch.optim.SGD(model.parameters(), lr=lr)
-    _train(model, loss_fn, batches, opt, lambda step, loss: found.append(_dense(model, loss_fn, batches)), 12)
-    return found
+from tests.trainings import dense_hessian, followed, small_problem, train
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_eigenvalues_are_those_of_the_dense_matrix_within_their_errors_at_each_step(dtype):
-    found, truths = _followed([Eigenvalues(3, smallest=2)], certify_every=6, dtype=dtype)
+    found, truths = followed([Eigenvalues(3, smallest=2)], certify_every=6, dtype=dtype)
     for record, dense in zip(found.track.records, truths, strict=True):
         values = torch.linalg.eigvalsh(dense).numpy()
         for each in record.values:
@@ -86,7 +39,7 @@ def test_eigenvalues_are_those_of_the_dense_matrix_within_their_errors_at_each_s
 
 
 def test_following_takes_a_few_products_and_a_certificate_many():
-    found, _ = _followed([Eigenvalues()], certify_every=100)
+    found, _ = followed([Eigenvalues()], certify_every=100)
     first, *others = [record.products for record in found.track.records]
     assert np.mean(others) <= 5 < first / 3
 
@@ -94,7 +47,7 @@ def test_following_takes_a_few_products_and_a_certificate_many():
 def test_traces_and_their_changes_cover_the_dense_ones_and_changes_are_known_far_better():
     inside, narrow, moved = [], [], []
     for seed in range(10):
-        found, truths = _followed([Traces(4, first=12, seed=seed)], steps=4)
+        found, truths = followed([Traces(4, first=12, seed=seed)], steps=4)
         for record, dense, before in zip(found.track.records[1:], truths[1:], truths[:-1], strict=True):
             whole, change = record.get("trace"), record.get("change of trace")
             inside.append(abs(whole.value - float(dense.trace())) <= whole.error)
@@ -108,7 +61,7 @@ def test_traces_are_known_better_the_more_eigenvalues_are_followed():
     inside, errors = [], []
     for seed in range(20):
         for quantities in ([Traces(4, first=8, seed=seed)], [Eigenvalues(8), Traces(4, first=8, seed=seed)]):
-            found, truths = _followed(quantities, steps=1)
+            found, truths = followed(quantities, steps=1)
             trace = found.track.records[0].get("trace")
             inside.append(abs(trace.value - float(truths[0].trace())) <= trace.error)
             errors.append(trace.error)
@@ -116,20 +69,8 @@ def test_traces_are_known_better_the_more_eigenvalues_are_followed():
     assert np.mean(errors[1::2]) < 0.8 * np.mean(errors[::2])
 
 
-def test_probe_data_are_copied_as_they_are_read():
-    model, loss_fn, batches = _problem()
-    buffer = batches[0][0].clone()
-
-    def loader():
-        for x, y in batches:
-            yield buffer.copy_(x), y
-
-    first = SpectrumTracker(model, loss_fn, loader()).measure()
-    assert first.values == SpectrumTracker(model, loss_fn, batches).measure().values
-
-
 def test_layer_traces_add_up_to_the_whole():
-    found, truths = _followed([Traces(3, first=40)], steps=3)
+    found, truths = followed([Traces(3, first=40)], steps=3)
     for record, dense in zip(found.track.records, truths, strict=True):
         layers = [record.get("trace", name).value for name in ("0", "2")]
         assert sum(layers) == pytest.approx(record.get("trace").value)
@@ -138,7 +79,7 @@ def test_layer_traces_add_up_to_the_whole():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop])
 def test_preconditioned_sharpness_is_that_of_the_optimisers_own_matrix(optimizer):
-    model, loss_fn, batches = _problem()
+    model, loss_fn, batches = small_problem()
     opt = optimizer(model.parameters(), lr=0.01)
     found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None, quantities=[PreconditionedEigenvalues()])
 
@@ -150,22 +91,22 @@ def test_preconditioned_sharpness_is_that_of_the_optimisers_own_matrix(optimizer
         else:
             roots = [opt.state[p]["square_avg"].sqrt() for p in model.parameters()]
         scale = torch.cat([((1 - beta**step) * (root + eps)).flatten() for root in roots]) ** -0.5
-        top = torch.linalg.eigvalsh(scale[:, None] * _dense(model, loss_fn, batches) * scale)[-1]
+        top = torch.linalg.eigvalsh(scale[:, None] * dense_hessian(model, loss_fn, batches) * scale)[-1]
         each = record.get("sharpness_1")
         assert abs(each.value - float(top)) <= each.error
         assert record.threshold == pytest.approx(3800 if beta else 200)
 
-    _train(model, loss_fn, batches, opt, follow, 8)
+    train(model, loss_fn, batches, opt, follow, 8)
 
 
 def test_nothing_preconditioned_is_measured_where_the_matrix_is_the_hessian():
-    found, _ = _followed([PreconditionedEigenvalues()], steps=2)
+    found, _ = followed([PreconditionedEigenvalues()], steps=2)
     assert [record.values for record in found.track.records] == [(), ()]
     assert found.track.records[0].threshold == pytest.approx(4.0)
 
 
 def test_more_eigenvalues_are_followed_as_long_as_they_exceed_their_share_of_the_edge():
-    found, truths = _followed([Eigenvalues(above=0.05, most=4)], steps=8, lr=0.5)
+    found, truths = followed([Eigenvalues(above=0.05, most=4)], steps=8, lr=0.5)
     counts = [len(record.values) for record in found.track.records]
     above = [int((torch.linalg.eigvalsh(dense) > 0.05 * 4).sum()) for dense in truths]
     assert counts[0] == 1
@@ -176,7 +117,7 @@ def test_more_eigenvalues_are_followed_as_long_as_they_exceed_their_share_of_the
 
 def test_quantities_from_gradients_are_those_of_dense_matrices():
     quantities = [Eigenvalues(2), GradientShare(), BatchSharpness(), BatchEigenvalues(tol=1e-4), CriticalSharpness()]
-    model, loss_fn, batches = _problem()
+    model, loss_fn, batches = small_problem()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     found = SpectrumTracker(
         model, loss_fn, batches, every=1, budget=None, certify_every=1, quantities=[*quantities, MidpointLoss()]
@@ -218,7 +159,7 @@ def test_quantities_from_gradients_are_those_of_dense_matrices():
             at(now)
         before = now
 
-    _train(model, loss_fn, batches, opt, follow, 4)
+    train(model, loss_fn, batches, opt, follow, 4)
 
 
 def test_critical_sharpness_of_a_quadratic_function_is_the_curvature_along_the_gradient():
@@ -236,223 +177,6 @@ def test_critical_sharpness_of_a_quadratic_function_is_the_curvature_along_the_g
     each = found.step(opt).get("critical sharpness")
     assert abs(each.value - float(g @ hessian @ g / (g @ g))) <= each.error
     assert each.error < 1e-3 * each.value
-
-
-class _Troubled(nn.Module):
-    """Dropout and BatchNorm, which a careless measurement would disturb."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-def test_training_ends_with_the_same_bits_with_and_without_a_tracker():
-    _, loss_fn, batches = _problem(torch.float32)
-
-    def weights(tracked):
-        torch.manual_seed(1)
-        random.seed(1)
-        np.random.seed(1)
-        model = _Troubled()
-        opt = torch.optim.Adam(model.parameters(), lr=0.01)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.99)
-        loader = torch.utils.data.DataLoader([(x[i], y[i]) for x, y in batches for i in range(len(x))], 8, shuffle=True)
-        found = None
-        if tracked:
-            quantities = [
-                Eigenvalues(2, smallest=1),
-                PreconditionedEigenvalues(),
-                Traces(2, first=4),
-                GradientShare(),
-                BatchSharpness(),
-                MidpointLoss(),
-                CriticalSharpness(),
-            ]
-            how = {"every": 20, "budget": None, "certify_every": 5, "quantities": quantities}
-            found = SpectrumTracker(model, loss_fn, loader, **how)
-        for _ in range(40):
-            for x, y in loader:
-                opt.zero_grad()
-                loss_fn(model(x), y).backward()
-                opt.step()
-                if found is not None:
-                    grads = [p.grad.clone() for p in model.parameters()]
-                    found.step(opt)
-                    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
-            schedule.step()
-        assert model.training
-        if found is not None:
-            assert len(found.track.records) == 10 and not found.track.records[-1].ended
-        return [*model.state_dict().values(), torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
-
-    assert all(torch.equal(a, b) for a, b in zip(weights(False), weights(True), strict=True))
-
-
-def test_the_tracker_measures_the_same_within_autocast_and_inference_mode():
-    model, loss_fn, batches = _problem(torch.float32)
-    opt = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def first(context):
-        found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
-        with context:
-            return [each.value for each in found.measure(opt).values]
-
-    plain = first(torch.enable_grad())
-    assert first(torch.autocast("cpu", dtype=torch.bfloat16)) == plain
-    assert first(torch.no_grad()) == plain
-    assert first(torch.inference_mode()) == plain
-
-
-@pytest.mark.parametrize("dear", [1.0, 8.0])
-def test_measurements_keep_to_their_share_of_the_time_and_are_certified_nevertheless(monkeypatch, dear):
-    clock = [0.0]
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock[0])
-
-    class Slow(Eigenvalues):
-        def measure(self, moment):
-            clock[0] += 3.0 * (dear if moment.certify else 4.0 if self._start is None else 1.0)
-            return super().measure(moment)
-
-    model, loss_fn, batches = _problem()
-    opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    how = {"every": 5, "budget": 0.1, "certify_every": 10, "quantities": [Slow()]}
-    found = SpectrumTracker(model, loss_fn, batches, **how)
-    shares = []
-
-    def follow(step, loss):
-        clock[0] += 1.0
-        record = found.step(opt)
-        if record is not None and len(found.track.records) > 1:
-            shares.append(sum(each.seconds for each in found.track.records) / clock[0])
-
-    _train(model, loss_fn, batches, opt, follow, 1500)
-    certified = [record.get("lambda_1").kind == CERTIFIED for record in found.track.records]
-    assert max(shares) <= 0.1 + 1e-9
-    assert sum(each.seconds for each in found.track.records) >= 0.07 * clock[0]
-    assert 1 <= sum(certified) < len(certified)
-    assert all(record.step % 5 == 0 for record in found.track.records)
-
-
-def test_nan_ends_the_record_and_not_the_training():
-    model, loss_fn, batches = _problem()
-    opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
-    found.step(opt)
-    with torch.no_grad():
-        model[0].weight[0, 0] = torch.nan
-    with pytest.warns(RuntimeWarning, match="tracking ends at step 2: .*NaN"):
-        record = found.step(opt)
-    assert "NaN" in record.ended and found.step(opt) is None
-    assert len(found.track.records) == 2
-
-
-def test_a_training_loss_that_is_nan_ends_the_record():
-    model, loss_fn, batches = _problem()
-    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
-    with pytest.warns(RuntimeWarning, match="training loss is nan"):
-        found.step(loss=torch.tensor(torch.nan))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: setattr(model[2], "weight", nn.Parameter(torch.ones(4, 8, dtype=torch.float64))),
-        lambda model: model.float(),
-        lambda model: model[0].requires_grad_(False),
-    ],
-    ids=["replaced", "converted", "frozen"],
-)
-def test_a_model_that_changes_ends_the_record(change):
-    model, loss_fn, batches = _problem()
-    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
-    found.step()
-    change(model)
-    with pytest.warns(RuntimeWarning, match="build another tracker"):
-        found.step()
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"every": 0}, "every must be"),
-        ({"every": True}, "every must be"),
-        ({"certify_every": 0.5}, "certify_every must be"),
-        ({"budget": 2.0}, "budget must be"),
-        ({"budget": "all"}, "budget must be"),
-        ({"mode": "test"}, "mode must be"),
-        ({"data": []}, "empty|no "),
-        ({"data": 3}, "data must be"),
-        ({"data": (torch.ones(4, 5, dtype=torch.float64), torch.zeros(4, dtype=torch.int64))}, "failed on batch 0"),
-        ({"data": (torch.full((4, 6), torch.nan, dtype=torch.float64), torch.zeros(4, dtype=torch.int64))}, "NaN|nan"),
-        ({"quantities": []}, "quantities must be"),
-        ({"quantities": ["lambda_1"]}, "quantities must be"),
-        ({"quantities": [Eigenvalues]}, "quantities must be"),
-        ({"quantities": Eigenvalues()}, "quantities must be"),
-        ({"quantities": [Eigenvalues(), Eigenvalues(2)]}, "two of Eigenvalues"),
-        ({"on_record": 3}, "on_record must be"),
-        ({"path": "/dev/full"}, "cannot be written"),
-    ],
-)
-def test_what_cannot_be_tracked_is_refused_at_once(how, said):
-    model, loss_fn, batches = _problem()
-    with pytest.raises(InputError, match=said):
-        SpectrumTracker(model, loss_fn, how.pop("data", batches), **how)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Eigenvalues(0),
-        lambda: Eigenvalues(tol=0.0),
-        lambda: Eigenvalues(tol=2.0),
-        lambda: Eigenvalues(above=-1.0),
-        lambda: Eigenvalues(4, above=0.5, most=3),
-        lambda: BatchEigenvalues(max_products=0),
-        lambda: Traces(1),
-        lambda: Traces(5, first=3),
-        lambda: CriticalSharpness(rtol=-1.0),
-    ],
-)
-def test_quantities_out_of_range_are_refused(make):
-    with pytest.raises(InputError, match="must be"):
-        make()
-
-
-@pytest.mark.parametrize("value", [torch.zeros(3), 0.5, 3], ids=["tensor", "float", "counter"])
-def test_a_model_that_counts_its_calls_outside_of_buffers_is_refused_and_put_back(value):
-    class Counting(nn.Linear):
-        def forward(self, x):
-            self.seen = self.seen + 1
-            return super().forward(x)
-
-    model = Counting(6, 4).double()
-    model.seen = value
-    _, loss_fn, batches = _problem()
-    with pytest.raises(InputError, match="changes its attribute seen"):
-        SpectrumTracker(model, loss_fn, batches)
-    assert model.seen is value
-
-
-def test_a_random_loss_is_refused():
-    class Noisy(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + torch.randn(())
-
-    batches = _problem()[2]
-    with pytest.raises(InputError, match=r"loss of the probe data was .* and then"):
-        SpectrumTracker(Noisy(6, 4).double(), lambda out, y: (out**2).mean(), batches)
-
-
-def test_an_optimizer_that_is_none_is_refused_and_a_loss_that_is_no_number_ends_the_record():
-    model, loss_fn, batches = _problem()
-    found = SpectrumTracker(model, loss_fn, batches, every=1, budget=None)
-    with pytest.raises(InputError, match="optimizer must be"):
-        found.step("adam")
-    with pytest.warns(RuntimeWarning, match="tracking ends"):
-        found.step(loss="high")
 
 
 def test_errors_of_followed_eigenvalues_allow_for_rounding():

@@ -86,6 +86,19 @@ def test_kinks_tiny_losses_and_extreme_scales_are_no_faults():
         verify(HessianOperator(EmpiricalRisk(net(), nn.MSELoss(), (x, fitted + shift))))
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3, 5])
+def test_a_loss_that_rounding_makes_zero_is_no_fault(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 4))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(100)
+    x = torch.randn(16, 10)
+    y = model(x).argmax(1)
+    assert "gradients right" in verify(HessianOperator(EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)])))
+    assert nn.CrossEntropyLoss()(model.double()(x.double()), y) == 0
+
+
 @pytest.mark.parametrize("function", [CubeDetached, CubeAlmost])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_backward_without_right_derivative_is_named_with_its_module(function, dtype):

@@ -42,7 +42,8 @@ class Difference(Shown):
         leave open. The standard error of the data is of differences on the same batches, or parts of the data.
     alone : mapping of (str, str) to float
         The 95 % errors, of computation and data together, that differences of eigenvalues and traces would have if the
-        two analyses had nothing in common: the root of the sum of squares of both errors.
+        two analyses had nothing in common: the root of the sum of squares of both errors. Where no error of the data is
+        known, as for eigenvalues of layers whose matrix is built, it holds that of computation alone.
     overlap : (float, float) or None
         How near the spaces of the ``k`` largest eigenvalues are, and a bound on the error of that; see
         :func:`~pyhessian_spectra.eigenspace_overlap`.

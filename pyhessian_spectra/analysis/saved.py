@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -95,7 +96,26 @@ def save_analyses(
         raise InputError(f"{told}; make room, or name another place") from None
 
 
-class SavedAnalyses(Sequence[SpectralAnalysis]):
+class StoredAnalyses(Sequence[SpectralAnalysis]):
+    """Analyses that are read when they are asked for, and not kept: what is stored says how many, and loads one."""
+
+    @abc.abstractmethod
+    def load(self, place: int) -> SpectralAnalysis:
+        """The analysis at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, index: int) -> SpectralAnalysis: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SpectralAnalysis]: ...
+
+    def __getitem__(self, index: int | slice) -> SpectralAnalysis | list[SpectralAnalysis]:
+        if isinstance(index, slice):
+            return [self.load(i) for i in range(*index.indices(len(self)))]
+        return self.load(range(len(self))[index])
+
+
+class SavedAnalyses(StoredAnalyses):
     """The analyses that :func:`save_analyses` wrote, each read from disk when it is asked for, and not kept.
 
     Raises InputError if there are none in these files, or when an array turns out to be damaged.
@@ -119,16 +139,8 @@ class SavedAnalyses(Sequence[SpectralAnalysis]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    @overload
-    def __getitem__(self, index: int) -> SpectralAnalysis: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SpectralAnalysis]: ...
-
-    def __getitem__(self, index: int | slice) -> SpectralAnalysis | list[SpectralAnalysis]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def load(self, place: int) -> SpectralAnalysis:
+        """Read one from the files."""
         with self._told(), np.load(self._npz, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files if key.startswith(f"{place}/")}
         return _analysis_from(self._entries[place], arrays, f"{place}")

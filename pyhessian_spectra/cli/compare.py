@@ -7,14 +7,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import click
 
 from pyhessian_spectra.analysis.comparison import Comparison, compare_checkpoints
 from pyhessian_spectra.analysis.correlation import RankCorrelation, correlate
 from pyhessian_spectra.analysis.result import SpectralAnalysis
-from pyhessian_spectra.analysis.saved import SavedAnalyses
+from pyhessian_spectra.analysis.saved import SavedAnalyses, StoredAnalyses
 from pyhessian_spectra.analysis.similarity import WHOLE
 from pyhessian_spectra.analysis.table import compared_rows
 from pyhessian_spectra.cli.inputs import Given, read_given
@@ -47,6 +47,7 @@ class _Finished:
     given: Given
     saved: SavedAnalyses
     place: int
+    key: str = ""  # of an analysis in the folder that is filled
 
     def load(self) -> SpectralAnalysis:
         try:
@@ -64,7 +65,7 @@ class _UnreadableError(SpectraError):
         self.finished = finished
 
 
-class _Analyses(Sequence[SpectralAnalysis]):
+class _Analyses(StoredAnalyses):
     """Finished analyses, read when they are asked for."""
 
     def __init__(self, finished: Sequence[_Finished]) -> None:
@@ -73,16 +74,8 @@ class _Analyses(Sequence[SpectralAnalysis]):
     def __len__(self) -> int:
         return len(self._finished)
 
-    @overload
-    def __getitem__(self, index: int) -> SpectralAnalysis: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SpectralAnalysis]: ...
-
-    def __getitem__(self, index: int | slice) -> SpectralAnalysis | list[SpectralAnalysis]:
-        if isinstance(index, slice):
-            return [each.load() for each in self._finished[index]]
-        return self._finished[index].load()
+    def load(self, place: int) -> SpectralAnalysis:
+        return self._finished[place].load()
 
 
 def compare(
@@ -107,7 +100,7 @@ def compare(
         for part in request.parts()
     ]
     _work(jobs, folder)
-    missing = [job for job in jobs if folder.finished(job.key) is None and folder.reason(job.key) is None]
+    missing = [job for job in jobs if not folder.finished(job.key) and folder.reason(job.key) is None]
     if missing:
         click.echo(f"{len(missing)} of {len(jobs)} analyses are with other processes; the last to finish writes {out}")
         return
@@ -162,7 +155,8 @@ def _write(
             break
         except _UnreadableError as error:
             finished = [each for each in finished if each is not error.finished]
-            failed[str(error.finished.given.path)] = str(error)
+            unread = folder.removed(error.finished.key, error) if error.finished.key else error
+            failed[str(error.finished.given.path)] = str(unread)
     remarks = [*remarks, *_alike(found)]
     correlated = _correlate(found, correlations, remarks)
     command = ["pyhessian-spectra " + shlex.join(sys.argv[1:])]
@@ -188,10 +182,7 @@ def _collect(
                 finished += [_Finished(each, saved, place) for place in range(len(saved))]
                 continue
             for job in made[each.path]:
-                file = folder.finished(job.key)
-                if file is None:
-                    raise InputError(folder.reason(job.key) or "it was not analysed")
-                finished.append(_Finished(each, SavedAnalyses(file, file.with_suffix(".npz")), 0))
+                finished.append(_Finished(each, folder.load(job.key), 0, job.key))
         except InputError as error:
             failed[str(each.path)] = str(error)
     return finished, failed

@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 
 from pyhessian_spectra.analysis.result import SpectralAnalysis
+from pyhessian_spectra.analysis.saved import SavedAnalyses
 from pyhessian_spectra.cli.request import Request
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.files import write_whole
@@ -92,17 +93,30 @@ class SharedFolder:
         """The folder in which products are kept until the analysis is finished."""
         return self._analyses / f"{key}.journal"
 
-    def finished(self, key: str) -> Path | None:
-        """The JSON file of a finished analysis; its arrays, which are written last, lie beside it."""
-        written = (self._analyses / f"{key}.npz").exists() and (self._analyses / f"{key}.json").exists()
-        return self._analyses / f"{key}.json" if written else None
+    def finished(self, key: str) -> bool:
+        """Whether an analysis is there; its arrays are written last."""
+        return all((self._analyses / f"{key}{end}").exists() for end in (".npz", ".json"))
+
+    def load(self, key: str) -> SavedAnalyses:
+        """A finished analysis; raises InputError, which says why there is none."""
+        if not self.finished(key):
+            raise InputError(self.reason(key) or "it was not analysed")
+        try:
+            return SavedAnalyses(self._analyses / f"{key}.json", self._analyses / f"{key}.npz")
+        except InputError as error:
+            raise self.removed(key, error) from None
+
+    def removed(self, key: str, error: Exception) -> InputError:
+        """Remove an analysis that cannot be read, so that the next process makes it again; return what to tell."""
+        (self._analyses / f"{key}.npz").unlink(missing_ok=True)
+        return InputError(f"{error}; it was removed, and the same command makes it again")
 
     def settled(self, key: str) -> bool:
         """Whether an analysis was finished, or has failed since this process began: failures are tried again once."""
         with contextlib.suppress(FileNotFoundError):
             if (self._analyses / f"{key}.failed").stat().st_mtime >= self._started:
                 return True
-        return self.finished(key) is not None
+        return self.finished(key)
 
     def finish(self, key: str, analysis: SpectralAnalysis) -> None:
         """Keep an analysis in place of its products."""
@@ -116,7 +130,7 @@ class SharedFolder:
 
     def reason(self, key: str) -> str | None:
         """Why there is no analysis; None where nothing has failed."""
-        if self.finished(key) is not None:
+        if self.finished(key):
             return None
         try:
             return (self._analyses / f"{key}.failed").read_text()

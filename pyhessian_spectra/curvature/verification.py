@@ -77,13 +77,14 @@ def _check_whole(op: RiskOperator) -> str:
     v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)
     gradient = risk.gradient(point)
     comparison = _Comparison(f"the gradient over all examples differs from differences of the risk ({_STOPPED})", 1e-3)
-    size = float((scale * gradient).norm())
+    size, magnitude = float((scale * gradient).norm()), 0.0
     for step in (0.1 * eps ** (1 / 3), eps ** (1 / 3), 10 * eps ** (1 / 3)):
         values = [risk.loss(point.moved(v, s)) for s in (step, -step)]
         rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
-        comparison.add(gradient @ v, rise, size, 100 * eps * abs(values[0]) / (2 * step))
+        comparison.add(gradient @ v, rise, size, 100 * eps * max(magnitude, abs(values[0])) / (2 * step))
         if comparison.agrees:
             return ""
+        magnitude = magnitude or _magnitude(risk.loss, point, eps)
     if comparison.refuted:
         raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
     return ""
@@ -195,7 +196,7 @@ class _Case:
         generator = torch.Generator().manual_seed(0)
         u, v = (torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
         hv, gradient, line = own * self.linearisation.matvec(own * v), self.gradient(point), scale * v
-        size = float((scale * gradient).norm())
+        size, magnitude = float((scale * gradient).norm()), 0.0
         slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
         product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
         difference = _DIFFERENCES.get(kind)
@@ -210,7 +211,9 @@ class _Case:
             values, gradients = (self.loss(ahead), self.loss(behind)), (self.gradient(ahead), self.gradient(behind))
             simpson = (gradients[0] + 4 * gradient + gradients[1]) @ line / 6
             rise = torch.as_tensor((values[0] - values[1]) / (2 * step)).to(v)
-            slope.add(simpson, rise, size, noise * abs(values[0]))
+            slope.add(simpson, rise, size, noise * max(magnitude, abs(values[0])))
+            if not slope.agrees:
+                magnitude = magnitude or _magnitude(self.loss, point, eps)
             if difference is not None:
                 found = own * difference(self, ahead, behind, *gradients) / (2 * step)
                 product.add(hv, found, float(max(found.norm(), hv.norm())), noise * size)
@@ -308,6 +311,15 @@ def _scale(risk: EmpiricalRisk, point: Point) -> Tensor:
         if name in padding:
             sizes[-1][padding[name]] = torch.finfo(c.dtype).tiny
     return point.layout.flatten(sizes)
+
+
+def _magnitude(loss: Callable[[Point], float], point: Point, eps: float) -> float:
+    """What rounding of a loss is relative to: its value, or that of far smaller weights where it is lost in that.
+
+    Of a network that fits its data, cross-entropy leaves nothing in ``log(1 + exp(-200))``.
+    """
+    value, small = (abs(loss(p)) for p in (point, point.moved(point.flat(), -0.999)))
+    return small if value < eps * small else value
 
 
 def _name(dtype: torch.dtype) -> str:
