@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -129,7 +130,9 @@ def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:
 
 def setting(loss_fn: Callable[..., Any], name: str, default: Any) -> Any:
     """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``; else ``default``."""
-    return getattr(loss_fn, "keywords", {}).get(name, getattr(loss_fn, name, default))
+    if isinstance(loss_fn, functools.partial):
+        return loss_fn.keywords[name] if name in loss_fn.keywords else setting(loss_fn.func, name, default)
+    return getattr(loss_fn, name, default)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

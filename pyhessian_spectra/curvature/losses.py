@@ -47,6 +47,10 @@ class ClosureObjective(Objective):
         super().__init__(_Holder(named), lambda outputs, targets: outputs)
         self.num_examples: int | None = None  # of the outputs that were returned last
 
+    def parameter(self, name: str) -> Tensor:
+        """The tensor that was given under a name."""
+        return self._own[name]
+
     def _placed(self, point: Point, call: Callable[[], _T]) -> _T:
         if point.values:
             raise InputError(
@@ -96,6 +100,3 @@ class _Holder(nn.Module):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         yield from cast(Mapping[str, nn.Parameter], self._named).items()  # other leaves serve as well
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        return cast(nn.Parameter, self._named[target])

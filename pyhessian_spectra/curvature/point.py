@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,9 +45,9 @@ class Point:
         return cls(layout, coordinates, values | buffers, is_models=True)
 
     @classmethod
-    def live(cls, model: nn.Module, layout: ParameterLayout) -> Point:
+    def live(cls, layout: ParameterLayout, parameters: Iterable[Tensor]) -> Point:
         """The model's own parameters, with the values that they have whenever a product is taken."""
-        return cls(layout, tuple(model.get_parameter(name) for name in layout.names), {})
+        return cls(layout, tuple(parameters), {})
 
     @classmethod
     def of(cls, layout: ParameterLayout, flat: Tensor) -> Point:

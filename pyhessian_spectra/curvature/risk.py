@@ -264,7 +264,7 @@ class EmpiricalRisk:
 
     def live(self) -> Point:
         """The model's own parameters, with the values that they have whenever they are used."""
-        return Point.live(self.model, self.layout)
+        return Point.live(self.layout, map(self.objective.parameter, self.layout.names))
 
     def _sample(self, data: Iterable[Any]) -> Sample:
         return Sample(self._read(data), self._processes, self.reduction, dtype=self.dtype, device=self.device)

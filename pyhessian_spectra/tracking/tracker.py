@@ -260,7 +260,7 @@ class SpectrumTracker:
             self._on_record = None
 
     def _params(self) -> list[Tensor]:
-        return [self._risk.model.get_parameter(name) for name in self._risk.layout.names]
+        return list(self._risk.live().coordinates)
 
     def _signed(self) -> list[tuple[Any, ...]]:
         """What must not change while training."""
