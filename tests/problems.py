@@ -220,8 +220,9 @@ class InFloat32(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        given = {name: p.float() for name, p in self.inner.named_parameters()}
-        return torch.func.functional_call(self.inner, given, (x.float(),)).to(x.dtype)
+        single = "torch.FloatTensor"  # the dtype itself, in a float32 model, says no more than that it is one
+        given = {name: p.type(single) for name, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, given, (x.type(single),)).to(x.dtype)
 
 
 def three_layers(batches: int = 6, activation: type[nn.Module] = nn.ReLU) -> EmpiricalRisk:

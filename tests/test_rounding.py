@@ -211,7 +211,38 @@ class Single(nn.Linear):
     """A model that computes in float32, whatever its parameters are in."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(F.linear(x.float(), self.weight.float(), self.bias.float())).to(x.dtype)
+        single = "torch.FloatTensor"
+        return torch.tanh(F.linear(x.type(single), self.weight.type(single), self.bias.type(single))).to(x.dtype)
+
+
+class Careful(nn.Module):
+    """A float32 model that says so in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x).float()).to(torch.float32)
+        scale = torch.ones(6, dtype=torch.float32) * F.softmax(hidden, dim=1, dtype=torch.float32)
+        return self.second(hidden.type(torch.float32) * scale.to(dtype=torch.float32)).float()
+
+
+def test_a_model_that_converts_to_its_own_dtype_has_a_twin_in_float64():
+    torch.manual_seed(0)
+    model, x, y = Careful(), torch.randn(20, 5), torch.arange(20) % 3
+    found = HessianOperator(EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y))).reference()
+    names, values = zip(*model.named_parameters(), strict=True)
+    theta = torch.cat([p.detach().flatten() for p in values]).double()
+
+    def loss(flat):
+        w, b, u, c = (part.view_as(p) for part, p in zip(flat.split([p.numel() for p in values]), values, strict=True))
+        hidden = torch.tanh(x.double() @ w.T + b)
+        return F.cross_entropy((hidden * hidden.softmax(1)) @ u.T + c, y)
+
+    assert found is not None and found.dtype == torch.float64 and names[0] == "first.weight"
+    expected = torch.func.hessian(loss)(theta)
+    torch.testing.assert_close(found.to_dense(), expected, rtol=0, atol=1e-12)
 
 
 def test_a_twin_in_float64_that_computes_in_float32_is_no_reference():

@@ -75,10 +75,7 @@ def gradient_shares(
         return None
     leaves = [] if op is None else leaves_of(op)
     scaled = [leaf for leaf in leaves if isinstance(leaf, RelativeHessianOperator)]
-    hessian, precise = HessianOperator(risk), torch.float64
-    point = hessian.point
-    if hessian.computes_in(precise):
-        risk, point = risk.replace(dtype=precise), point.cast(risk.model, precise)
+    risk, point, beside = in_float64(HessianOperator(risk))
     batches = risk.num_batches
     room = _SHARE * free_bytes(torch.device("cpu")) if risk.memory_budget is None else risk.memory_budget
     held = not risk.sample.processes and batches > 1 and batches * risk.n * risk.dtype.itemsize <= room
@@ -93,9 +90,7 @@ def gradient_shares(
     norm = float(np.linalg.norm(whole))
     if not norm:
         return None
-    off = 1.0
-    if hessian.computes_in(precise) and (other := HessianOperator(risk, point=point).reference()) is not None:
-        off = SAFETY * float(np.linalg.norm(_gradient(risk, scaled, other.point) - whole)) / norm
+    off = 1.0 if beside is None else SAFETY * float(np.linalg.norm(_gradient(risk, scaled, beside) - whole)) / norm
     shares = inner_products(whole[:, None] / norm, top)[0] ** 2
     errors = np.array([min(1.0, space_error(block, k) + off) for k in range(1, len(shares) + 1)])
     if len(weights) == 1:
@@ -107,6 +102,19 @@ def gradient_shares(
         return np.cumsum((w @ along) ** 2) / (float(w @ gram @ w) or 1.0)
 
     return GradientShares(norm, shares, errors, jackknife(weights, cumulative))
+
+
+def in_float64(hessian: HessianOperator) -> tuple[EmpiricalRisk, Point, Point | None]:
+    """The risk and the point in float64, and a point that differs by its rounding: gradients there tell how far off.
+
+    Of a model that does not compute in float64 these are its own, and there is no other point.
+    """
+    risk, point, precise = hessian.risk, hessian.point, torch.float64
+    if not hessian.computes_in(precise):
+        return risk, point, None
+    risk, point = risk.replace(dtype=precise), point.cast(risk.model, precise)
+    other = HessianOperator(risk, point=point).reference()
+    return risk, point, None if other is None else other.point
 
 
 def _scale(scaled: Sequence[RelativeHessianOperator], point: Point) -> Tensor | float:

@@ -41,9 +41,9 @@ class Stability(Shown):
         The largest stable eigenvalue, of :meth:`operator`.
     formula : str
         How it follows from the settings.
-    scale : Tensor, shape (n,), or None
+    scale : Tensor, shape (n,), float64, or None
         The diagonal of ``P^-1/2``, where the optimiser preconditions gradients by ``P^-1``.
-    decay : Tensor, shape (n,), or None
+    decay : Tensor, shape (n,), float64, or None
         What weight decay adds to the diagonal of the Hessian, where that is not the same for all coordinates.
     """
 
@@ -60,7 +60,7 @@ class Stability(Shown):
     def operator(self, op: LinearOperator) -> LinearOperator:
         """The matrix whose largest eigenvalue is compared: ``P^-1/2 (H + decay) P^-1/2``, of the Hessian ``op``."""
         if self.decay is not None:
-            op = op + DiagonalOperator(self.decay.to(op.device, op.dtype))
+            op = op + DiagonalOperator(self.decay.to(op.device), dtype=op.dtype)
         return op if self.scale is None else CongruenceOperator(op, self.scale)
 
 
@@ -159,15 +159,15 @@ def _of_adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | Non
         return None
     step = float(state["step"])
     first, second = (1 - beta**step for beta in group["betas"])
-    squares = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    squares = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].double()
     return first * ((squares / second).sqrt() + group["eps"])
 
 
 def _of_rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
     if "square_avg" not in state:
         return None
-    centre = state["grad_avg"] ** 2 if group["centered"] else 0.0
-    return (state["square_avg"] - centre).sqrt() + group["eps"]
+    centre = state["grad_avg"].double() ** 2 if group["centered"] else 0.0
+    return (state["square_avg"].double() - centre).sqrt() + group["eps"]
 
 
 # By the type itself, since a subclass may take other steps.
@@ -180,5 +180,6 @@ _RULES: dict[type, tuple[Callable[[Mapping[str, Any]], _Rule], _Denominator]] = 
 
 
 def _spread(layout: ParameterLayout, params: Sequence[Tensor], values: Sequence[Tensor | float]) -> Tensor:
-    """One vector (n,) of a tensor, or one number, for each parameter."""
-    return layout.flatten([torch.zeros_like(p.detach()) + value for p, value in zip(params, values, strict=True)])
+    """One vector (n,), float64, of a tensor, or one number, for each parameter."""
+    pairs = zip(params, values, strict=True)
+    return layout.flatten([torch.zeros_like(p.detach(), dtype=torch.float64) + value for p, value in pairs])

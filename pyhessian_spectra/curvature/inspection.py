@@ -41,20 +41,28 @@ class CalledFunctions(TorchFunctionMode):
 
 
 class Promoted(TorchFunctionMode):
-    """Within this context, a function that fails is called again with all floating tensors in one dtype.
+    """Within this context, what a model says of its own dtype is said of another one.
 
-    A float32 model in float64 meets float32 constants, such as class weights that its loss has captured.
+    A float32 model in float64 meets float32 constants, such as class weights that its loss has captured: a function
+    that fails is called again with all floating tensors in float64. And it converts tensors to float32, as many losses
+    and normalisations do so that they are not computed in less.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, own: torch.dtype, dtype: torch.dtype) -> None:
         super().__init__()
-        self._dtype = dtype
+        self._own, self._dtype = own, dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.float and self._own == torch.float32:
+            func, args = torch.Tensor.to, (args[0], self._dtype)
+        else:
+            args = [self._dtype if x is self._own else x for x in args]
+            kwargs = {name: self._dtype if x is self._own else x for name, x in kwargs.items()}
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         except RuntimeError:
-            args, kwargs = tree_map(self._cast, (args, kwargs or {}))
+            args, kwargs = tree_map(self._cast, (args, kwargs))
             return func(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:

@@ -137,8 +137,8 @@ class Objective:
         if not (self._contexts or self._attends or cast):
             return call()
         with contextlib.ExitStack() as stack:
-            if cast:
-                stack.enter_context(Promoted(point.dtype))
+            if cast and self._dtype is not None:
+                stack.enter_context(Promoted(self._dtype, point.dtype))
             for context in self._contexts:
                 stack.enter_context(context())
             if self._attends:  # fused attention has no double backward

@@ -25,12 +25,13 @@ class Followed:
 
     ``pairs`` are the ``smallest`` lowest and the ``largest`` highest; ``start`` (n, p) are orthonormal columns to begin
     with where the matrix has moved on: the eigenvectors and, of each edge, one Ritz vector more. ``forms`` are those of
-    the eigenvectors.
+    the eigenvectors. ``scale`` is the largest norm that a product with a unit vector had.
     """
 
     pairs: Eigenpairs
     start: Tensor
     forms: Forms
+    scale: float
 
 
 def follow(
@@ -154,7 +155,8 @@ class _Space:
         pairs = Eigenpairs(self.values, self.residuals, converged, vectors.cpu().numpy(), self.size)
         crossed = np.einsum("ip,bij,jq->bpq", self._coefficients, self._terms, self._coefficients)
         forms = Forms.of_vectors(self._weights, crossed, self._op.n)
-        return Followed(pairs, self._combined(self._basis, self._more), forms)
+        scale = max(map(self._space.norm, self._products))
+        return Followed(pairs, self._combined(self._basis, self._more), forms, scale)
 
     def _residual(self, i: int) -> Tensor:
         s = self._coefficients[:, i : i + 1]

@@ -41,21 +41,23 @@ class IdentityOperator(LinearOperator):
 class DiagonalOperator(LinearOperator):
     """A diagonal matrix, given by its entries (n,); raises InputError if these are not a vector of floats.
 
+    It multiplies vectors of the entries' dtype, or of ``dtype``, in which they are rounded; :meth:`reference` is not.
+
     >>> DiagonalOperator(torch.tensor([1.0, 2.0])) @ torch.ones(2)
     tensor([1., 2.])
     """
 
     kind = "diagonal"
 
-    def __init__(self, entries: Tensor) -> None:
+    def __init__(self, entries: Tensor, *, dtype: torch.dtype | None = None) -> None:
         if entries.dim() != 1 or not entries.is_floating_point():
             raise InputError(f"a vector of real entries is needed, got shape {tuple(entries.shape)} of {entries.dtype}")
-        super().__init__(len(entries), dtype=entries.dtype, device=entries.device)
-        self._entries = entries
+        super().__init__(len(entries), dtype=dtype or entries.dtype, device=entries.device)
+        self._given, self._entries = entries, entries.to(self.dtype)
 
     def reference(self) -> LinearOperator | None:
         """The same matrix in float64, if it is not."""
-        return None if self.dtype == torch.float64 else DiagonalOperator(self._entries.double())
+        return None if self.dtype == torch.float64 else DiagonalOperator(self._given.double())
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._entries * v
@@ -188,10 +190,10 @@ class CongruenceOperator(_Around):
         super().__init__(m, dtype=op.dtype, device=op.device)
         self.kind = f"{'block of' if picks else 'transformed'} {op.kind}"
         self._op, self._picks = op, picks
-        self._transform = transform.to(op.device) if picks else transform.to(op.device, op.dtype)
+        self._given, self._transform = transform, transform.to(op.device, None if picks else op.dtype)
 
     def _around(self, op: LinearOperator) -> LinearOperator:
-        return CongruenceOperator(op, self._transform)
+        return CongruenceOperator(op, self._given)
 
     def _product(self, v: Tensor) -> Tensor:
         p, op = self._transform, self._op

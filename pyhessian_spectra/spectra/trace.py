@@ -160,14 +160,22 @@ def _hutchpp(op: LinearOperator, num_probes: int, generator: torch.Generator) ->
     return exact + space.column_inner(v, product).cpu().numpy(), spread.stderr, (w[:, 0], y[:, 0])
 
 
-class _Spread:
-    """The standard error of the mean of ``v^T B v`` over random sign vectors.
+def spread_error(deviations: float, squares: float, count: int) -> float:
+    """The standard error of the mean of ``v^T B v`` over ``count`` random sign vectors, at least two.
 
     The variance of ``v^T B v`` is twice the sum of the squared off-diagonal entries, and that sum is the variance of
     the entries of ``v * B v``, added up. So estimated it covers where the spread of the few values ``v^T B v`` does
     not, as with one outlier. An entry ``B_ij`` goes unseen if ``v_i v_j`` has one sign in all ``r`` vectors, with
     probability ``2^(1 - r)``; what may be unseen is added.
+
+    ``deviations`` are the squared deviations of all entries of ``v * B v`` from their means over the vectors, added up,
+    and ``squares`` the squares of the entries. Of some rows of ``B`` these give at least the error of their forms.
     """
+    return (2 * (deviations / (count - 1) + squares / count * 2.0 ** (1 - count)) / count) ** 0.5
+
+
+class _Spread:
+    """Takes vectors and their products one by one for :func:`spread_error`."""
 
     def __init__(self, op: LinearOperator) -> None:
         self._space, self._count, self._squares = op.space, 0, 0.0
@@ -185,9 +193,7 @@ class _Spread:
     @property
     def stderr(self) -> float:
         """Standard error of the mean."""
-        seen = float(self._space.sum_over_parts(self._deviation.sum())) / (self._count - 1)
-        unseen = self._squares / self._count * 2.0 ** (1 - self._count)
-        return (2 * (seen + unseen) / self._count) ** 0.5
+        return spread_error(float(self._space.sum_over_parts(self._deviation.sum())), self._squares, self._count)
 
 
 def _xtrace(op: LinearOperator, num_probes: int, generator: torch.Generator) -> _Estimated:

@@ -14,7 +14,7 @@ from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
 from pyhessian_spectra.curvature import HessianOperator
 from pyhessian_spectra.errors import ConvergenceError
 from pyhessian_spectra.spectra import Eigenpairs, Meter, eigh, eigsh
-from pyhessian_spectra.spectra.follow import follow
+from pyhessian_spectra.spectra.follow import Followed, follow
 from pyhessian_spectra.tracking.checks import require_count, require_share
 from pyhessian_spectra.tracking.moment import Moment, Stateless
 from pyhessian_spectra.tracking.track import Measured
@@ -24,7 +24,7 @@ _BUILT = 40
 
 UNPLACED = "certified half-width, of another rank perhaps"
 
-# Least allowance of followed eigenvalues, in eps of the largest magnitude, for the rounding of what follows products.
+# Least allowance of followed eigenvalues, in eps of the largest product, for the rounding of what follows products.
 _ROUNDING = 30
 
 
@@ -80,7 +80,7 @@ class Eigenvalues:
         )
         self._tol = require_share("tol", tol)
         self._start: Tensor | None = None
-        self._rounding = 0.0  # relative to the largest magnitude, when it was measured last
+        self._rounding = 0.0  # relative to the largest product, when it was measured last
         self._draws = torch.Generator().manual_seed(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,13 +121,11 @@ class Eigenvalues:
         start = start.to(op.device, op.dtype)
         found = follow(op, start, largest=high, smallest=low, tol=self._tol, max_products=most)
         self._start, pairs, moved = found.start, found.pairs, eigenvalue_influences(found.forms)
-        scale = float(np.abs(pairs.eigenvalues).max()) or 1.0
         if certified is None:
-            reach = pairs.residuals + max(self._rounding, _ROUNDING * op.space.eps) * scale
-            pairs = replace(pairs, lower=pairs.eigenvalues - reach, upper=pairs.eigenvalues + reach)
+            pairs = _bounded(found, max(self._rounding, _ROUNDING * op.space.eps))
             edges = pairs.take(slice(0, low)), pairs.take(slice(low, None))
         else:
-            self._rounding = float(max(each.rounding for each in certified)) / scale
+            self._rounding = float(max(each.rounding for each in certified)) / (found.scale or 1.0)
             count = len(certified[1])
             edges = _beside(certified[0], slice(0, low)), _beside(certified[1], slice(count - high, count))
         if moved is None:
@@ -192,10 +190,17 @@ class BatchEigenvalues(Stateless):
             start = op.space.randn(torch.Generator().manual_seed(number), 2)
             if moment.top is not None:
                 start[:, 0] = torch.from_numpy(np.asarray(moment.top.eigenvectors)[:, -1]).to(start)
-            pairs = follow(op, start, largest=1, tol=self._tol, max_products=self._max_products).pairs
+            found = follow(op, start, largest=1, tol=self._tol, max_products=self._max_products)
+            pairs = _bounded(found, _ROUNDING * op.space.eps)
             moment.products += op.num_products
             rows.append(_measured("lambda_1", pairs, 0, block=f"batch {number}"))
         return rows
+
+
+def _bounded(found: Followed, rounding: float) -> Eigenpairs:
+    """The pairs with intervals in which some eigenvalue lies, as far as their residuals and rounding tell."""
+    reach = found.pairs.residuals + rounding * found.scale
+    return replace(found.pairs, lower=found.pairs.eigenvalues - reach, upper=found.pairs.eigenvalues + reach)
 
 
 def _beside(pairs: Eigenpairs, chosen: slice) -> Eigenpairs:

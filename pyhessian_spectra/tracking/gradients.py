@@ -7,9 +7,12 @@ import math
 import numpy as np
 
 from pyhessian_spectra.analysis.eigenspaces import inner_products
+from pyhessian_spectra.analysis.gradient import in_float64
 from pyhessian_spectra.analysis.table import CERTIFIED, EXACT, UNKNOWN
-from pyhessian_spectra.curvature import HessianOperator
+from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, Point
 from pyhessian_spectra.spectra import Meter
+from pyhessian_spectra.spectra.results import Floats
+from pyhessian_spectra.spectra.rounding import SAFETY
 from pyhessian_spectra.tracking.checks import require_share
 from pyhessian_spectra.tracking.moment import Moment, Stateless
 from pyhessian_spectra.tracking.track import Measured
@@ -31,8 +34,12 @@ class GradientShare(Stateless):
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The norm and the share now."""
-        g = moment.risk.gradient(moment.point).cpu().numpy()
-        norm = float(np.linalg.norm(g.astype(np.float64)))
+        certified = moment.top is not None and moment.top.others is not None
+        risk, point, beside = moment.risk, moment.point, None
+        if certified:  # as exact as the eigenvectors
+            risk, point, beside = in_float64(HessianOperator(risk, point=point))
+        g = _gradient(risk, point)
+        norm = float(np.linalg.norm(g))
         rows = [Measured("gradient norm", norm, None, UNKNOWN)]
         if moment.top is None or not norm:
             return rows
@@ -42,7 +49,14 @@ class GradientShare(Stateless):
             return [*rows, Measured(quantity, share, None, UNKNOWN)]
         gap = float(moment.top.lower[0]) - moment.top.others[1]
         size = float(np.linalg.norm(moment.top.residuals)) + moment.top.rounding
-        return [*rows, Measured(quantity, share, min(1.0, size / gap) if gap > 0 else 1.0, CERTIFIED)]
+        angle = size / gap if gap > 0 else 1.0
+        off = 1.0 if beside is None else SAFETY * float(np.linalg.norm(_gradient(risk, beside) - g)) / norm
+        return [*rows, Measured(quantity, share, min(1.0, angle + off), CERTIFIED)]
+
+
+def _gradient(risk: EmpiricalRisk, point: Point) -> Floats:
+    """The gradient (n,) in float64."""
+    return risk.gradient(point).double().cpu().numpy()
 
 
 class MidpointLoss(Stateless):

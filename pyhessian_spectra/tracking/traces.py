@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from pyhessian_spectra.curvature.partition import GroupSpec
 from pyhessian_spectra.spectra.forms import Forms, FormsRecorder
 from pyhessian_spectra.spectra.results import Floats, TraceEstimate
 from pyhessian_spectra.spectra.rounding import Off, Rounding
+from pyhessian_spectra.spectra.sketch import CountSketch
 from pyhessian_spectra.spectra.space import forked
-from pyhessian_spectra.spectra.trace import mean_of
+from pyhessian_spectra.spectra.trace import spread_error
 from pyhessian_spectra.tracking.checks import require_count
 from pyhessian_spectra.tracking.moment import Moment
 from pyhessian_spectra.tracking.track import Measured
+
+# Numbers in the sketch of a section. With 64 its length is kept to a sixth.
+_WIDTH = 64
 
 
 class Traces:
@@ -59,78 +64,115 @@ class Traces:
         require_count("first", first, num_probes)
         require_count("seed", seed, 0)
         self._num_probes, self._first, self._groups, self._seed = num_probes, first, groups, seed
-        # what each probe said of each group (r, g): when values were found from the beginning, and at the last record
-        self._anchor: Floats | None = None
-        self._last: Floats | None = None
-        self._rounding: Floats = np.zeros(0)
+        self._level: Floats = np.zeros((0, 3))  # of each group: value, reach and rounding when found from the beginning
+        self._anchor: _Seen | None = None  # what was seen then
+        self._last: _Seen | None = None  # and at the last record
         self._stale = False
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same numbers."""
-        kept = {"anchor": self._anchor, "last": self._last, "rounding": self._rounding}
-        tensors = {name: None if each is None else torch.from_numpy(each.copy()) for name, each in kept.items()}
-        return {**tensors, "stale": self._stale}
+        seen = {"anchor": self._anchor, "last": self._last}
+        kept = {name: None if each is None else each.state_dict() for name, each in seen.items()}
+        return {**kept, "level": torch.from_numpy(self._level.copy()), "stale": self._stale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._anchor, self._last = (None if state[name] is None else state[name].numpy() for name in ("anchor", "last"))
-        self._rounding = state["rounding"].numpy()
-        self._stale = state["stale"]
+        self._anchor, self._last = (
+            None if state[name] is None else _Seen(*(each.numpy() for each in state[name]))
+            for name in ("anchor", "last")
+        )
+        self._level, self._stale = state["level"].numpy(), state["stale"]
 
     def measure(self, moment: Moment) -> list[Measured]:
         """The traces now: of the whole, and of each layer."""
         partition = Partition.of(moment.risk.layout, self._groups)
         sections, members = partition.sections()
         groups: dict[str, Sequence[int]] = {"": range(len(sections)), **members}
-        thorough = moment.certify or (not moment.hurried and (self._anchor is None or self._stale))
+        built = moment.hessian.n <= self._first  # as many products are the whole matrix
+        thorough = built or moment.certify or (not moment.hurried and (self._anchor is None or self._stale))
         fresh = thorough or self._anchor is None
-        forms, exact, off = self._forms(moment, sections, self._first if thorough else self._num_probes, certify=fresh)
-        by_section = np.einsum("b,brs->rs", forms.weights, forms.trace_samples) + exact
-        samples = np.stack([by_section[:, list(group)].sum(axis=1) for group in groups.values()], axis=1)
+        seen, forms, off = self._probed(moment, sections, self._first if thorough else self._num_probes, built, fresh)
         if off is not None:
             sizes = np.array([sum(sections[i] for i in group) for group in groups.values()], dtype=np.float64)
-            # of a block, by its part of the norm: |tr E_gg| <= sqrt(n_g) ||E||_F
-            self._anchor, self._rounding = samples, off.norm * np.sqrt(sizes)
-            self._rounding[0] = off.trace
-        rows = []
+            rounding = off.norm * np.sqrt(sizes)  # of a block, by its part of the norm: |tr E_gg| <= sqrt(n_g) ||E||_F
+            rounding[0] = rounding[0] if built else off.trace
+            found = [seen.trace(group) for group in groups.values()]
+            self._level = np.array([[t.value, t.reach, r] for t, r in zip(found, rounding, strict=True)])
+            self._anchor = seen.first(self._num_probes)
+        assert self._anchor is not None
+        rows, moved = [], seen - self._anchor
         for i, (label, group) in enumerate(groups.items()):
-            value, reach, moved = self._value(samples[:, i], i, fresh=fresh)
-            if not i:
-                self._stale = moved > reach / 2
+            value, reach, off_by = map(float, self._level[i])
+            if not fresh:
+                change = moved.trace(group)
+                value, reach = value + change.value, reach + change.reach
+                self._stale = self._stale if i else change.reach > reach / 2
             data = with_trace_influences(TraceEstimate(value, reach, 0), forms, list(group)).data_stderr
-            rounding = float(self._rounding[i])
-            rows.append(Measured("trace", value, reach + rounding, PROBES, label, data))
+            rows.append(Measured("trace", value, reach + off_by, PROBES, label, data))
             if self._last is not None:
-                change = mean_of(samples[: self._num_probes, i] - self._last[:, i], 0, "paired probes")
-                rows.append(Measured("change of trace", change.value, change.reach + 2 * rounding, PROBES, label))
-        self._last = samples[: self._num_probes]
+                change = (seen - self._last).trace(group)
+                rows.append(Measured("change of trace", change.value, change.reach + 2 * off_by, PROBES, label))
+        self._stale = bool(self._stale and not fresh)
+        self._last = seen.first(self._num_probes)
         return rows
 
-    def _value(self, samples: Floats, i: int, *, fresh: bool) -> tuple[float, float, float]:
-        """The trace of a group, the reach of its interval, and the part of that which is the change's."""
-        assert self._anchor is not None
-        level = mean_of(self._anchor[:, i], 0, "probes")
-        if fresh:
-            return level.value, level.reach, 0.0
-        moved = mean_of(samples - self._anchor[: len(samples), i], 0, "paired probes")
-        return level.value + moved.value, level.reach + moved.reach, moved.reach
-
-    def _forms(
-        self, moment: Moment, sections: list[int], count: int, *, certify: bool
-    ) -> tuple[Forms, Floats, Off | None]:
-        """The probes' forms by sections, what eigenvectors say beyond them (r, s), and bounds on the rounding."""
-        op = moment.hessian
+    def _probed(
+        self, moment: Moment, sections: list[int], count: int, built: bool, fresh: bool
+    ) -> tuple[_Seen, Forms, Off | None]:
+        """What the probes see, their forms on each batch, and bounds on the rounding if values begin here."""
+        op, space = moment.hessian, moment.hessian.space
         generator = forked(torch.Generator().manual_seed(self._seed))  # eigenvectors began from other numbers of seed 0
         recorder, known = FormsRecorder(op, sections), _Known(moment, sections)
-        seen: list[tuple[Tensor, Tensor]] = []
-        exact = []
-        for _ in range(count):
-            z = op.space.rademacher(generator)
+        sketch = CountSketch(sections, _WIDTH, torch.Generator().manual_seed(self._seed), op.device)
+        last: list[tuple[Tensor, Tensor]] = []
+        seen, entries = [], []
+        columns = op.n**0.5 * torch.eye(op.n, dtype=op.dtype, device=op.device) if built else None
+        for i in range(op.n if built else count):
+            z = space.rademacher(generator) if columns is None else columns[i]
             product = recorder.probe(z / op.n**0.5) * op.n**0.5
-            exact.append(known.beyond(z))
-            seen = [*seen[-1:], (z, product)]  # two, taken again in float64
-        off = Rounding(op).seen(seen) if certify else None
-        return recorder.forms(np.zeros(0, dtype=bool)), np.array(exact), off
+            image, exact = known.beyond(z)
+            seen.append(exact)
+            entries.append(sketch(z * (product - image)))
+            last = [*last[-1:], (z, product)]  # two, taken again in float64
+        forms = recorder.forms(np.zeros(0, dtype=bool))
+        if built:  # their mean is one form, and it is exact
+            forms, entries = replace(forms, probes=forms.probes.mean(axis=1, keepdims=True)), []
+            seen = [np.mean(seen, axis=0)]
+        found = np.einsum("b,brs->rs", forms.weights, forms.trace_samples) + np.array(seen)
+        rounding = Rounding(op)
+        off = None if not fresh else rounding.everywhere(2) if built else rounding.seen(last)
+        return _Seen(found, np.array(entries).reshape(-1, len(sections), _WIDTH)), forms, off
+
+
+class _Seen(NamedTuple):
+    """What ``r`` random sign vectors ``z`` say of each section: forms ``z^T A z`` (r, s), sketched entries (r, s, k).
+
+    The entries are those of ``z * A z``. Without any there is one form, and it is exact.
+    """
+
+    forms: Floats
+    entries: Floats
+
+    def __sub__(self, other: _Seen) -> _Seen:
+        """What the same vectors say of the difference of two matrices."""
+        rows = min(len(self.forms), len(other.forms))
+        return _Seen(*(a[:rows] - b[:rows] for a, b in zip(self, other, strict=True)))
+
+    def first(self, rows: int) -> _Seen:
+        """What the first vectors say."""
+        return _Seen(self.forms[:rows], self.entries[:rows])
+
+    def state_dict(self) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(each.copy()) for each in self)
+
+    def trace(self, group: Sequence[int]) -> TraceEstimate:
+        """The trace of some sections' diagonal block."""
+        value, entries = float(self.forms[:, list(group)].sum(axis=1).mean()), self.entries[:, list(group)]
+        count = len(entries)
+        if not count:
+            return TraceEstimate(value, 0.0, 0)
+        deviations = float(((entries - entries.mean(axis=0)) ** 2).sum())
+        return TraceEstimate(value, spread_error(deviations, float((entries**2).sum()), count), 0, "signs", count)
 
 
 class _Known:
@@ -146,10 +188,10 @@ class _Known:
             parts = [self._space.section_inner(v, v, sections) for v in self._vectors.unbind(1)]
             self._trace = (self._values @ torch.stack(parts)).cpu().numpy()
 
-    def beyond(self, z: Tensor) -> Floats:
-        """``tr B - z^T B z`` by sections (s,)."""
+    def beyond(self, z: Tensor) -> tuple[Tensor, Floats]:
+        """``B z`` (n,), and ``tr B - z^T B z`` by sections (s,)."""
         if self._vectors is None:
-            return np.zeros(len(self._sections))
+            return torch.zeros_like(z), np.zeros(len(self._sections))
         along = self._values * self._space.gram(self._vectors.T, z[:, None])[:, 0]
         image = self._vectors @ along.to(self._vectors)
-        return self._trace - self._space.section_inner(z, image, self._sections).cpu().numpy()
+        return image, self._trace - self._space.section_inner(z, image, self._sections).cpu().numpy()
