@@ -56,7 +56,7 @@ class Promoted(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.float and self._own == torch.float32:
             func, args = torch.Tensor.to, (args[0], self._dtype)
-        else:
+        elif args and isinstance(args[0], Tensor) and func not in _BY_BITS:
             args = [self._dtype if x is self._own else x for x in args]
             kwargs = {name: self._dtype if x is self._own else x for name, x in kwargs.items()}
         try:
@@ -67,6 +67,10 @@ class Promoted(TorchFunctionMode):
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+# What another dtype would give other values: bits read as numbers, and random numbers.
+_BY_BITS = (torch.Tensor.view, torch.rand_like, torch.randn_like)
 
 
 class RefusedBroadcasts(TorchFunctionMode):
