@@ -3,8 +3,7 @@
 The oracle is the user's model and loss on torch's own operations. Their values along a random line tell whether
 gradients are right, and gradients along it whether products are. Differences are taken in float64 whatever the model's
 dtype, on a few examples, at the first of several steps at which they agree: small ones, within which kinks are unlikely
-to lie, then large ones, which rounding disturbs less. A claim is refuted where it agrees at no step, and differences at
-small steps agree with one another ten times better than with the claim.
+to lie, then large ones, which rounding disturbs less.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.cuts import check_cuts
+from pyhessian_spectra.curvature.differences import Comparison, seen
 from pyhessian_spectra.curvature.faults import place_of_fault
 from pyhessian_spectra.curvature.inspection import coarsest_dtype
 from pyhessian_spectra.curvature.operators import (
@@ -79,7 +79,7 @@ def _check_whole(op: RiskOperator) -> str:
     eps, scale = torch.finfo(point.dtype).eps, _scale(risk, point)
     v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)
     gradient = risk.gradient(point)
-    comparison = _Comparison(f"the gradient over all examples differs from differences of the risk ({_STOPPED})", 1e-3)
+    comparison = Comparison(f"the gradient over all examples differs from differences of the risk ({_STOPPED})", 1e-3)
     size = float((scale * gradient).norm())
     for step in (0.1 * eps ** (1 / 3), eps ** (1 / 3), 10 * eps ** (1 / 3)):
         values = [risk.loss(point.moved(v, s)) for s in (step, -step)]
@@ -113,42 +113,12 @@ def _checked(op: RiskOperator) -> str:
             if comparison.placed:
                 told = f"{told}; {place_of_fault(op.risk, case.batch.cast(op.dtype), _is_refuted)}"
             raise UnverifiedError(told)
-    pairs = list(zip(("gradients", "products"), comparisons[:2], strict=True))
-    right = ", ".join(f"{name} to {each.best:.0e}" for name, each in pairs if each.best <= each.rtol)
-    unseen = " and ".join(name for name, each in pairs if each.best > each.rtol)
-    found = [f"{op.kind} on {examples}: {right.replace(' to', ' right to', 1)}, relative"] if right else []
-    return "; ".join(found + ([f"whether {unseen} are right cannot be seen from differences"] if unseen else []))
+    return f"{op.kind} on {examples}: {seen(comparisons)}"
 
 
 def _is_refuted(risk: EmpiricalRisk) -> bool:
     case = _Case.of(HessianOperator(risk))
     return case is not None and any(comparison.refuted for comparison in case.comparisons())
-
-
-@dataclass
-class _Comparison:
-    """A claim against what differences say at several steps."""
-
-    what: str
-    rtol: float
-    placed: bool = True  # whether a module may be where the fault lies
-    misses: list[Tensor] = field(default_factory=list)
-    best: float = math.inf  # relative
-    agrees: bool = False
-
-    def add(self, claim: Tensor, found: Tensor, size: float, noise: float = 0.0) -> None:
-        """Compare at one more step; ``size`` is what a claim is relative to, ``noise`` what rounding may amount to."""
-        miss = float((found - claim).norm())
-        self.misses.append(found - claim)
-        self.best = min(self.best, miss / size if size else miss)
-        self.agrees = self.agrees or miss <= self.rtol * size + noise
-
-    @property
-    def refuted(self) -> bool:
-        """Whether differences at small steps agree with one another much better than with the claim."""
-        pairs = itertools.combinations(self.misses[:3], 2)
-        spread = max((float((a - b).norm()) for a, b in pairs), default=0.0)
-        return not self.agrees and min(float(miss.norm()) for miss in self.misses) > 10 * spread
 
 
 @dataclass
@@ -204,7 +174,7 @@ class _Case:
         objective, batch = self.op.risk.objective, self.batch.cast(point.dtype)
         return objective.run(point, batch, lambda: coarsest_dtype(objective.evaluate(batch)[1]))
 
-    def comparisons(self) -> Iterator[_Comparison]:
+    def comparisons(self) -> Iterator[Comparison]:
         """Gradients against values of the loss, then products against gradients, along a random line."""
         point, kind, eps = self.op.point, self.op.kind, torch.finfo(self.computed_in(self.op.point)).eps
         scale, own = self.steps()
@@ -212,8 +182,8 @@ class _Case:
         u, v = (torch.randn(len(scale), generator=generator, dtype=torch.float64).to(scale) for _ in range(2))
         hv, gradient, line = own * self.linearisation.matvec(own * v), self.gradient(point), scale * v
         size, lost = float((scale * gradient).norm()), 0.0
-        slope = _Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
-        product = _Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
+        slope = Comparison(f"the gradient differs from differences of the loss ({_STOPPED})", eps**0.4)
+        product = Comparison(f"products with the {kind} differ from differences of gradients ({_CUT_OFF})", eps**0.4)
         difference = _DIFFERENCES.get(kind)
         if isinstance(self.op, RelativeHessianOperator):
             difference = _difference_of_relative_gradients
@@ -236,17 +206,15 @@ class _Case:
         if difference is not None:
             yield product
         elif kind == EmpiricalFisherOperator.kind:
-            product = _Comparison(_ENTANGLED, eps**0.4, placed=False)
+            product = Comparison(_ENTANGLED, eps**0.4, placed=False)
             alone = own * self.of_single_gradients(own * v)
             product.add(hv, alone, float(alone.norm()))
             yield product
         else:
             hu, both = (own * self.linearisation.matvec(own * x) for x in (u, u + v))
-            symmetry = _Comparison(
-                f"products with the {kind} are not symmetric, u.Av being another than v.Au", eps**0.4
-            )
+            symmetry = Comparison(f"products with the {kind} are not symmetric, u.Av being another than v.Au", eps**0.4)
             symmetry.add(u @ hv, v @ hu, float(hu.norm() + hv.norm()) * len(scale) ** 0.5)
-            linearity = _Comparison(
+            linearity = Comparison(
                 f"products with the {kind} are not linear, A(u + v) being another than Au + Av", eps**0.4
             )
             linearity.add(both, hu + hv, float(hu.norm() + hv.norm()))

@@ -1,0 +1,49 @@
+"""What differences at several steps say of a claim."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Comparison:
+    """A claim against what differences say at several steps.
+
+    It is refuted where it agrees at no step, and differences at small steps agree with one another ten times better
+    than with the claim.
+    """
+
+    what: str
+    rtol: float
+    placed: bool = True  # whether a module may be where the fault lies
+    misses: list[Tensor] = field(default_factory=list)
+    best: float = math.inf  # relative
+    agrees: bool = False
+
+    def add(self, claim: Tensor, found: Tensor, size: float, noise: float = 0.0) -> None:
+        """Compare at one more step; ``size`` is what a claim is relative to, ``noise`` what rounding may amount to."""
+        miss = float((found - claim).norm())
+        self.misses.append(found - claim)
+        self.best = min(self.best, miss / size if size else miss)
+        self.agrees = self.agrees or miss <= self.rtol * size + noise
+
+    @property
+    def refuted(self) -> bool:
+        """Whether differences at small steps agree with one another much better than with the claim."""
+        pairs = itertools.combinations(self.misses[:3], 2)
+        spread = max((float((a - b).norm()) for a, b in pairs), default=0.0)
+        return not self.agrees and min(float(miss.norm()) for miss in self.misses) > 10 * spread
+
+
+def seen(comparisons: Sequence[Comparison]) -> str:
+    """What was seen of gradients, the first that was compared, and of products, the second."""
+    pairs = list(zip(("gradients", "products"), comparisons, strict=False))
+    right = ", ".join(f"{name} to {each.best:.0e}" for name, each in pairs if each.best <= each.rtol)
+    unseen = " and ".join(name for name, each in pairs if each.best > each.rtol)
+    found = [f"{right.replace(' to', ' right to', 1)}, relative"] if right else []
+    return "; ".join(found + ([f"whether {unseen} are right cannot be seen from differences"] if unseen else []))
