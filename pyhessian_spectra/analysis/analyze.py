@@ -179,9 +179,10 @@ def _operator(matrix: Any, risk: EmpiricalRisk) -> LinearOperator:
 
 
 def _verified(op: LinearOperator, settings: Settings) -> tuple[str, list[Note]]:
-    """What :func:`verify` found; where that would be refused and is accepted, a note of it."""
+    """What :func:`verify` found, and notes of what it could not see, or of what would be refused and is accepted."""
     try:
-        return verify(op), []
+        verdict = verify(op)
+        return verdict.found or "nothing", [Note("verification", doubt) for doubt in verdict.doubts]
     except UnverifiedError as error:
         if not settings.accept_unverified:
             told = f"{error} (accept_unverified=True, or --accept-unverified, goes on with a note)"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.example_losses import example_losses
+from pyhessian_spectra.curvature.inspection import coarsest_dtype
 from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.point import Point
@@ -51,6 +52,19 @@ def loss_and_gradient(objective: Objective, point: Point, batch: Batch) -> Tenso
         return joined((value.detach().to(point.dtype), *gradients(value, point.coordinates)))
 
     return objective.run(point, batch, call)
+
+
+def computed_in(objective: Objective, point: Point, batch: Batch) -> torch.dtype:
+    """The coarsest dtype in the graphs of one batch's loss and gradient; the objective takes note of it."""
+
+    def call() -> torch.dtype:
+        value = objective.evaluate(batch)[1]
+        slopes = gradients(value, point.coordinates, create_graph=True)
+        return coarsest_dtype(value, *slopes)
+
+    found = objective.run(point, batch, call)
+    objective.met(point.dtype, found)
+    return found
 
 
 def slopes(objective: Objective, point: Point, batch: Batch) -> tuple[Tensor, ...]:

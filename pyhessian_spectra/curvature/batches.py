@@ -124,7 +124,7 @@ def num_terms(loss_fn: Callable[..., Any], targets: Any) -> float:
     counted = targets != setting(loss_fn, "ignore_index", -100)
     class_weights = setting(loss_fn, "weight", None)
     if isinstance(class_weights, Tensor):
-        return float(class_weights.to(targets.device)[targets[counted]].sum())
+        return float(class_weights.to(targets.device)[targets[counted]].sum(dtype=torch.float64))
     return float(counted.sum())
 
 

@@ -21,5 +21,6 @@ def example_losses(
     counted = terms > 0
     tensors, rebuild = taken_apart(outputs)
     one = torch.func.vmap(lambda y, *z: objective.loss_fn(rebuild([t[None] for t in z]), y[None]))
-    losses = one(batch.targets[counted], *(t[counted] for t in tensors))
+    with objective.around_loss():
+        losses = one(batch.targets[counted], *(t[counted] for t in tensors))
     return losses, (terms[counted] / terms.sum()).to(losses), counted

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import CheckpointFunction
 
 from pyhessian_spectra.errors import InputError, SecondDerivativeError
@@ -38,39 +37,6 @@ class CalledFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(getattr(func, "__name__", str(func)))
         return func(*args, **(kwargs or {}))
-
-
-class Promoted(TorchFunctionMode):
-    """Within this context, what a model says of its own dtype is said of another one.
-
-    A float32 model in float64 meets float32 constants, such as class weights that its loss has captured: a function
-    that fails is called again with all floating tensors in float64. And it converts tensors to float32, as many losses
-    and normalisations do so that they are not computed in less.
-    """
-
-    def __init__(self, own: torch.dtype, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._own, self._dtype = own, dtype
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.float and self._own == torch.float32:
-            func, args = torch.Tensor.to, (args[0], self._dtype)
-        elif args and isinstance(args[0], Tensor) and func not in _BY_BITS:
-            args = [self._dtype if x is self._own else x for x in args]
-            kwargs = {name: self._dtype if x is self._own else x for name, x in kwargs.items()}
-        try:
-            return func(*args, **kwargs)
-        except RuntimeError:
-            args, kwargs = tree_map(self._cast, (args, kwargs))
-            return func(*args, **kwargs)
-
-    def _cast(self, value: Any) -> Any:
-        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-# What another dtype would give other values: bits read as numbers, and random numbers.
-_BY_BITS = (torch.Tensor.view, torch.rand_like, torch.randn_like)
 
 
 class RefusedBroadcasts(TorchFunctionMode):
@@ -115,11 +81,12 @@ def refuse_hidden_parameters(value: Tensor, replaced: Mapping[str, Tensor]) -> N
             )
 
 
-def coarsest_dtype(value: Tensor) -> torch.dtype:
-    """The floating dtype of largest eps in the graph of ``value``."""
-    found = {value.dtype}
-    for node in nodes_of(value):
-        dtypes = (info.dtype for info in getattr(node, "_input_metadata", ()))
+def coarsest_dtype(*values: Tensor) -> torch.dtype:
+    """The floating dtype of largest eps in the graphs of tensors."""
+    found = {value.dtype for value in values}
+    for node in nodes_of(*values):
+        passed = getattr(node, "_input_metadata", ())  # torch describes what is not there as a float32 scalar
+        dtypes = (info.dtype for info in passed if len(passed) == 1 or info.shape)
         found.update(dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
     return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
@@ -168,10 +135,10 @@ def refuse_dependent(outputs: Sequence[Tensor]) -> None:
             )
 
 
-def nodes_of(value: Tensor) -> set[torch.autograd.graph.Node]:
-    """All nodes of the graph of a tensor."""
+def nodes_of(*values: Tensor) -> set[torch.autograd.graph.Node]:
+    """All nodes of the graphs of tensors."""
     found: set[torch.autograd.graph.Node] = set()
-    waiting = [value.grad_fn]
+    waiting = [value.grad_fn for value in values]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in found:

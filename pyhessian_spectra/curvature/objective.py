@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.inspection import (
-    Promoted,
     RefusedBroadcasts,
     coarsest_dtype,
     custom_functions,
@@ -28,6 +27,7 @@ from pyhessian_spectra.curvature.inspection import (
 from pyhessian_spectra.curvature.kernels import RightDerivatives
 from pyhessian_spectra.curvature.outputs import separate
 from pyhessian_spectra.curvature.point import Point
+from pyhessian_spectra.curvature.promotion import Promoted, ToldOwn
 from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
 
 MODES = ("eval", "train")
@@ -68,6 +68,9 @@ class Objective:
         self._buffered = any(True for _ in self.model.buffers())
         self._inspected: set[tuple[torch.dtype, int, bool]] = set()
         self.computed_in: dict[torch.dtype, torch.dtype] = {}  # the coarsest dtype met, by that of the point
+        self.fails_in: dict[
+            torch.dtype, bool
+        ] = {}  # whether gradients failed at points of a dtype, where they were tried
         self.latest: Tensor | None = None  # the loss that was evaluated last, without a graph
         self._within: tuple[Point, Batch] | None = None
         # until the first evaluation has shown it
@@ -170,11 +173,22 @@ class Objective:
     def _called(self, batch: Batch) -> tuple[Any, Tensor, list[RightDerivatives | None]]:
         """Outputs and loss, and what rewrote the operations of each; nothing does where there are none to rewrite."""
         model, loss = (RightDerivatives() if rewrites else None for rewrites in self._rewrites)
-        with model or contextlib.nullcontext():
+        with self._told(), model or contextlib.nullcontext():
             outputs = self.outputs(batch)
-        with loss or contextlib.nullcontext():
+        with self._told(), loss or contextlib.nullcontext():
             value = self._loss(outputs, batch)
         return outputs, _scalar(value), [model, loss]
+
+    def _told(self) -> AbstractContextManager:
+        assert self._within is not None
+        own, dtype = self._dtype, self._within[0].dtype
+        return contextlib.nullcontext() if own is None or own == dtype else ToldOwn(own, dtype)
+
+    @contextlib.contextmanager
+    def around_loss(self) -> Iterator[None]:
+        """For calls of the loss function itself, within :meth:`run`: as :meth:`evaluate` calls it."""
+        with self._told(), RightDerivatives() if self._rewrites[1] else contextlib.nullcontext():
+            yield
 
     def _inspect(self, batch: Batch) -> tuple[Any, Tensor]:
         """As :meth:`evaluate`, looking for what would make derivatives wrong; for the first call with a batch."""
@@ -191,7 +205,7 @@ class Objective:
                     f"the model changes its parameter {name} in place when it is called, so that the gradient is not "
                     "that of the loss; make the change part of the computation, or leave it out (such as max_norm)"
                 )
-        self.computed_in[point.dtype] = coarsest_dtype(value)
+        self.met(point.dtype, coarsest_dtype(value))
         self._inspected.add(self._seen(point, batch))
         used = [each for each in kernels if each is not None]
         if used and len(self._inspected) == 1:
@@ -200,6 +214,11 @@ class Objective:
             self._rewrites, self._attends = (model, loss), scripted or any(each.attended for each in used)
             self._recalls = scripted or any(each.hooked for each in used) or bool(custom_functions(value))
         return outputs, value
+
+    def met(self, dtype: torch.dtype, computed_in: torch.dtype) -> None:
+        """Take note of a dtype that something is computed in at a point of some dtype."""
+        both = self.computed_in.get(dtype, computed_in), computed_in
+        self.computed_in[dtype] = max(both, key=lambda each: torch.finfo(each).eps)
 
     @staticmethod
     def _seen(point: Point, batch: Batch) -> tuple[torch.dtype, int, bool]:

@@ -165,19 +165,23 @@ class RiskOperator(TermwiseOperator):
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether the model computes in this dtype throughout where its parameters are in it, on its first batch."""
-        objective, works = self.risk.objective, True
-        try:
-            if dtype not in objective.computed_in:
-                point = self.point.cast(self.risk.model, dtype)
-                for _, batch in itertools.islice(self.risk.sample.read(dtype), 1):
-                    try:
-                        autodiff.loss(objective, point, batch.rows(0, _FEW))
-                    except SpectraError:  # of a model that needs its whole batch
-                        autodiff.loss(objective, point, batch)
-            works = objective.computed_in.get(dtype, dtype) == dtype
-        except (SpectraError, RuntimeError, TypeError):  # such as of devices without it
-            works = False
+        objective = self.risk.objective
+        if dtype not in objective.fails_in:
+            objective.fails_in[dtype] = self._fails_in(dtype)
+        works = not objective.fails_in[dtype] and objective.computed_in.get(dtype, dtype) == dtype
         return all(self.risk.sample.processes.gather(works))
+
+    def _fails_in(self, dtype: torch.dtype) -> bool:
+        try:
+            point = self.point.cast(self.risk.model, dtype)
+            for _, batch in itertools.islice(self.risk.sample.read(dtype), 1):
+                try:
+                    autodiff.computed_in(self.risk.objective, point, batch.rows(0, _FEW))
+                except SpectraError:  # of a model that needs its whole batch
+                    autodiff.computed_in(self.risk.objective, point, batch)
+        except (SpectraError, RuntimeError, TypeError):  # such as of devices without it
+            return True
+        return False
 
     def product(self, v: Tensor) -> Tensor:
         """The product with ``v`` (n,), or columns (n, k), with a graph: to be differentiated in the point and in ``v``.

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from pyhessian_spectra.curvature.batches import Batch
 from pyhessian_spectra.curvature.cuts import check_cuts
 from pyhessian_spectra.curvature.differences import Comparison, seen
 from pyhessian_spectra.curvature.faults import place_of_fault
-from pyhessian_spectra.curvature.inspection import coarsest_dtype
 from pyhessian_spectra.curvature.operators import (
     EmpiricalFisherOperator,
     GGNOperator,
@@ -49,33 +49,54 @@ _ENTANGLED = (
 )
 
 
-def verify(op: LinearOperator) -> str:
+# Above this, relative, products that are rounded differ from exact ones by more than users would take for rounding.
+_ROUNDED = 0.01
+
+# How far beside a point derivatives are compared where they do not agree at it, relative to each parameter's size.
+_BESIDE = 0.01
+
+
+class Verdict(NamedTuple):
+    """What :func:`verify` found to be right, in words, and sentences about what it could not see."""
+
+    found: str
+    doubts: tuple[str, ...] = ()
+
+
+def verify(op: LinearOperator) -> Verdict:
     """Check a curvature operator, or those that it is composed of, and the weights of its risk's batches.
 
-    Returns what was found, in words; raises UnverifiedError, on all ranks alike, with a sentence that says where the
+    Raises UnverifiedError, on all ranks alike, with a sentence that says where the
     fault lies as far as that can be told. It costs about ten gradients of sixteen examples for each operator; and for
     the first one two values and a gradient of the whole risk, and the losses of each batch and of its parts.
     """
-    told, leaves = [], list(leaves_of(op))
+    verdicts, leaves = [], list(leaves_of(op))
     for leaf in leaves:
         failure: Exception | None = None
         try:
-            told.append(_checked(leaf))
+            verdicts.append(_checked(leaf))
             if leaf is leaves[0]:
-                told.append(check_cuts(leaf.risk, leaf.point))
+                verdicts.append(Verdict(check_cuts(leaf.risk, leaf.point)))
         except Exception as error:
             failure = error
         leaf.risk.sample.processes.agree(failure)
     if leaves:
-        told.append(_check_whole(leaves[0]))
-    return "; ".join(dict.fromkeys(filter(None, told)))
+        _check_whole(leaves[0])
+    found = "; ".join(dict.fromkeys(filter(None, (each.found for each in verdicts))))
+    return Verdict(found, tuple(dict.fromkeys(doubt for each in verdicts for doubt in each.doubts)))
 
 
-def _check_whole(op: RiskOperator) -> str:
+def _check_whole(op: RiskOperator) -> None:
     """Compare the gradient over all examples with two values of the risk, which may know other cases than the first."""
     risk, point = op.risk, op.point
     if op.computes_in(torch.float64) and op.dtype != torch.float64:
         risk, point = risk.replace(dtype=torch.float64), point.cast(risk.model, torch.float64)
+    comparison = _compared_whole(risk, point)
+    if comparison.refuted and _compared_whole(risk, _beside(risk, point)).refuted:
+        raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
+
+
+def _compared_whole(risk: EmpiricalRisk, point: Point) -> Comparison:
     eps, scale = torch.finfo(point.dtype).eps, _scale(risk, point)
     v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)
     gradient = risk.gradient(point)
@@ -86,17 +107,15 @@ def _check_whole(op: RiskOperator) -> str:
         rise = v.new_tensor((values[0] - values[1]) / (2 * step))
         comparison.add(gradient @ v, rise, size, 100 * eps * abs(values[0]) / (2 * step))
         if comparison.agrees:
-            return ""
-    if comparison.refuted:
-        raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
-    return ""
+            break
+    return comparison
 
 
-def _checked(op: RiskOperator) -> str:
-    """Check one operator; return what was found, or nothing where this rank has no data."""
+def _checked(op: RiskOperator) -> Verdict:
+    """Check one operator; nothing is found where this rank has no data."""
     case = _Case.of(op)
     if case is None:
-        return ""
+        return Verdict("")
     inside = case.computed_in(op.point)
     if torch.finfo(inside).eps > torch.finfo(op.dtype).eps:
         raise UnverifiedError(
@@ -104,7 +123,16 @@ def _checked(op: RiskOperator) -> str:
             "less exact than any error of a number would say; let it compute in the dtype of its parameters"
         )
     examples = f"{case.batch.num_examples} examples"
-    comparisons = list(case.comparisons())
+    comparisons, doubts = list(case.comparisons()), []
+    if any(each.refuted for each in comparisons):
+        beside = _Case.of(op.at(_beside(op.risk, op.point)))
+        others = [] if beside is None else list(beside.comparisons())
+        if others and not any(each.refuted for each in others):
+            comparisons = others
+            doubts.append(
+                "The loss has a kink at exactly these parameters, as where inputs and biases are zero: derivatives are "
+                "those of one side. They were checked at a point nearby."
+            )
     for comparison in comparisons:
         if comparison.refuted:
             told = f"{comparison.what}, by {comparison.best:.2g}, relative, on {examples}"
@@ -113,7 +141,25 @@ def _checked(op: RiskOperator) -> str:
             if comparison.placed:
                 told = f"{told}; {place_of_fault(op.risk, case.batch.cast(op.dtype), _is_refuted)}"
             raise UnverifiedError(told)
-    return f"{op.kind} on {examples}: {seen(comparisons)}"
+    if (off := case.off_in(op)) > _ROUNDED:
+        doubts.append(
+            f"Products with the {op.kind} in {_name(op.dtype)} differ from those in float64 by {off:.1g}, relative, on "
+            f"{examples}: by rounding, or because the model is another function there. Matrices are built in float64."
+        )
+    right, unseen = seen(comparisons)
+    if unseen:
+        doubts.append(
+            f"Whether {unseen} are right cannot be seen from differences on {examples} ({op.kind}): rounding or kinks "
+            "of the loss disturb these more."
+        )
+    return Verdict(right and f"{op.kind} on {examples}: {right}", tuple(doubts))
+
+
+def _beside(risk: EmpiricalRisk, point: Point) -> Point:
+    """A point nearby, where no parameter is zero by its initialisation."""
+    scale = _scale(risk, point)
+    drawn = torch.randn(len(scale), generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(scale)
+    return point.moved(scale * drawn, _BESIDE)
 
 
 def _is_refuted(risk: EmpiricalRisk) -> bool:
@@ -141,6 +187,7 @@ class _Case:
                     for part in (batch.rows(0, count), batch):
                         try:
                             case = cls(there, part, there._linearise(part))
+                            case.gradient(there.point)  # fails where segments are checkpointed and convert
                             if math.isfinite(case.loss(there.point)):
                                 return case
                         except SpectraError as failed:
@@ -150,6 +197,15 @@ class _Case:
         if error is not None:
             raise error
         return None
+
+    def off_in(self, op: RiskOperator) -> float:
+        """How far the operator's own products are off these, relative, for one random vector."""
+        if op.point.dtype == self.op.point.dtype:
+            return 0.0
+        v = self.steps()[1] * self.op.space.rademacher(torch.Generator().manual_seed(0))
+        exact = self.linearisation.matvec(v)
+        own = op._linearise(self.batch.cast(op.dtype)).matvec(v.to(op.dtype), last=True)
+        return float((own.to(exact) - exact).norm() / (exact.norm() or 1.0))
 
     def loss(self, point: Point) -> float:
         """The value of the loss, by torch's own operations."""
@@ -170,9 +226,8 @@ class _Case:
         return autodiff.gradient(self.op.risk.objective, point, self.batch)
 
     def computed_in(self, point: Point) -> torch.dtype:
-        """The coarsest dtype in the graph of the loss at a point."""
-        objective, batch = self.op.risk.objective, self.batch.cast(point.dtype)
-        return objective.run(point, batch, lambda: coarsest_dtype(objective.evaluate(batch)[1]))
+        """The coarsest dtype in the graphs of the loss and its gradient at a point."""
+        return autodiff.computed_in(self.op.risk.objective, point, self.batch.cast(point.dtype))
 
     def comparisons(self) -> Iterator[Comparison]:
         """Gradients against values of the loss, then products against gradients, along a random line."""

@@ -59,7 +59,7 @@ def examine(
         _order(risk),
         Finding("ok", f"two gradients agree; one takes {seconds:.3g} s"),
         *_graph(risk),
-        _verification(op, settings),
+        *_verification(op, settings),
         *_products(op, parts, forecasts),
         *_further(settings, sizes, risk.num_batches),
         *_gram(worth_taking(op, risk, settings, groups, forecasts), seconds, len(groups)),
@@ -108,12 +108,15 @@ def _graph(risk: EmpiricalRisk) -> Iterator[Finding]:
         yield Finding("note", "attention runs unfused: its fused kernels have no second derivative")
 
 
-def _verification(op: LinearOperator, settings: Settings) -> Finding:
+def _verification(op: LinearOperator, settings: Settings) -> Iterator[Finding]:
     """Say whether gradients, products and weights are what differences of the loss say."""
     try:
-        return Finding("ok", verify(op) or "no curvature of a risk to verify")
+        verdict = verify(op)
+        if verdict.found or not verdict.doubts:
+            yield Finding("ok", verdict.found or "no curvature of a risk to verify")
+        yield from (Finding("WARN", doubt) for doubt in verdict.doubts)
     except UnverifiedError as error:
-        return Finding("WARN" if settings.accept_unverified else "FAIL", str(error))
+        yield Finding("WARN" if settings.accept_unverified else "FAIL", str(error))
 
 
 def _products(op: LinearOperator, parts: Iterator[LinearOperator], forecasts: list[int]) -> Iterator[Finding]:
