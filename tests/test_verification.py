@@ -22,7 +22,8 @@ from pyhessian_spectra import (
     analyze,
 )
 from pyhessian_spectra.curvature import autodiff
-from pyhessian_spectra.curvature.verification import _Case, verify
+from pyhessian_spectra.curvature.cases import Case
+from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import InputError, SecondDerivativeError, UnverifiedError
 from pyhessian_spectra.runs.doctor import examine
 
@@ -151,7 +152,7 @@ def test_a_loss_without_a_graph_is_refused():
 def test_float32_constants_do_not_keep_the_check_from_float64():
     weights = torch.tensor([0.2, 1.0, 3.0])
     model = net().float()
-    case = _Case.of(HessianOperator(risk_of(model, lambda z, y: F.cross_entropy(z, y, weight=weights))))
+    case = Case.of(HessianOperator(risk_of(model, lambda z, y: F.cross_entropy(z, y, weight=weights))))
     assert case.op.point.dtype == torch.float64
     assert all(comparison.agrees and comparison.best < 1e-6 for comparison in case.comparisons())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.objective import tensors_in
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.operators import EmpiricalFisherOperator, GGNOperator
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.curvature.rows import Outputs, aligned

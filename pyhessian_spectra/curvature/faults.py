@@ -11,8 +11,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.inspection import custom_functions
-from pyhessian_spectra.curvature.objective import tensors_in
 from pyhessian_spectra.curvature.risk import EmpiricalRisk
 from pyhessian_spectra.errors import SpectraError
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.objective import FAILURES, Objective
+from pyhessian_spectra.curvature.failures import FAILURES
+from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.rows import pull_back, rows_one_by_one, rows_together, tapped
 from pyhessian_spectra.curvature.taps import Product, products

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pyhessian_spectra.curvature.examples import Examples, read_examples
 from pyhessian_spectra.curvature.factors import Factors, factors_of, marks
+from pyhessian_spectra.curvature.failures import FAILURES
 from pyhessian_spectra.curvature.features import Plan, RowFeatures
 from pyhessian_spectra.curvature.inner_products import InnerProducts
-from pyhessian_spectra.curvature.objective import FAILURES
 from pyhessian_spectra.curvature.operators import EmpiricalFisherOperator, GGNOperator
 from pyhessian_spectra.curvature.partition import Partition
 from pyhessian_spectra.curvature.point import Point

@@ -8,8 +8,9 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.inspection import refuse_dependent
-from pyhessian_spectra.curvature.objective import Objective, tensors_in
+from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.errors import InputError
 

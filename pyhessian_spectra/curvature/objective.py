@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyhessian_spectra.curvature.batches import Batch
+from pyhessian_spectra.curvature.failures import FAILURES, explained
 from pyhessian_spectra.curvature.inspection import (
     RefusedBroadcasts,
     coarsest_dtype,
@@ -28,12 +28,12 @@ from pyhessian_spectra.curvature.kernels import RightDerivatives
 from pyhessian_spectra.curvature.outputs import separate
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.promotion import Promoted, ToldOwn
-from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
+from pyhessian_spectra.errors import (
+    InputError,
+    SpectraError,
+)
 
 MODES = ("eval", "train")
-
-# What users' code raises where it fails.
-FAILURES = (RuntimeError, LookupError, TypeError, ValueError, MemoryError)
 
 _T = TypeVar("_T")
 
@@ -115,7 +115,7 @@ class Objective:
         except SpectraError:
             raise
         except FAILURES as error:
-            raise _explained(error, batch) from error
+            raise explained(error, batch) from error
         finally:
             self._within = outer
             for module in others:
@@ -132,7 +132,7 @@ class Objective:
             with torch.enable_grad():
                 return call()
         except FAILURES as error:
-            raise _explained(error, batch) from error
+            raise explained(error, batch) from error
 
     def _surrounded(self, point: Point, call: Callable[[], _T]) -> _T:
         """``call()`` within the torch settings that the model needs; others are not set, since that costs time."""
@@ -295,46 +295,3 @@ def _scalar(value: Any) -> Tensor:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"loss_fn must return a scalar tensor, got {got}; use reduction='mean'")
     return value.reshape(()) if value.dim() else value
-
-
-def _explained(error: Exception, batch: Batch) -> SpectraError:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return OutOfMemoryError(
-            f"out of memory at batch {batch.index}; lower the batch size (the result does not change) or the memory "
-            "budget of the kept linearisation"
-        )
-    missing = re.search(r"derivative for '?([\w:]+)'? is not implemented", text)
-    if missing:
-        return SecondDerivativeError(
-            f"{missing.group(1)} has no second derivative; replace it in the model by operations that have one"
-        )
-    if "backward through the graph a second time" in text:
-        return InputError(
-            "the loss was differentiated where it was computed, or is not computed anew in each call; leave backward() "
-            "out of the closure, the model and the loss"
-        )
-    if "use_reentrant" in text:
-        return SecondDerivativeError(
-            "a segment under torch.utils.checkpoint has no second derivative; pass use_reentrant=False to checkpoint"
-        )
-    if "sparse" in text.lower():
-        return SecondDerivativeError(
-            "a gradient is sparse, and has no second derivative; build the embedding with sparse=False"
-        )
-    shapes = [tuple(x.shape) for x in tensors_in(batch.inputs)]
-    if not shapes:
-        return InputError(f"the model or the loss failed on batch {batch.index}: {type(error).__name__}: {text}")
-    return InputError(
-        f"the model or the loss failed on batch {batch.index} (inputs of shape {', '.join(map(str, shapes))}, targets "
-        f"{tuple(getattr(batch.targets, 'shape', ()))}): {type(error).__name__}: {text}"
-    )
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a nested structure of mappings, tuples and lists, in order."""
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return [value] if isinstance(value, Tensor) else []

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pyhessian_spectra.curvature import autodiff
 from pyhessian_spectra.curvature.batches import Batch, Batches, Share, num_terms, setting
 from pyhessian_spectra.curvature.distributed import Processes
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.losses import BatchObjective, ClosureObjective
-from pyhessian_spectra.curvature.objective import Objective, tensors_in
+from pyhessian_spectra.curvature.objective import Objective
 from pyhessian_spectra.curvature.parameters import ParameterLayout, trainable_layout
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.sample import Sample

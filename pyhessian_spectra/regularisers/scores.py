@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.curvature.objective import FAILURES
+from pyhessian_spectra.curvature.failures import FAILURES
 from pyhessian_spectra.curvature.operators import HessianOperator
 from pyhessian_spectra.curvature.parameters import ParameterLayout
 from pyhessian_spectra.curvature.partition import Partition

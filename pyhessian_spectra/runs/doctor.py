@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import EmpiricalRisk, HessianOperator, RiskOperator
 from pyhessian_spectra.curvature.blocks import block_operator, chosen_layers, repeatable_gradient
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.gram_cost import GramCost, worth_taking
 from pyhessian_spectra.curvature.inspection import CalledFunctions, dropout_modules
-from pyhessian_spectra.curvature.objective import tensors_in
 from pyhessian_spectra.curvature.partition import GroupSpec
 from pyhessian_spectra.curvature.verification import verify
 from pyhessian_spectra.errors import OutOfMemoryError, UnverifiedError

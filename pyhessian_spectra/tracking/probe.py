@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyhessian_spectra.curvature import EmpiricalRisk
-from pyhessian_spectra.curvature.objective import tensors_in
+from pyhessian_spectra.curvature.failures import tensors_in
 from pyhessian_spectra.curvature.risk import RANDOM
 from pyhessian_spectra.errors import InputError, NonFiniteError
 
