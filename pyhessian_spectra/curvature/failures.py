@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.curvature.batches import Batch
-from pyhessian_spectra.errors import (
-    InputError,
-    OutOfMemoryError,
-    SecondDerivativeError,
-    SpectraError,
-)
+from pyhessian_spectra.errors import InputError, OutOfMemoryError, SecondDerivativeError, SpectraError
 
 # What users' code raises where it fails.
 FAILURES = (RuntimeError, LookupError, TypeError, ValueError, MemoryError)

@@ -28,10 +28,7 @@ from pyhessian_spectra.curvature.kernels import RightDerivatives
 from pyhessian_spectra.curvature.outputs import separate
 from pyhessian_spectra.curvature.point import Point
 from pyhessian_spectra.curvature.promotion import Promoted, ToldOwn
-from pyhessian_spectra.errors import (
-    InputError,
-    SpectraError,
-)
+from pyhessian_spectra.errors import InputError, SpectraError
 
 MODES = ("eval", "train")
 
