@@ -24,6 +24,6 @@ def test_imports_keep_the_contract():
 
 def test_the_package_loads_neither_drawing_nor_statistics_nor_built_in_models():
     code = "import sys, pyhessian_spectra; print([m for m in sys.modules if m.startswith(('matplotlib', 'seaborn', "
-    code += "'scipy.stats', 'scipy.optimize', 'pandas', 'sklearn', 'pyhessian_spectra.problems'))])"
+    code += "'scipy.', 'pandas', 'sklearn', 'pyhessian_spectra.problems'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from pyhessian_spectra.analysis.resolution import to_decades, typical_size
 from pyhessian_spectra.analysis.result import SpectralAnalysis
@@ -147,6 +146,8 @@ class _Smoothing:
 
         Both are readings of the same quadrature, which agree where nodes are nearer to one another than the bandwidth.
         """
+        from scipy.special import ndtr
+
         if spectrum.exact:
             return np.zeros(len(self.grid))
         atoms, apart = spectrum.num_atoms, []

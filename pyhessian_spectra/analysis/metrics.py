@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.special
 
 from pyhessian_spectra.spectra import Spectrum
 from pyhessian_spectra.spectra.results import Floats
@@ -51,6 +50,8 @@ def jensen_shannon(first: Spectrum, second: Spectrum) -> float:
     Negative and positive eigenvalues have bins of their own down to a millionth of the largest magnitude of either
     spectrum; what is smaller shares one bin.
     """
+    import scipy.special
+
     top = max(_reach(first), _reach(second))
     if not top:
         return 0.0

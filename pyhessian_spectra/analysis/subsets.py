@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
-import scipy.special
 import torch
 
 from pyhessian_spectra.curvature.gram import GGNGram
@@ -73,7 +71,8 @@ def largest(matrix: Floats, scale: Floats, k: int, start: Floats) -> tuple[Float
 
     Values (k,) descend, with zeros where ``D`` leaves fewer rows; vectors (m, k) are zero where it leaves none.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh  # takes a quarter of a second
+    import scipy.linalg
+    from scipy.sparse.linalg import LinearOperator, eigsh
 
     kept = np.flatnonzero(scale)
     m, vectors = len(kept), np.zeros((len(matrix), k))
@@ -141,6 +140,8 @@ class Sampled:
 
     def end(self, side: int, level: float) -> float:
         """The upper (side 1) or lower (side -1) end of an interval, for what is positive and varies in ratios."""
+        import scipy.special
+
         if self.estimate <= 0 or self.stderr == 0:
             return self.estimate
         factor = float(scipy.special.stdtrit(self.freedom, (1 + level) / 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -149,6 +148,8 @@ class _Search:
 
     def extend(self, steps: int) -> None:
         """Take up to ``steps`` products, and solve the projected eigenproblem."""
+        import scipy.linalg
+
         before = self._process.num_steps
         self._process.extend(steps)
         self.products += self._process.num_steps - before

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -33,6 +32,8 @@ def eigh(op: LinearOperator) -> Eigenpairs:
     where the operator has these, and a few more; and ``8 n^2`` bytes for each of the matrix and the eigenvectors.
     Raises InputError if ``op`` is not a LinearOperator.
     """
+    import scipy.linalg
+
     require_operator(op)
     meter = Meter.of(op)
     before = meter.num_products

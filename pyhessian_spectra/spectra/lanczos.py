@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -52,6 +51,8 @@ class Tridiagonal(Shown):
 
     @cached_property
     def _eigh(self) -> tuple[Floats, Floats]:
+        import scipy.linalg
+
         theta, vectors = scipy.linalg.eigh_tridiagonal(self.alphas, self.betas[:-1])
         return np.asarray(theta, np.float64), np.asarray(vectors, np.float64)
 

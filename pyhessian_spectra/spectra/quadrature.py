@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import rel_entr
 
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.results import Floats
@@ -88,6 +87,8 @@ def largest_probe_error(probes: int, size: int, *, level: float) -> float:
 
 def _entropy_ball(p: Floats, radius: float) -> Floats:
     """The largest ``q >= p`` with ``kl(q, p) <= radius``, rounded up."""
+    from scipy.special import rel_entr
+
     inside, outside = p, np.ones_like(p)
     for _ in range(50):
         q = (inside + outside) / 2

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
 from pyhessian_spectra.numbers import format_headline, format_number, format_with_error
@@ -241,6 +240,8 @@ def _status(converged: bool) -> str:
 
 def t_quantile(probability: float, num_samples: int) -> float:
     """Quantile of Student's t for a mean of ``num_samples`` samples; of the normal distribution if below 2."""
+    import scipy.special  # takes a third of a second
+
     if num_samples < 2:
         return float(scipy.special.ndtri(probability))
     return float(scipy.special.stdtrit(num_samples - 1, probability))
