@@ -38,7 +38,9 @@ class Traces:
     tracker has a budget. ``change of trace`` is since the record before.
 
     What the eigenvectors that :class:`Eigenvalues` measured before it say of the trace is taken exactly, and only the
-    rest is sampled: the more are followed, the smaller are the errors (as in Hutch++, Meyer et al. 2021).
+    rest is sampled: the more are followed, the smaller are the errors (as in Hutch++, Meyer et al. 2021). Errors are
+    from what the vectors say of single coordinates, which is kept as sketches. Of at most ``first`` parameters the
+    matrix is taken whole.
 
     Parameters
     ----------
