@@ -98,6 +98,13 @@ def test_full_convergence_is_said_with_the_largest_residual(tmp_path):
     assert "What did not converge" not in words
 
 
+def test_what_could_not_be_verified_stands_first_and_nothing_is_called_certified(converged, tmp_path):
+    doubted = dataclasses.replace(converged, notes=(Note("verification", "Products may be wrong."),))
+    words = write_report([doubted], tmp_path).read_text()
+    assert words.count("Products may be wrong.") == 1 and "and is certified" not in words
+    assert words.index("Products may be wrong.") < words.index("Everything converged")
+
+
 def test_the_report_names_the_matrix_that_was_analysed(tmp_path):
     words = Page(write_report([exact_analysis(n=200, layers=False, matrix="GGN")], tmp_path)).words()
     assert words.startswith("Generalised Gauss-Newton matrix spectrum of mlp on digits")

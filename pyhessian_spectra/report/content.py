@@ -92,7 +92,8 @@ def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]])
         **{f"num_{key}": sum(row[key] for row in rows) for key in ("pairs", "unconverged", "uncertified")},
         "tolerances": ", ".join(dict.fromkeys(tolerances)),
         "largest_residual": format_number(float(max(residuals)), digits=2),
-        "notes": _notes(sections),
+        "unverified": _notes(sections, "unverified"),
+        "notes": _notes(sections, "notes"),
         "columns": [column for column in _KNOWN if any(column[0] in row for row in rows)]
         + [*_NUMBERS, *_share_columns(rows, {"negative": "Negative share"})],
         "rows": rows,
@@ -102,11 +103,11 @@ def describe_overview(found: Checkpoints, sections: Sequence[Mapping[str, Any]])
     }
 
 
-def _notes(sections: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each note once, with the checkpoints that it is about where these are not all of them."""
+def _notes(sections: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Return each note under a key of the sections once, with the checkpoints it is about if these are not all."""
     about: dict[str, list[str]] = {}
     for section in sections:
-        for note in dict.fromkeys(section["notes"]):
+        for note in dict.fromkeys(section[key]):
             about.setdefault(note, []).append(section["label"])
     return [note if len(who) == len(sections) else f"{', '.join(who)}: {note}" for note, who in about.items()]
 
@@ -151,7 +152,8 @@ def describe_checkpoint(
         "unconverged": [tables.unconverged_row(words, block) | name for words, block in blocks if block.unconverged],
         "gauss_newton": describe_part(analysis),
         "structure": describe_layers(analysis, similar),
-        "notes": [note.text for note in analysis.notes],
+        "notes": [note.text for note in analysis.notes if note.kind != "verification"],
+        "unverified": [note.text for note in analysis.notes if note.kind == "verification"],
         "timing": _timing_rows(analysis.timing),
     }
 
