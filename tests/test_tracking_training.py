@@ -168,3 +168,17 @@ def test_a_model_that_changes_ends_the_record(change):
     change(model)
     with pytest.warns(RuntimeWarning, match="build another tracker"):
         found.step()
+
+
+def test_what_could_not_be_verified_is_warned_of_once():
+    class Coarse(nn.Linear):
+        def forward(self, x):
+            return torch.tanh(super().forward(x)) + 1e9 - 1e9
+
+    torch.manual_seed(0)
+    model = Coarse(4, 2).double()
+    data = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 2
+    tracker = SpectrumTracker(model, nn.CrossEntropyLoss(), data, budget=None)
+    with pytest.warns(RuntimeWarning, match="cannot be seen from differences"):
+        tracker.measure()
+    tracker.measure()

@@ -146,7 +146,7 @@ def loss_surface(
         raise InputError(f"labels must name each of the {len(grid)} directions, got {len(names)}")
     risk = risk.held()
     op = HessianOperator(risk, point=point, memory_budget=0)
-    verify(op)
+    doubts = [Note("verification", doubt) for doubt in verify(op).doubts]
     size = 8 * risk.num_batches * math.prod(map(len, grid))
     identity = ["loss surface", columns, op.point.flat()]
     kept = open_journal(None if journal is None else Path(journal), risk, identity, seed=0, drawn=False, size=size)
@@ -195,7 +195,7 @@ def loss_surface(
             curvatures_off,
             (columns.double().T @ columns.double()).cpu().numpy(),
             names,
-            (*data_notes(risk), *kept.notes, *_holes(loss)),
+            (*doubts, *data_notes(risk), *kept.notes, *_holes(loss)),
         )
 
 

@@ -173,7 +173,8 @@ class SpectrumTracker:
         Warns
         -----
         RuntimeWarning
-            Once, where tracking ends: the loss is NaN, the model has changed, a product fails.
+            Once, where tracking ends: the loss is NaN, the model has changed, a product fails. With the first
+            record, where it could not be seen that derivatives are right.
         """
         self._require_taken_up()
         self.num_steps += 1
@@ -200,6 +201,7 @@ class SpectrumTracker:
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
             raise InputError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         start, products = time.perf_counter(), 0
+        doubts: tuple[str, ...] = ()
         told: dict[str, Any] = {}
         values: list[Measured] = []
         try:
@@ -210,7 +212,7 @@ class SpectrumTracker:
                 if moment.stability is not None:
                     told |= {"threshold": moment.stability.threshold, "formula": moment.stability.formula}
                 if not self.track.records:
-                    verify(HessianOperator(self._risk))
+                    doubts = verify(HessianOperator(self._risk)).doubts
                 for quantity in self._quantities:
                     values += quantity.measure(moment)
                 products = moment.products + moment.hessian.num_products
@@ -232,6 +234,8 @@ class SpectrumTracker:
         )
         self.track.records.append(record)
         self._write(record)
+        for doubt in doubts:
+            warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         if self._ended:
             warnings.warn(f"tracking ends at step {self.num_steps}: {self._ended}", RuntimeWarning, stacklevel=2)
         return record
