@@ -112,3 +112,10 @@ def test_class_weights_in_float32_are_no_fault():
                 p.mul_(10)
         data = [(torch.randn(12, 5), torch.randint(0, 3, (12,))) for _ in range(2)]
         verify(HessianOperator(EmpiricalRisk(model, nn.CrossEntropyLoss(weight=weights), data)))
+
+
+def test_a_matrix_of_zeros_is_seen_to_be_zero():
+    torch.manual_seed(0)
+    data = torch.randn(12, 4), torch.randn(12, 2)
+    verdict = verify(HessianOperator(EmpiricalRisk(nn.Linear(4, 2), nn.L1Loss(), data)))
+    assert "products to 0e+00" in verdict.found and not verdict.doubts
