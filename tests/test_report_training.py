@@ -47,6 +47,7 @@ def test_the_page_concludes_from_the_record_and_its_table_has_every_number(track
     assert f"edge of stability, within its error, or above in {at} of 10 records" in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
     assert len(rows) == len(list(track.rows())) and {row["run"] for row in rows} == {"first"}
+    assert "λ₂ along training" in page and "Λ" not in page
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
 
 

@@ -73,6 +73,9 @@ def training_rows(tracks: Mapping[str, Track]) -> list[Row]:
     return [row._replace(run=name) for name, track in tracks.items() for row in track.rows()]
 
 
+_SUBSCRIPTS = str.maketrans("0123456789n-", "₀₁₂₃₄₅₆₇₈₉ₙ₋")
+
+
 def describe_training(tracks: Mapping[str, Track]) -> dict[str, Any]:
     """What a page says of tracks: a conclusion, figures, a table, and why those ended that did; InputError if empty."""
     if not tracks or not all(track.records for track in tracks.values()):
@@ -99,8 +102,12 @@ def describe_training(tracks: Mapping[str, Track]) -> dict[str, Any]:
 
 
 def _called(name: str) -> str:
-    plain = name.replace("lambda_", "λ").replace("sharpness_", "preconditioned λ")
-    return _CALLED.get(name, plain[:1].upper() + plain[1:])
+    """A quantity in words; ranks are subscripts."""
+    kind, _, rank = name.partition("_")
+    if kind in ("lambda", "sharpness") and rank:
+        symbol = "λ" + rank.translate(_SUBSCRIPTS)
+        return _CALLED.get(name, symbol if kind == "lambda" else f"Preconditioned {symbol}")
+    return _CALLED.get(name, name[:1].upper() + name[1:])
 
 
 def _has_values(tracks: Mapping[str, Track], name: str) -> bool:
