@@ -83,6 +83,7 @@ def test_more_checkpoints_than_can_be_told_apart_are_drawn_and_listed_all_the_sa
     many = [exact_analysis(f"s/step-{t}.pt", n=60, scale=1 + t / 9, step=t, layers=False) for t in range(45)]
     page = Page(write_comparison(compare_checkpoints(many), tmp_path))
     assert "All 44 differences" in page.words() and len([row for row in page.rows if "step-" in row]) == 44
+    assert page.words().count("not compared") == 44 and "none beyond its errors" not in page.words()
     assert len(plots.plot_overlaid(compare_checkpoints(many)).lines) == 12
 
 

@@ -150,7 +150,9 @@ def _row(found: Comparison, place: int, difference: Difference) -> dict[str, Any
         row[key] = "" if moved is None else _points(moved) if key == "negative" else _shown(moved)
     if difference.overlap is not None:
         row["overlap"] = bounded(*difference.overlap)
-    row["layer"] = _changed_most(difference) or "none beyond its errors"
+    row["layer"] = _changed_most(difference) or (
+        "none beyond its errors" if difference.layer_traces else "not compared"
+    )
     return row
 
 
