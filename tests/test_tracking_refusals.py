@@ -5,13 +5,7 @@ import torch
 from torch import nn
 
 from pyhessian_spectra.errors import InputError
-from pyhessian_spectra.tracking import (
-    BatchEigenvalues,
-    CriticalSharpness,
-    Eigenvalues,
-    SpectrumTracker,
-    Traces,
-)
+from pyhessian_spectra.tracking import BatchEigenvalues, CriticalSharpness, Eigenvalues, SpectrumTracker, Traces
 from tests.trainings import small_problem
 
 

@@ -74,7 +74,12 @@ def _drawn(like: torch.Tensor) -> list[torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         drawn = torch.randn_like(like), torch.empty_like(like).uniform_(), torch.bernoulli(torch.full_like(like, 0.4))
-        return [*drawn, torch.rand(like.shape, dtype=like.dtype), torch.rand(like.shape)]
+        named = (
+            torch.randn_like(like, dtype=like.dtype),
+            torch.rand(like.shape, dtype=like.dtype),
+            torch.rand(like.shape),
+        )
+        return [*drawn, *named]
 
 
 BY_DTYPE = {

@@ -6,9 +6,7 @@ import torch
 from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, HessianOperator
-from pyhessian_spectra.tracking import (
-    SpectrumTracker,
-)
+from pyhessian_spectra.tracking import SpectrumTracker
 
 
 def small_problem(dtype=torch.float64, examples=40):

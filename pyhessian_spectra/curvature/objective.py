@@ -33,6 +33,7 @@ from pyhessian_spectra.errors import InputError, SpectraError
 MODES = ("eval", "train")
 
 _T = TypeVar("_T")
+_C = TypeVar("_C", Promoted, ToldOwn)
 
 
 class Objective:
@@ -65,9 +66,7 @@ class Objective:
         self._buffered = any(True for _ in self.model.buffers())
         self._inspected: set[tuple[torch.dtype, int, bool]] = set()
         self.computed_in: dict[torch.dtype, torch.dtype] = {}  # the coarsest dtype met, by that of the point
-        self.fails_in: dict[
-            torch.dtype, bool
-        ] = {}  # whether gradients failed at points of a dtype, where they were tried
+        self.fails_in: dict[torch.dtype, bool] = {}  # whether a gradient failed at a point of a dtype, once tried
         self.latest: Tensor | None = None  # the loss that was evaluated last, without a graph
         self._within: tuple[Point, Batch] | None = None
         # until the first evaluation has shown it
@@ -86,7 +85,7 @@ class Objective:
         return other
 
     def parameter(self, name: str) -> Tensor:
-        """The parameter that the model has under a name now, as ``get_parameter`` finds it in six times the time."""
+        """The parameter that the model has under a name now, found without the checks of ``get_parameter``."""
         module, (*path, own) = self.model, name.split(".")
         for part in path:
             module = cast(nn.Module, module._modules[part])
@@ -133,12 +132,12 @@ class Objective:
 
     def _surrounded(self, point: Point, call: Callable[[], _T]) -> _T:
         """``call()`` within the torch settings that the model needs; others are not set, since that costs time."""
-        cast = point.dtype != self._dtype
-        if not (self._contexts or self._attends or cast):
+        promoted = self._in_another(point, Promoted)
+        if not (self._contexts or self._attends or promoted):
             return call()
         with contextlib.ExitStack() as stack:
-            if cast and self._dtype is not None:
-                stack.enter_context(Promoted(self._dtype, point.dtype))
+            if promoted:
+                stack.enter_context(promoted)
             for context in self._contexts:
                 stack.enter_context(context())
             if self._attends:  # fused attention has no double backward
@@ -178,8 +177,11 @@ class Objective:
 
     def _told(self) -> AbstractContextManager:
         assert self._within is not None
-        own, dtype = self._dtype, self._within[0].dtype
-        return contextlib.nullcontext() if own is None or own == dtype else ToldOwn(own, dtype)
+        return self._in_another(self._within[0], ToldOwn) or contextlib.nullcontext()
+
+    def _in_another(self, point: Point, context: type[_C]) -> _C | None:
+        """A context for a point in another dtype than the model's own; None where it is that."""
+        return None if self._dtype in (None, point.dtype) else context(cast(torch.dtype, self._dtype), point.dtype)
 
     @contextlib.contextmanager
     def around_loss(self) -> Iterator[None]:

@@ -56,33 +56,43 @@ class Promoted(TorchFunctionMode):
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-class ToldOwn(Promoted):
-    """As :class:`Promoted`, for calls of the model and the loss: they are told that they run in their own dtype.
+class ToldOwn(TorchFunctionMode):
+    """Within :class:`Promoted`, for calls of the model and the loss: they are told that they run in their own dtype.
 
     What depends on it, such as ``finfo(x.dtype).eps``, a branch, or random numbers with a seed, is then the same.
     """
 
+    def __init__(self, own: torch.dtype, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._own, self._dtype = own, dtype
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func == _DTYPE:
             found = func(*args)
             return self._own if found is self._dtype else found
         if func is Tensor.element_size and args[0].dtype is self._dtype:
             return self._own.itemsize
-        if func in _RANDOM:
-            args, kwargs = tree_map(self._back, (args, kwargs or {}))
-            return self._cast(func(*args, **kwargs))
-        if func in _RANDOM_IN_PLACE:
-            drawn = func(self._back(args[0].detach()).clone(), *args[1:], **(kwargs or {}))
-            return args[0].copy_(drawn)
+        if func in _RANDOM or func in _RANDOM_IN_PLACE:
+            with torch._C.DisableTorchFunction():  # the context around this one would draw in the other dtype
+                return self._drawn(func, args, kwargs)
         if func in _NORMS:  # whose own default is eps of what they are given
             eps = torch.finfo(self._own).eps
-            args, kwargs = (*args[:3], *[eps if x is None else x for x in args[3:]]), {**(kwargs or {})}
+            args, kwargs = (*args[:3], *[eps if x is None else x for x in args[3:]]), {**kwargs}
             if len(args) < 4 and kwargs.get("eps") is None:
                 kwargs["eps"] = eps
-        if func in _FACTORIES and not (kwargs or {}).get("dtype") and torch.get_default_dtype() is self._own:
-            kwargs = {**(kwargs or {}), "dtype": self._dtype}
-        return super().__torch_function__(func, types, args, kwargs)
+        elif func in _FACTORIES and not kwargs.get("dtype") and torch.get_default_dtype() is self._own:
+            kwargs = {**kwargs, "dtype": self._dtype}
+        return func(*args, **kwargs)
 
-    def _back(self, value: Any) -> Any:
-        with torch._C.DisableTorchFunction():  # or what is around this context would promote it again
-            return value.to(self._own) if isinstance(value, Tensor) and value.dtype is self._dtype else value
+    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Random numbers, drawn in the model's own dtype."""
+        own, named = tree_map(lambda x: _between(x, self._dtype, self._own), (args, kwargs))
+        if func in _RANDOM_IN_PLACE:
+            return args[0].copy_(func(own[0].detach().clone(), *own[1:], **named))
+        return _between(func(*own, **named), self._own, self._dtype)
+
+
+def _between(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+    """A tensor of one dtype in another, and all else as it is."""
+    return value.to(after) if isinstance(value, Tensor) and value.dtype is before else value
