@@ -63,8 +63,9 @@ def test_a_kink_at_the_point_itself_is_told_and_is_no_fault(activation, examples
     x[-4:] = 0
     verdict = verify(HessianOperator(EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)])))
     assert "gradients right to" in verdict.found and "products to" in verdict.found
-    if examples == 8:
+    if examples == 8 or activation not in (nn.ELU, nn.CELU):  # whose first derivatives have none: later ones are seen
         assert verdict.doubts[0].startswith("The loss has a kink at exactly these parameters")
+    if examples == 8:
         wrong = nn.Sequential(*model[:2], Apply(CubeAlmost.apply), model[2])
         with pytest.raises(UnverifiedError, match="products"):
             verify(HessianOperator(EmpiricalRisk(wrong, nn.CrossEntropyLoss(), [(x, y)])))

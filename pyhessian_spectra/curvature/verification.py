@@ -29,6 +29,11 @@ _ROUNDED = 0.01
 # How far beside a point derivatives are compared where they do not agree at it, relative to each parameter's size.
 _BESIDE = 0.01
 
+_KINK = (
+    "The loss has a kink at exactly these parameters, as where inputs and biases are zero: derivatives are those of "
+    "one side. They were checked at a point nearby."
+)
+
 
 class Verdict(NamedTuple):
     """What :func:`verify` found to be right, in words, and sentences about what it could not see."""
@@ -55,22 +60,26 @@ def verify(op: LinearOperator) -> Verdict:
             failure = error
         leaf.risk.sample.processes.agree(failure)
     if leaves:
-        _check_whole(leaves[0])
+        verdicts.append(_check_whole(leaves[0]))
     found = "; ".join(dict.fromkeys(filter(None, (each.found for each in verdicts))))
     return Verdict(found, tuple(dict.fromkeys(doubt for each in verdicts for doubt in each.doubts)))
 
 
-def _check_whole(op: RiskOperator) -> None:
+def _check_whole(op: RiskOperator) -> Verdict:
     """Compare the gradient over all examples with two values of the risk, which may know other cases than the first."""
     risk, point = op.risk, op.point
     if op.computes_in(torch.float64) and op.dtype != torch.float64:
         risk, point = risk.replace(dtype=torch.float64), point.cast(risk.model, torch.float64)
     comparison = _compared_whole(risk, point)
-    if comparison.refuted and not _compared_whole(risk, _beside(risk, point)).agrees:
+    if not comparison.refuted:
+        return Verdict("")
+    if not _compared_whole(risk, _beside(risk, point)).agrees:
         raise UnverifiedError(f"{comparison.what}, by {comparison.best:.2g}, relative, on some that come later")
+    return Verdict("", (_KINK,))
 
 
 def _compared_whole(risk: EmpiricalRisk, point: Point) -> Comparison:
+    """The gradient along a random line against the rise of the risk."""
     eps, scale = torch.finfo(point.dtype).eps, parameter_scale(risk, point)
     v = scale * torch.randn(len(scale), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(scale)
     gradient = risk.gradient(point)
@@ -105,10 +114,7 @@ def _checked(op: RiskOperator) -> Verdict:
         others = [] if beside is None else list(beside.comparisons())
         if others and all(each.agrees for each in others):
             comparisons = others
-            doubts.append(
-                "The loss has a kink at exactly these parameters, as where inputs and biases are zero: derivatives are "
-                "those of one side. They were checked at a point nearby."
-            )
+            doubts.append(_KINK)
     for comparison in comparisons:
         if comparison.refuted:
             told = f"{comparison.what}, by {comparison.best:.2g}, relative, on {examples}"
