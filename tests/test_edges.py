@@ -9,7 +9,7 @@ import torch
 from passes import run_pass
 from test_basis import generator, small_blocks  # noqa: F401 - a fixture that applies here too
 
-from pyhessian_spectra import DiagonalOperator, LinearOperator, MatrixOperator, Meter
+from pyhessian_spectra import DiagonalOperator, Eigenpairs, LinearOperator, MatrixOperator, Meter
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.spectra.basis import KrylovBasis
 from pyhessian_spectra.spectra.bounds import certified_intervals
@@ -200,3 +200,12 @@ def test_intervals_that_meet_hold_the_eigenvalues_of_their_ranks():
         assert ((lower - 1e-13 <= truth[-k:]) & (truth[-k:] <= upper + 1e-13)).all()
         met += (values[1:] - residuals[1:] < values[:-1] + residuals[:-1]).any()
     assert met > 50
+
+
+def test_an_eigenvalue_has_its_rank_only_beyond_the_others_at_its_own_edge():
+    values = np.array([-1.0, 0.05, 2.0])
+    pairs = Eigenpairs(
+        values, np.zeros(3), np.ones(3, bool), lower=values - 0.1, upper=values + 0.1, others=(-0.2, 0.2)
+    )
+    assert pairs.placed(from_top=True).tolist() == [False, False, True]
+    assert pairs.placed(from_top=False).tolist() == [True, False, False]

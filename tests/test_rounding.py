@@ -31,6 +31,7 @@ from pyhessian_spectra import (
     slq,
     trace,
 )
+from pyhessian_spectra.spectra.rounding import Rounding
 from pyhessian_spectra.testing import matrix_with_spectrum
 
 N = 120
@@ -78,6 +79,18 @@ def assert_covers(block, truth: np.ndarray) -> None:
     if block.trace.stderr == 0:
         assert abs(block.trace.value - truth.sum()) <= block.trace.rounding
         assert abs(block.frobenius.value - np.linalg.norm(truth)) <= block.frobenius.rounding
+
+
+@pytest.mark.parametrize("drift", [0.5, 1.0, 1.5, 3.0, 10.0])
+def test_the_error_of_a_trace_is_bounded_though_one_vector_may_see_none_of_it(drift):
+    missed = []
+    for seed in range(200):
+        noise = torch.randn(N, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = (noise + noise.T) / torch.linalg.matrix_norm(noise + noise.T) / 1e3
+        error = noise + drift / 1e3 / N * torch.eye(N, dtype=torch.float64)
+        op = Wrong(torch.diag(torch.from_numpy(VALUES)), error)
+        missed.append(abs(float(error.trace())) > Rounding(op).everywhere().trace)
+    assert np.mean(missed) <= 0.02
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-2, 0.5])

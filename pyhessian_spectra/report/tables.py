@@ -104,7 +104,7 @@ def _percent(share: float, *, digits: int = 3) -> str:
 def eigenvalue_rows(block: BlockAnalysis, *, from_top: bool) -> list[dict[str, Any]]:
     """Return one edge, the most extreme eigenvalue first, with what is known of each."""
     pairs = block.largest.take(slice(None, None, -1)) if from_top else block.smallest
-    placed = pairs.placed | (block.spectrum.exact and pairs.lower is not None)
+    placed = pairs.placed(from_top=from_top) | (block.spectrum.exact and pairs.lower is not None)
     unplaced = "not certified" if pairs.lower is None else "position not certified"
     statuses = np.where(pairs.converged, np.where(placed, "certified", unplaced), "not converged").tolist()
     known = zip(pairs.eigenvalues.tolist(), pairs.reach.tolist(), strict=True)

@@ -68,8 +68,8 @@ class Eigenpairs:
         Products spent, including those for the residuals.
     lower, upper : ndarray, shape (k,), or None
         Certified interval of each eigenvalue, which allows for rounding of the products; None if none was computed. It
-        holds some eigenvalue, and the eigenvalue of that rank if it lies outside ``others`` or if all eigenvalues are
-        known.
+        holds some eigenvalue, and the eigenvalue of that rank if it is :meth:`placed` at its edge, or if all
+        eigenvalues are known.
     others : (float, float) or None
         Interval that holds all other eigenvalues, except with probability 0.01, so that none beyond it was missed. If
         it is known, ``lower`` and ``upper`` may be Kato-Temple bounds that rely on it.
@@ -130,12 +130,14 @@ class Eigenpairs:
             return self.residuals
         return np.maximum(self.upper - self.eigenvalues, self.eigenvalues - self.lower)
 
-    @property
-    def placed(self) -> NDArray[np.bool_]:
-        """Whether (k,) each interval lies outside ``others``, so that its eigenvalue has that rank; else False."""
+    def placed(self, *, from_top: bool) -> NDArray[np.bool_]:
+        """Whether (k,) each interval lies beyond ``others`` at the edge that ranks are counted from; else False.
+
+        Then the eigenvalue has that rank. At an edge that has few eigenvalues those of the other one may be listed.
+        """
         if self.lower is None or self.upper is None or self.others is None:
             return np.zeros(len(self), dtype=bool)
-        return (self.lower > self.others[1]) | (self.upper < self.others[0])
+        return self.lower > self.others[1] if from_top else self.upper < self.others[0]
 
     def take(self, index: Any) -> Eigenpairs:
         """The pairs at ``index`` (a slice or an index array), with all that belongs to them."""

@@ -59,6 +59,7 @@ class Rounding:
             error = self._difference(v, product)
             norms += space.norm(error) ** 2 / len(products)
             traces += space.inner(error, v) ** 2 / len(products)
+        traces += norms  # v^T E v spreads by up to the norm about the trace, and may be small by chance
         return Off(SAFETY * norms**0.5, SAFETY * traces**0.5)
 
     def add_process(self, process: Tridiagonal) -> None:

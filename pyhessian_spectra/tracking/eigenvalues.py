@@ -217,12 +217,13 @@ def _told(name: str, smallest: Eigenpairs, largest: Eigenpairs) -> list[Measured
     """From the largest, and then from the smallest."""
     down = largest.take(slice(None, None, -1))
     rows = [_measured(name.format(rank + 1), down, rank) for rank in range(len(down))]
-    lowest = [_measured(name.format(f"n-{rank}" if rank else "n"), smallest, rank) for rank in range(len(smallest))]
+    below = [name.format(f"n-{rank}" if rank else "n") for rank in range(len(smallest))]
+    lowest = [_measured(each, smallest, rank, from_top=False) for rank, each in enumerate(below)]
     return rows + lowest
 
 
-def _measured(name: str, pairs: Eigenpairs, rank: int, *, block: str = "") -> Measured:
+def _measured(name: str, pairs: Eigenpairs, rank: int, *, block: str = "", from_top: bool = True) -> Measured:
     value, reach = float(pairs.eigenvalues[rank]), float(pairs.reach[rank])
     data = None if pairs.data_stderr is None else float(pairs.data_stderr[rank])
-    kind = RESIDUAL if pairs.others is None else CERTIFIED if pairs.placed[rank] else UNPLACED
+    kind = RESIDUAL if pairs.others is None else CERTIFIED if pairs.placed(from_top=from_top)[rank] else UNPLACED
     return Measured(name, value, reach, kind, block, data, bool(pairs.converged[rank]))
