@@ -1,6 +1,7 @@
 """The table of everything that analyses say, and the frames made of it."""
 
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ from analyses import exact_analysis
 from problems import three_layers
 
 from pyhessian_spectra import (
+    DiagonalOperator,
     EmpiricalRisk,
     HessianOperator,
     SpectralAnalysis,
@@ -18,7 +20,7 @@ from pyhessian_spectra import (
     follow_checkpoints,
     similarity_matrix,
 )
-from pyhessian_spectra.analysis.table import CERTIFIED, DATA, PROBES, tidy, to_csv, to_frame
+from pyhessian_spectra.analysis.table import CERTIFIED, DATA, PROBES, UNPLACED, tidy, to_csv, to_frame
 
 
 def training(*scales: float) -> list[EmpiricalRisk]:
@@ -111,3 +113,19 @@ def test_a_frame_of_a_trajectory_has_the_changes_with_the_errors_that_they_have(
     }
     for key, numbers in expected.items():
         assert tuple(frame.loc[[key], ["value", "error"]].to_numpy()[0]) == numbers
+
+
+def test_an_eigenvalue_of_the_other_edge_is_not_said_to_have_its_rank():
+    values = torch.zeros(200)
+    values[:10] = torch.tensor([-2.0, -1.0, *range(1, 9)])
+    generator = torch.Generator().manual_seed(0)
+    block = analyze_operator(DiagonalOperator(values), num_eigenvalues=5, exact_limit=0, generator=generator)
+    rows = tidy([dataclasses.replace(exact_analysis(layers=False), full=block)], ["one"])
+    kinds = {row.quantity: row.kind for row in rows if row.quantity.startswith("lambda_") and row.kind != DATA}
+    truth = values.sort().values.tolist()
+    for row in rows:
+        if row.quantity.removeprefix("lambda_") in ("n", *(f"n-{i}" for i in range(1, 5))) and row.kind == CERTIFIED:
+            assert row.value == pytest.approx(
+                truth[int(row.quantity.removeprefix("lambda_n").lstrip("-") or 0)], abs=1e-3
+            )
+    assert kinds["lambda_1"] == kinds["lambda_n"] == CERTIFIED and UNPLACED in kinds.values()

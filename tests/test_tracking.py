@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pyhessian_spectra import EmpiricalRisk, HessianOperator
-from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
+from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL, UNPLACED
 from pyhessian_spectra.tracking import (
     BatchEigenvalues,
     BatchSharpness,
@@ -18,7 +18,6 @@ from pyhessian_spectra.tracking import (
     SpectrumTracker,
     Traces,
 )
-from pyhessian_spectra.tracking.eigenvalues import UNPLACED
 from tests.trainings import dense_hessian, followed, small_problem, train
 
 

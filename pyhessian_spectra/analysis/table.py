@@ -32,6 +32,7 @@ CERTIFIED, RESIDUAL, PROBES, DATA, EXACT, UNKNOWN = (
     "exact up to rounding",
     "unknown",
 )
+UNPLACED = "certified half-width, of another rank perhaps"
 GIVEN = "given"
 _SHARE = "half the distance of 99 % bounds"
 # Numbers in the description of a problem that say how it was analysed.
@@ -132,17 +133,19 @@ def of_checkpoint(
 
 
 def _of_block(name: str, block: BlockAnalysis) -> Iterator[Told]:
-    for pairs, down in ((block.largest.take(slice(None, None, -1)), False), (block.smallest, True)):
-        for rank in range(len(pairs)):
-            place = ("n" if not rank else f"n-{rank}") if down else str(rank + 1)
-            yield from _eigenvalue(name, f"lambda_{place}", pairs, rank)
+    for pairs, from_top in ((block.largest.take(slice(None, None, -1)), True), (block.smallest, False)):
+        placed = pairs.placed(from_top=from_top) | block.spectrum.exact
+        for rank, known in enumerate(placed):
+            place = str(rank + 1) if from_top else f"n-{rank}" if rank else "n"
+            kind = _kind(pairs) if known or pairs.lower is None else UNPLACED
+            yield from _eigenvalue(name, f"lambda_{place}", pairs, rank, kind)
     yield from estimate(name, "trace", block.trace)
     yield from estimate(name, "frobenius", block.frobenius)
 
 
-def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int) -> Iterator[Told]:
+def _eigenvalue(name: str, quantity: str, pairs: Eigenpairs, rank: int, kind: str) -> Iterator[Told]:
     value = float(pairs.eigenvalues[rank])
-    yield name, quantity, value, float(pairs.reach[rank]), _kind(pairs)
+    yield name, quantity, value, float(pairs.reach[rank]), kind
     if pairs.data_stderr is not None:
         yield name, quantity, value, float(pairs.data_stderr[rank]), DATA
 

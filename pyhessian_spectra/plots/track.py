@@ -8,11 +8,10 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from pyhessian_spectra.analysis.table import RESIDUAL
+from pyhessian_spectra.analysis.table import RESIDUAL, UNPLACED
 from pyhessian_spectra.errors import InputError
 from pyhessian_spectra.plots import style
 from pyhessian_spectra.tracking import SpectrumTracker, Track
-from pyhessian_spectra.tracking.eigenvalues import UNPLACED
 
 # Of more records than these, so many are drawn as rows.
 _ROWS = 12

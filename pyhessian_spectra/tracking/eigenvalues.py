@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyhessian_spectra.analysis.sampling import eigenvalue_influences
-from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL
+from pyhessian_spectra.analysis.table import CERTIFIED, RESIDUAL, UNPLACED
 from pyhessian_spectra.curvature import HessianOperator
 from pyhessian_spectra.errors import ConvergenceError
 from pyhessian_spectra.spectra import Eigenpairs, Meter, eigh, eigsh
@@ -21,8 +21,6 @@ from pyhessian_spectra.tracking.track import Measured
 
 # Matrices of at most this many rows are built: a Lanczos process with its check takes as many products.
 _BUILT = 40
-
-UNPLACED = "certified half-width, of another rank perhaps"
 
 # Least allowance of followed eigenvalues, in eps of the largest product, for the rounding of what follows products.
 _ROUNDING = 30
